@@ -1,0 +1,169 @@
+//! What the Sentry asks of a platform: address spaces to map into, contexts to run application code in.
+//!
+//! The kernel sees `dyn Platform` alone. A platform traps every system call and fault of the application and
+//! hands it over as a [`TrapEvent`]; it never interprets one.
+//!
+//! **Threat.** Application code runs in a context and is hostile. Every word that a platform reads from
+//! memory that the application can write passes once through [`Untrusted`].
+
+mod addr;
+mod regs;
+mod space;
+mod untrusted;
+
+pub use addr::{Addr, AddrRange, PAGE_SIZE};
+pub use regs::{FpuState, Regs};
+pub use space::{
+    Advice, AtomicOp, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError,
+};
+pub use untrusted::Untrusted;
+
+use std::sync::Arc;
+use std::task::{Context as Poller, Poll};
+
+/// Why a context stopped running application code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrapEvent {
+    /// A system call; number and arguments are in [`Regs`] (`orig_rax`, `rdi`, `rsi`, `rdx`, `r10`, `r8`, `r9`).
+    Syscall,
+    /// An access that the host's mappings do not allow.
+    Fault { addr: Addr, access: Prot },
+    /// A processor exception other than a page fault, as the signal that Linux would send for it.
+    Exception(SigInfo),
+    /// A [`Context::kick`] arrived while the application ran; registers are whole.
+    Interrupted,
+    /// The host side of the context is gone: its process was killed or broke the protocol.
+    Died(Cause),
+}
+
+/// The part of `siginfo_t` that a processor exception fills (`sigaction(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SigInfo {
+    pub signo: i32,
+    pub code: i32,
+    pub addr: u64,
+}
+
+/// Why a context died on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The host process was killed by this signal from outside the sandbox (or by the host's OOM killer).
+    HostSignal(i32),
+    /// The stub broke the protocol: a host call that the Sentry had not approved, or no answer in time.
+    Protocol(&'static str),
+}
+
+/// A source of address spaces and contexts.
+pub trait Platform: Send + Sync {
+    /// A new empty address space.
+    fn new_space(&self) -> Result<Arc<dyn AddressSpace>, SpaceError>;
+
+    /// A new context that runs in `space`; its registers are set by the first [`Context::poll_switch`].
+    fn new_context(&self, space: &Arc<dyn AddressSpace>) -> Result<Box<dyn Context>, SpaceError>;
+
+    /// Takes every trap that has arrived, wakes the tasks that wait for them, and returns how many.
+    ///
+    /// Every worker calls it between tasks. Never blocks.
+    fn poll_traps(&self) -> usize;
+
+    /// Sleeps until a trap arrives, [`Platform::unpark`] names this worker, or `until` (`CLOCK_MONOTONIC`, in
+    /// nanoseconds) has passed. A spurious return is allowed. With `spin` the platform may spin briefly first.
+    fn park(&self, worker: usize, until_ns: Option<u64>, spin: bool);
+
+    /// Ends the current or next [`Platform::park`] of `worker`. Never lost.
+    fn unpark(&self, worker: usize);
+
+    /// Addresses that applications may use.
+    fn user_range(&self) -> AddrRange;
+
+    /// The host's vDSO image inside every new space, if the platform provides one (`AT_SYSINFO_EHDR`).
+    fn vdso(&self) -> Option<AddrRange>;
+
+    /// Stops every application process. Called once, when the sandbox ends.
+    fn shutdown(&self);
+}
+
+/// The memory of one application process, in terms of Linux mappings.
+///
+/// Addresses and lengths are page-aligned and inside [`Platform::user_range`]; others are refused.
+/// Calls may be made from any thread. They are made without any lock of rank below `AddressSpace` free to be
+/// taken inside, and may take tens of microseconds.
+pub trait AddressSpace: Send + Sync {
+    /// Maps `source` at `range`, replacing what was there (`mmap` with `MAP_FIXED`).
+    fn map(&self, range: AddrRange, source: MapSource<'_>, prot: Prot, sharing: Sharing)
+    -> Result<(), SpaceError>;
+    fn unmap(&self, range: AddrRange) -> Result<(), SpaceError>;
+    fn protect(&self, range: AddrRange, prot: Prot) -> Result<(), SpaceError>;
+    /// Moves mapped pages to `to`, replacing what was there; `new_len` may differ (`mremap` with
+    /// `MREMAP_MAYMOVE | MREMAP_FIXED`).
+    fn move_pages(&self, from: AddrRange, to: Addr, new_len: u64) -> Result<(), SpaceError>;
+    fn advise(&self, range: AddrRange, advice: Advice) -> Result<(), SpaceError>;
+    /// A copy of this space: private memory is copied on write, shared memory is shared. `skip` ranges
+    /// are absent from the copy (`MADV_DONTFORK`), `wipe` ranges read as zeroes (`MADV_WIPEONFORK`).
+    fn fork(&self, skip: &[AddrRange], wipe: &[AddrRange]) -> Result<Arc<dyn AddressSpace>, SpaceError>;
+
+    /// Copies from application memory. Returns the bytes copied before the first fault; an error only when
+    /// that is none of a non-empty request.
+    fn copy_in(&self, from: Addr, dst: &mut [u8], mode: FaultMode) -> Result<usize, Fault>;
+    /// Copies to application memory, under the rule of [`AddressSpace::copy_in`]. Respects protections.
+    fn copy_out(&self, to: Addr, src: &[u8], mode: FaultMode) -> Result<usize, Fault>;
+    /// An atomic operation on an aligned word of application memory; returns the old value.
+    fn atomic_u32(&self, at: Addr, op: AtomicOp) -> Result<u32, Fault>;
+    /// Resident bytes of the space on the host, for accounting; zero when unknown.
+    fn resident_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// One thread of application code. Owned by one task; dropped with it.
+pub trait Context: Send {
+    /// Runs application code with `regs` until it traps.
+    ///
+    /// The first call after a `Ready` starts the run and answers `Pending`; the waker of `cx` is woken when a
+    /// trap has arrived. On `Ready`, `regs` holds the registers at the trap. The extended state (FPU, AVX)
+    /// stays with the context from one run to the next.
+    fn poll_switch(&mut self, cx: &mut Poller<'_>, regs: &mut Regs) -> Poll<TrapEvent>;
+
+    /// Bytes that the trap carried along from `addr` on (paths, small buffers), without a host call.
+    /// A snapshot taken at the trap: use it where one fetch is what Linux does too.
+    fn staged(&self, addr: Addr) -> Option<&[u8]>;
+
+    /// The extended state at the last trap, in the XSAVE layout of the host (`fpstate` of a signal frame).
+    fn fpu(&mut self) -> Result<FpuState, SpaceError>;
+    /// Replaces the extended state for the next run; an image that the host would refuse is an error.
+    fn set_fpu(&mut self, state: &FpuState) -> Result<(), SpaceError>;
+
+    /// Tells the platform that the task is about to block, so that nothing spins for it.
+    fn will_block(&mut self) {}
+
+    /// A handle that interrupts this context from any thread.
+    fn kicker(&self) -> Arc<dyn Kick>;
+}
+
+/// Interrupts a running context.
+pub trait Kick: Send + Sync {
+    /// Makes the current or next run end with [`TrapEvent::Interrupted`] soon. Never lost; a spurious
+    /// interruption is allowed.
+    fn kick(&self);
+}
+
+impl std::fmt::Debug for dyn Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Platform")
+    }
+}
+impl std::fmt::Debug for dyn AddressSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AddressSpace")
+    }
+}
+impl std::fmt::Debug for dyn Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Context")
+    }
+}
+impl std::fmt::Debug for dyn Kick {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kick")
+    }
+}
