@@ -1,0 +1,294 @@
+//! Waiting: readiness events, queues of observers, and the sleeper that each task waits on.
+//!
+//! An object keeps a [`WaitQueue`] and calls [`WaitQueue::notify`] *after* it has changed state and released its own
+//! lock. A task that wants to wait adds its [`Sleeper`] to the queue, checks the state once more, and sleeps. The
+//! sleep ends with a [`WaitEnd`]; nothing is cancelled by dropping.
+//!
+//! ```text
+//!           wake()                      interrupt() / kill()
+//!   Idle ───────────► Woken           flags stay set until the task clears them
+//!    ▲                  │
+//!    └── sleep returns ─┘
+//! ```
+
+use core::future::Future;
+use core::pin::Pin;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::task::{Context, Poll, Waker};
+use std::sync::Arc;
+
+use crate::clock::{Nanos, mono_now};
+use crate::lock::{Mutex, rank};
+use crate::timer::{TimerTarget, Timers};
+
+bitflags::bitflags! {
+    /// Readiness, with the values of `poll(2)` and `epoll(7)`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+    pub struct Events: u32 {
+        const IN = 0x001;
+        const PRI = 0x002;
+        const OUT = 0x004;
+        const ERR = 0x008;
+        const HUP = 0x010;
+        const NVAL = 0x020;
+        const RDNORM = 0x040;
+        const RDBAND = 0x080;
+        const WRNORM = 0x100;
+        const WRBAND = 0x200;
+        const MSG = 0x400;
+        const RDHUP = 0x2000;
+
+        const READABLE = Self::IN.bits() | Self::RDNORM.bits();
+        const WRITABLE = Self::OUT.bits() | Self::WRNORM.bits();
+        const ALWAYS = Self::ERR.bits() | Self::HUP.bits();
+    }
+}
+
+/// How a wait may be ended early (`include/linux/sched.h`: `TASK_INTERRUPTIBLE` and its kin).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitClass {
+    /// Any deliverable signal ends it.
+    Interruptible,
+    /// Only a fatal signal ends it.
+    Killable,
+    /// Nothing but the event ends it; use it only where the event is certain.
+    Uninterruptible,
+}
+
+/// How a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitEnd {
+    Ready,
+    TimedOut,
+    Interrupted,
+    Killed,
+}
+
+/// Somebody who wants to know of readiness.
+pub trait Observer: Send + Sync {
+    /// Called without the queue's lock. Must not block, and must not take a lock of rank below `WaitQueue` that the
+    /// notifier may hold; in practice: set a flag, wake a waker, push to a ready list.
+    fn notify(&self, events: Events);
+}
+
+/// Names an observer within one queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WaitId(u64);
+
+struct Entry {
+    id: WaitId,
+    mask: Events,
+    exclusive: bool,
+    observer: Arc<dyn Observer>,
+}
+
+#[derive(Default)]
+struct Entries {
+    next_id: u64,
+    list: Vec<Entry>,
+}
+
+/// The observers of one object, in order of arrival.
+#[derive(Default)]
+pub struct WaitQueue {
+    entries: Mutex<Entries, { rank::WAIT_QUEUE }>,
+}
+
+impl core::fmt::Debug for WaitQueue {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("WaitQueue")
+    }
+}
+
+impl WaitQueue {
+    pub const fn new() -> Self {
+        Self { entries: Mutex::new(Entries { next_id: 0, list: Vec::new() }) }
+    }
+
+    /// Adds an observer for the events in `mask` (`ERR` and `HUP` always count).
+    pub fn add(&self, mask: Events, observer: Arc<dyn Observer>) -> WaitId {
+        self.insert(mask, observer, false)
+    }
+
+    /// Like [`WaitQueue::add`], but one notification ends with the first exclusive observer that it reaches.
+    pub fn add_exclusive(&self, mask: Events, observer: Arc<dyn Observer>) -> WaitId {
+        self.insert(mask, observer, true)
+    }
+
+    fn insert(&self, mask: Events, observer: Arc<dyn Observer>, exclusive: bool) -> WaitId {
+        let mut entries = self.entries.lock();
+        entries.next_id = entries.next_id.wrapping_add(1);
+        let id = WaitId(entries.next_id);
+        entries.list.push(Entry { id, mask: mask | Events::ALWAYS, exclusive, observer });
+        id
+    }
+
+    /// Removes an observer; a notification that is already under way may still reach it.
+    pub fn remove(&self, id: WaitId) {
+        let mut entries = self.entries.lock();
+        if let Some(at) = entries.list.iter().position(|e| e.id == id) {
+            entries.list.remove(at);
+        }
+    }
+
+    /// Tells the observers of any of `events`. Call it after the object's own lock is released.
+    pub fn notify(&self, events: Events) {
+        let mut due: Vec<Arc<dyn Observer>> = Vec::new();
+        {
+            let entries = self.entries.lock();
+            for entry in &entries.list {
+                if entry.mask.intersects(events) {
+                    due.push(Arc::clone(&entry.observer));
+                    if entry.exclusive {
+                        break;
+                    }
+                }
+            }
+        }
+        for observer in due {
+            observer.notify(events);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.lock().list.is_empty()
+    }
+}
+
+const WOKEN: u32 = 1;
+const INTERRUPTED: u32 = 2;
+const KILLED: u32 = 4;
+const EXPIRED: u32 = 8;
+
+/// A task's place to sleep. One per task; shared with the queues it waits in.
+#[derive(Debug)]
+pub struct Sleeper {
+    flags: AtomicU32,
+    waker: Mutex<Option<Waker>, { rank::LEAF }>,
+}
+
+impl Default for Sleeper {
+    fn default() -> Self {
+        Self { flags: AtomicU32::new(0), waker: Mutex::new(None) }
+    }
+}
+
+impl Observer for Sleeper {
+    fn notify(&self, _events: Events) {
+        self.wake();
+    }
+}
+
+impl TimerTarget for Sleeper {
+    fn fire(self: Arc<Self>) {
+        self.raise(EXPIRED);
+    }
+}
+
+impl Sleeper {
+    fn raise(&self, flag: u32) {
+        self.flags.fetch_or(flag, Ordering::SeqCst);
+        let waker = self.waker.lock().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends the present or next sleep with [`WaitEnd::Ready`].
+    pub fn wake(&self) {
+        self.raise(WOKEN);
+    }
+
+    /// Ends interruptible sleeps until [`Sleeper::clear_interrupt`].
+    pub fn interrupt(&self) {
+        self.raise(INTERRUPTED);
+    }
+
+    /// Ends interruptible and killable sleeps for good.
+    pub fn kill(&self) {
+        self.raise(KILLED | INTERRUPTED);
+    }
+
+    pub fn clear_interrupt(&self) {
+        self.flags.fetch_and(!INTERRUPTED, Ordering::SeqCst);
+    }
+
+    pub fn is_interrupted(&self) -> bool {
+        self.flags.load(Ordering::SeqCst) & INTERRUPTED != 0
+    }
+
+    pub fn is_killed(&self) -> bool {
+        self.flags.load(Ordering::SeqCst) & KILLED != 0
+    }
+
+    /// Forgets an earlier wake-up. Call it before adding the sleeper to a queue.
+    pub fn arm(&self) {
+        self.flags.fetch_and(!WOKEN, Ordering::SeqCst);
+    }
+
+    /// Sleeps until woken, interrupted as `class` allows, or past `deadline` (`CLOCK_MONOTONIC`).
+    pub async fn sleep(
+        self: &Arc<Self>,
+        class: WaitClass,
+        deadline: Option<Nanos>,
+        timers: &Timers,
+    ) -> WaitEnd {
+        self.flags.fetch_and(!EXPIRED, Ordering::SeqCst);
+        let timer = match deadline {
+            Some(at) if at <= mono_now() => {
+                // Ready wins over a deadline in the past: poll(0) on a ready file reports it.
+                return match self.check(class) {
+                    Some(end) => end,
+                    None => WaitEnd::TimedOut,
+                };
+            }
+            Some(at) => Some(timers.add(at, Arc::clone(self) as Arc<dyn TimerTarget>)),
+            None => None,
+        };
+        let end = Sleep { sleeper: self, class }.await;
+        if let Some(timer) = timer {
+            timers.cancel(timer);
+        }
+        end
+    }
+
+    fn check(&self, class: WaitClass) -> Option<WaitEnd> {
+        let flags = self.flags.load(Ordering::SeqCst);
+        if flags & WOKEN != 0 {
+            self.flags.fetch_and(!WOKEN, Ordering::SeqCst);
+            return Some(WaitEnd::Ready);
+        }
+        if flags & KILLED != 0 && class != WaitClass::Uninterruptible {
+            return Some(WaitEnd::Killed);
+        }
+        if flags & INTERRUPTED != 0 && class == WaitClass::Interruptible {
+            return Some(WaitEnd::Interrupted);
+        }
+        if flags & EXPIRED != 0 {
+            return Some(WaitEnd::TimedOut);
+        }
+        None
+    }
+}
+
+struct Sleep<'a> {
+    sleeper: &'a Sleeper,
+    class: WaitClass,
+}
+
+impl Future for Sleep<'_> {
+    type Output = WaitEnd;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<WaitEnd> {
+        if let Some(end) = self.sleeper.check(self.class) {
+            return Poll::Ready(end);
+        }
+        *self.sleeper.waker.lock() = Some(cx.waker().clone());
+        // A flag raised between the check and the line above found no waker.
+        match self.sleeper.check(self.class) {
+            Some(end) => Poll::Ready(end),
+            None => Poll::Pending,
+        }
+    }
+}
+
