@@ -13,9 +13,7 @@ mod untrusted;
 
 pub use addr::{Addr, AddrRange, PAGE_SIZE};
 pub use regs::{FpuState, Regs};
-pub use space::{
-    Advice, AtomicOp, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError,
-};
+pub use space::{Advice, AtomicOp, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError};
 pub use untrusted::Untrusted;
 
 use std::sync::Arc;
@@ -90,8 +88,13 @@ pub trait Platform: Send + Sync {
 /// taken inside, and may take tens of microseconds.
 pub trait AddressSpace: Send + Sync {
     /// Maps `source` at `range`, replacing what was there (`mmap` with `MAP_FIXED`).
-    fn map(&self, range: AddrRange, source: MapSource<'_>, prot: Prot, sharing: Sharing)
-    -> Result<(), SpaceError>;
+    fn map(
+        &self,
+        range: AddrRange,
+        source: MapSource<'_>,
+        prot: Prot,
+        sharing: Sharing,
+    ) -> Result<(), SpaceError>;
     fn unmap(&self, range: AddrRange) -> Result<(), SpaceError>;
     fn protect(&self, range: AddrRange, prot: Prot) -> Result<(), SpaceError>;
     /// Moves mapped pages to `to`, replacing what was there; `new_len` may differ (`mremap` with

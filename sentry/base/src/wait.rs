@@ -291,4 +291,3 @@ impl Future for Sleep<'_> {
         }
     }
 }
-
