@@ -72,12 +72,28 @@ impl Thread {
         }
     }
 
-    /// Lets the stub go on. It may spin for `spin_cycles` at its next trap.
-    pub fn resume(&self, spin_cycles: u32) {
+    /// Lets the stub go on, which may spin for `spin_cycles` at its next trap. True if it sleeps, and must be woken.
+    fn set_running(&self, spin_cycles: u32) -> bool {
         self.channel.window.store32(word::SPIN, spin_cycles);
         self.channel.window.store32(word::SLEEPERS, 0);
-        if self.state().swap(state::RUN, Ordering::AcqRel) == state::ASLEEP {
-            futex::wake(self.state(), 1, false);
+        // A full barrier: either the stub sees the state before it sleeps, or we see that it sleeps.
+        self.state().swap(state::RUN, Ordering::SeqCst);
+        self.asleep().load(Ordering::SeqCst) != 0
+    }
+
+    fn asleep(&self) -> &AtomicU32 {
+        self.channel.window.u32(word::ASLEEP)
+    }
+
+    fn wake(&self) {
+        self.asleep().store(0, Ordering::SeqCst);
+        futex::wake(self.asleep(), 1, false);
+    }
+
+    /// Lets the stub of a thread go on that is in no list.
+    pub fn resume_alone(&self) {
+        if self.set_running(0) {
+            self.wake();
         }
     }
 
@@ -186,13 +202,16 @@ impl Running {
             thread.phase.store(phase::PARKED, Ordering::SeqCst);
             return false;
         }
-        let nr_running = {
+        // Listed and set running as one: a listed thread that does not run would be taken for one that has trapped.
+        let asleep = {
             let mut list = self.list.lock();
             list.push(Arc::clone(thread));
             self.nr_running.store(list.len(), Ordering::Relaxed);
-            list.len()
+            thread.set_running(self.spin_allowance(list.len()))
         };
-        thread.resume(self.spin_allowance(nr_running));
+        if asleep {
+            thread.wake();
+        }
         true
     }
 
@@ -222,8 +241,10 @@ impl Running {
             while let Some(thread) = list.get(index) {
                 if thread.has_posted() || thread.process.is_gone() {
                     let thread = list.swap_remove(index);
+                    // Taken before the context can see the trap, and set the waker of its next run.
+                    let waker = thread.waker.lock().take();
                     thread.phase.store(phase::TRAPPED, Ordering::SeqCst);
-                    arrived.push(thread);
+                    arrived.push((thread, waker));
                 } else {
                     index += 1;
                 }
@@ -233,11 +254,10 @@ impl Running {
             }
         }
         let count = arrived.len();
-        for thread in arrived {
+        for (thread, waker) in arrived {
             if self.retire_orphan(&thread) {
                 continue;
             }
-            let waker = thread.waker.lock().take();
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -369,11 +389,6 @@ impl Running {
         {
             futex::wake(&worker.token, 1, true);
         }
-    }
-
-    /// Wakes everything that waits for threads of a process that is gone.
-    pub fn process_gone(&self) {
-        self.poll();
     }
 }
 
