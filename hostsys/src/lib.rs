@@ -6,4 +6,7 @@
 #![allow(unsafe_code, reason = "raw host system calls live here and nowhere else")]
 
 pub mod clock;
+pub mod fd;
+pub mod mount;
 pub mod random;
+pub mod spawn;
