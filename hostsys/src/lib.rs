@@ -13,12 +13,17 @@
 // A raw call passes every argument as a machine word; each cast is to or from that word.
 #![allow(clippy::cast_possible_truncation, reason = "system call arguments and results are machine words")]
 
+pub mod clock;
+pub mod fd;
 pub mod fs;
 pub mod futex;
 pub mod memory;
+pub mod mount;
 pub mod process;
+pub mod random;
 pub mod seccomp;
 pub mod sock;
+pub mod spawn;
 
 use std::io;
 
