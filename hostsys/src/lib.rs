@@ -6,4 +6,14 @@
 #![allow(unsafe_code, reason = "raw host system calls live here and nowhere else")]
 
 pub mod clock;
+pub mod credentials;
+pub mod empty_root;
+pub mod fdpass;
+pub mod pidfd;
+pub mod polling;
 pub mod random;
+pub mod sealed;
+pub mod signals;
+pub mod launch;
+pub mod syscall_names;
+pub mod terminal;
