@@ -1,19 +1,31 @@
-//! The only wrappers of raw host system calls.
+//! The wrappers of raw host system calls that the other crates use; the only ones in the workspace besides those inside
+//! the platforms.
 //!
-//! Each wrapper is safe to call: its arguments are typed, its result is checked, and it holds no state.
+//! Each wrapper is one system call (or a fixed short sequence), takes borrowed descriptors and slices, and answers with
+//! [`std::io::Result`], whose `raw_os_error` is the host's errno. None keeps state. A wrapper is safe to call when no
+//! argument can make the host write to, or unmap, memory that Rust believes to own; the others are `unsafe fn` and say
+//! what the caller must hold.
 //!
-//! **Invariant.** A descriptor that a wrapper returns is owned by its return value and has `O_CLOEXEC`.
-#![allow(unsafe_code, reason = "raw host system calls live here and nowhere else")]
+//! **Files.** One area each: [`futex`], [`memory`] (memfd, mappings, copies to and from other processes), [`process`]
+//! (pidfd, wait, signals, prctl), [`seccomp`] (filters and the notification descriptor), [`sock`] (packets with
+//! descriptors), [`fs`] (paths).
+#![allow(unsafe_code, reason = "raw system calls are what this crate wraps")]
 
 pub mod clock;
 pub mod credentials;
 pub mod empty_root;
 pub mod fdpass;
+pub mod fs;
+pub mod futex;
+pub mod launch;
+pub mod memory;
 pub mod pidfd;
 pub mod polling;
+pub mod process;
 pub mod random;
 pub mod sealed;
+pub mod seccomp;
 pub mod signals;
-pub mod launch;
+pub mod sock;
 pub mod syscall_names;
 pub mod terminal;

@@ -8,14 +8,13 @@ pub fn fill(buf: &mut [u8]) -> io::Result<()> {
     while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
         // SAFETY: `rest` is writable for its length.
         let n = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
-        match usize::try_from(n) {
-            Ok(n) => done += n,
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
+        if let Ok(n) = usize::try_from(n) {
+            done += n;
+            continue;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     }
     Ok(())
