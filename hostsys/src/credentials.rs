@@ -69,24 +69,6 @@ pub fn drop_capabilities() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `PR_SET_NO_NEW_PRIVS`.
-pub fn set_no_new_privileges() -> io::Result<()> {
-    // SAFETY: integers only.
-    checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
-}
-
-/// `PR_SET_DUMPABLE`: whether processes of the same user may read this one's memory and `/proc` entries.
-pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
-    // SAFETY: integers only.
-    checked(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0, 0, 0) })
-}
-
-/// `PR_SET_PDEATHSIG`: the signal that this process gets when the thread that started it ends.
-pub fn set_parent_death_signal(signo: i32) -> io::Result<()> {
-    // SAFETY: integers only.
-    checked(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signo, 0, 0, 0) })
-}
-
 /// `PR_SET_CHILD_SUBREAPER`: orphaned descendants become children of this process.
 pub fn set_child_subreaper() -> io::Result<()> {
     // SAFETY: integers only.

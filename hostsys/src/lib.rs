@@ -10,11 +10,12 @@
 //! (pidfd, wait, signals, prctl), [`seccomp`] (filters and the notification descriptor), [`sock`] (packets with
 //! descriptors), [`fs`] (paths).
 #![allow(unsafe_code, reason = "raw system calls are what this crate wraps")]
+// A raw call passes every argument as a machine word; each cast is to or from that word.
+#![allow(clippy::cast_possible_truncation, reason = "system call arguments and results are machine words")]
 
 pub mod clock;
 pub mod credentials;
 pub mod empty_root;
-pub mod fdpass;
 pub mod fs;
 pub mod futex;
 pub mod launch;
@@ -29,3 +30,20 @@ pub mod signals;
 pub mod sock;
 pub mod syscall_names;
 pub mod terminal;
+
+use std::io;
+
+/// The result of a raw system call as `io::Result` (`syscall(2)`: -1 and errno).
+pub(crate) fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Repeats `call` while it is interrupted by a signal (`EINTR`, signal(7)).
+pub fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            other => return other,
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use hostsys::{fdpass, sealed};
+use hostsys::{retry, sealed, sock};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::Boot;
@@ -14,6 +14,9 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 
 /// The longest boot message, in bytes: arguments and environment may be megabytes.
 pub const MAX_BOOT: u64 = 16 << 20;
+
+/// `MSG_DONTWAIT` (`recv(2)`).
+const DONT_WAIT: i32 = 0x40;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
@@ -40,7 +43,7 @@ pub struct Channel {
 impl Channel {
     /// Two connected ends.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let (a, b) = fdpass::pair()?;
+        let (a, b) = sock::packet_pair()?;
         Ok((Self { socket: a }, Self { socket: b }))
     }
 
@@ -54,22 +57,29 @@ impl Channel {
         if bytes.len() > MAX_MESSAGE {
             return Err(ChannelError::TooLong(bytes.len() as u64));
         }
-        Ok(fdpass::send(self.socket.as_fd(), &bytes, &[])?)
+        retry(|| sock::send(self.socket.as_fd(), &bytes, &[], 0))?;
+        Ok(())
     }
 
     /// The next message. With `block` unset, `None` says that there is none yet.
     pub fn receive<T: DeserializeOwned>(&self, block: bool) -> Result<Option<T>, ChannelError> {
-        let message = match fdpass::receive(self.socket.as_fd(), MAX_MESSAGE, block) {
+        let mut bytes = vec![0; MAX_MESSAGE];
+        let flags = if block { 0 } else { DONT_WAIT };
+        let message = match retry(|| sock::receive(self.socket.as_fd(), &mut bytes, flags)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                 return Err(ChannelError::Closed);
             }
             message => message?,
         };
-        if message.bytes.is_empty() {
+        if message.len == 0 {
             return Err(ChannelError::Closed);
         }
-        Ok(Some(serde_json::from_slice(&message.bytes)?))
+        if message.truncated {
+            return Err(ChannelError::TooLong(MAX_MESSAGE as u64 + 1));
+        }
+        bytes.truncate(message.len);
+        Ok(Some(serde_json::from_slice(&bytes)?))
     }
 
     /// Sends the boot message; `descriptors` are those that [`Boot::descriptors`] names.
@@ -81,12 +91,14 @@ impl Channel {
         let file = sealed::of_bytes(&bytes)?;
         let mut all = vec![file.as_fd()];
         all.extend_from_slice(descriptors);
-        Ok(fdpass::send(self.socket.as_fd(), b"boot", &all)?)
+        retry(|| sock::send(self.socket.as_fd(), b"boot", &all, 0))?;
+        Ok(())
     }
 
     /// Receives the boot message and the descriptors that it names.
     pub fn receive_boot(&self) -> Result<(Boot, Vec<OwnedFd>), ChannelError> {
-        let mut message = fdpass::receive(self.socket.as_fd(), MAX_MESSAGE, true)?;
+        let mut mark = [0; 8];
+        let mut message = retry(|| sock::receive(self.socket.as_fd(), &mut mark, 0))?;
         if message.fds.is_empty() {
             return Err(ChannelError::Closed);
         }
