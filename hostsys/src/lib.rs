@@ -14,16 +14,25 @@
 #![allow(clippy::cast_possible_truncation, reason = "system call arguments and results are machine words")]
 
 pub mod clock;
+pub mod credentials;
+pub mod empty_root;
 pub mod fd;
 pub mod fs;
 pub mod futex;
+pub mod launch;
 pub mod memory;
 pub mod mount;
+pub mod pidfd;
+pub mod polling;
 pub mod process;
 pub mod random;
+pub mod sealed;
 pub mod seccomp;
+pub mod signals;
 pub mod sock;
 pub mod spawn;
+pub mod syscall_names;
+pub mod terminal;
 
 use std::io;
 
