@@ -9,4 +9,5 @@ pub mod clock;
 pub mod fd;
 pub mod mount;
 pub mod random;
+pub mod seqpacket;
 pub mod spawn;

@@ -103,8 +103,7 @@ impl Spawn<'_> {
 
         let mut pidfd: libc::c_int = -1;
         let args = CloneArgs {
-            flags: u64::from(self.namespaces.cast_unsigned())
-                | u64::from(libc::CLONE_PIDFD.cast_unsigned()),
+            flags: u64::from(self.namespaces.cast_unsigned()) | u64::from(libc::CLONE_PIDFD.cast_unsigned()),
             pidfd: (&raw mut pidfd).addr() as u64,
             exit_signal: libc::SIGCHLD as u64,
             ..CloneArgs::default()
@@ -174,7 +173,7 @@ fn identity_map(of: &str) -> io::Result<String> {
     for line in fs::read_to_string(of)?.lines() {
         let mut words = line.split_ascii_whitespace();
         if let (Some(inside), _, Some(count)) = (words.next(), words.next(), words.next()) {
-            map.push_str(&format!("{inside} {inside} {count}\n"));
+            map.extend([inside, " ", inside, " ", count, "\n"]);
         }
     }
     Ok(map)
@@ -286,7 +285,8 @@ mod tests {
         let exe = File::open("/bin/sh").unwrap();
         let null = File::open("/dev/null").unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let script = "for f in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/self/fd/$f ] && printf '%s ' $f; done; exit 3";
+        let script =
+            "for f in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/self/fd/$f ] && printf '%s ' $f; done; exit 3";
         let spawn = Spawn {
             exe: exe.as_fd(),
             args: vec![c"sh".into(), c"-c".into(), CString::new(script).unwrap()],
