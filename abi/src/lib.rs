@@ -3,3 +3,6 @@
 //! Layouts are plain data with `zerocopy` derives, so that they can be read from and written to application
 //! memory as bytes without `unsafe`. Flag constants come from the `libc` crate where it has them.
 #![no_std]
+mod names;
+
+pub use names::{syscall_name, syscall_number};

@@ -3,10 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// The result of a raw system call made through libc.
-pub fn check(rc: libc::c_long) -> io::Result<libc::c_long> {
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
-}
+use crate::check;
 
 /// A copy of `fd` at the lowest free number from `first` on, with `O_CLOEXEC` (`F_DUPFD_CLOEXEC`).
 pub fn duplicate_from(fd: BorrowedFd<'_>, first: RawFd) -> io::Result<OwnedFd> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::fd;
+use crate::check;
 
 /// `struct mount_attr` (`include/uapi/linux/mount.h`).
 #[repr(C)]
@@ -30,7 +30,7 @@ pub fn restrict_tree(tree: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
             size_of::<MountAttr>(),
         )
     };
-    fd::check(rc).map(|_| ())
+    check(rc).map(|_| ())
 }
 
 /// Changes the mode of what `node` (which may be `O_PATH`) refers to (`fchmodat2(2)` with `AT_EMPTY_PATH`,
@@ -41,5 +41,5 @@ pub fn chmod_node(node: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     // SAFETY: the path is a constant that ends with NUL.
     let rc =
         unsafe { libc::syscall(SYS_FCHMODAT2, node.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
-    fd::check(rc).map(|_| ())
+    check(rc).map(|_| ())
 }

@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 
-use crate::fd;
+use crate::process::{self, Exit};
+use crate::{check, fd, retry};
 
 /// What to start.
 #[derive(Debug)]
@@ -35,36 +36,17 @@ pub struct Child {
 }
 
 impl Child {
-    /// Kills the child; one that is gone already is no error (`pidfd_send_signal(2)`).
+    /// Kills the child; one that is gone already is no error.
     pub fn kill(&self) -> io::Result<()> {
-        // SAFETY: no pointer but the null siginfo is passed.
-        let rc = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                libc::SIGKILL,
-                ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        match fd::check(rc) {
+        match process::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL) {
             Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Waits for the child's end and returns its wait status (`waitpid(2)`).
-    pub fn wait(&self) -> io::Result<libc::c_int> {
-        let mut status = 0;
-        loop {
-            // SAFETY: `status` is writable for the call.
-            let rc = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
-            match fd::check(rc.into()) {
-                Ok(_) => return Ok(status),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+    /// Waits for the child's end and reaps it.
+    pub fn wait(&self) -> io::Result<Exit> {
+        retry(|| process::wait_pid(self.pid, false, true))
     }
 }
 
@@ -111,7 +93,7 @@ impl Spawn<'_> {
         // SAFETY: `args` has the size that is passed; without CLONE_VM the child has its own copy of all memory,
         // and it runs nothing but `run_child`, which only makes system calls.
         let rc = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-        let pid = fd::check(rc)?;
+        let pid = check(rc)?;
         if pid == 0 {
             run_child(&plan);
         }
@@ -298,7 +280,7 @@ mod tests {
         drop(theirs);
         let mut seen = String::new();
         ours.read_to_string(&mut seen).unwrap();
-        assert_eq!(libc::WEXITSTATUS(child.wait().unwrap()), 3);
+        assert_eq!(child.wait().unwrap(), Exit::Code(3));
         assert_eq!(seen, "0 1 2 ");
     }
 

@@ -1,1 +1,17 @@
-//! TBD
+//! The user-space kernel's core: tasks, processes, sessions, signals, futexes, timers, exec, exit and wait.
+//!
+//! A task is one future ([`run`]) and a stored state; what a task does next is decided from that state and never
+//! from a suspended stack. The kernel sees a platform and a system-call table as traits and nothing of files beyond
+//! the VFS.
+//!
+//! **Lock ranks:** `TaskSet` 70, `SigHand` 80, `Task` 90, `FutexBucket` 140.
+//!
+//! **Threat.** Everything in registers and user memory is the application's. Nothing here may panic on it.
+
+pub mod current;
+pub mod syscall;
+pub mod task;
+
+pub use current::{BlockEnd, Current};
+pub use syscall::{Call, Handler, IntoRax, Restart, Row, Stop, SysResult, SyscallTable};
+pub use task::{FsContext, Kernel, Task};

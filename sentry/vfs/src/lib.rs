@@ -19,6 +19,8 @@ mod file;
 mod inode;
 mod mount;
 
+pub mod pseudo;
+
 pub use attr::{Attr, FileKind, SetAttr, SetTime, StatFs, Timestamp};
 pub use caller::{Caller, JobControl, SignalSink, Terminal};
 pub use creds::{CapSet, Credentials, cap};
