@@ -21,7 +21,6 @@ pub mod memory;
 pub mod mount;
 pub mod process;
 pub mod random;
-pub mod random;
 pub mod seccomp;
 pub mod sock;
 pub mod spawn;
