@@ -12,8 +12,6 @@ pub struct Config {
     pub mounts: Vec<Mount>,
     /// Sockets that the gofer serves, each with a thread of its own. At least 1.
     pub connections: u32,
-    /// End with the process that started the gofer, which is then the one that waits for the sandbox.
-    pub die_with_parent: bool,
 }
 
 /// One host tree, or one host file.

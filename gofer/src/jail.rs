@@ -50,9 +50,6 @@ const KERNEL_FILESYSTEMS: &[&str] = &[
 
 /// Makes the calling process, which must have one thread, the jailed one, and gives its root directory.
 pub(crate) fn enter(config: &Config) -> Result<OwnedFd, JailError> {
-    if config.die_with_parent {
-        hostsys::process::set_parent_death_signal(libc::SIGKILL).step("tie itself to", "its parent")?;
-    }
     rustix::process::umask(Mode::empty());
     rustix::process::setrlimit(
         rustix::process::Resource::Core,

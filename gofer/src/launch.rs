@@ -1,11 +1,11 @@
 //! Starts a gofer from the command.
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use hostsys::spawn::{Child, Spawn};
+use hostsys::launch::{ALL_NAMESPACES, Child, Command};
 
 use crate::Config;
 
@@ -20,24 +20,21 @@ pub struct Running {
     pub connections: Vec<OwnedFd>,
 }
 
-/// Starts a gofer in new namespaces. Its messages go to `log`.
+/// Starts a gofer in new namespaces; its messages go to `log`. It dies with the calling thread.
 ///
-/// Returns as soon as the program has been executed; whether the jail could be built is said by the hello.
+/// Call it while this process has one thread. Returns before the jail is built: whether it stands is said by the hello.
 pub fn start(config: &Config, log: BorrowedFd<'_>) -> io::Result<Running> {
-    let exe = File::open("/proc/self/exe")?;
-    start_program(&exe, &[SUBCOMMAND], config, log)
+    start_program(&File::open("/proc/self/exe")?, SUBCOMMAND, config, log)
 }
 
-/// Like [`start`], with the program and its arguments named.
+/// Like [`start`], with the program and its first argument named.
 pub fn start_program(
-    exe: &File,
-    arguments: &[&str],
+    program: &File,
+    subcommand: &str,
     config: &Config,
     log: BorrowedFd<'_>,
 ) -> io::Result<Running> {
-    let mut text = File::from(hostsys::memory::memfd(c"gofer-config")?);
-    text.write_all(&serde_json::to_vec(config)?)?;
-    text.rewind()?;
+    let text = hostsys::sealed::of_bytes(&serde_json::to_vec(config)?)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let mut connections = Vec::new();
     let mut served = Vec::new();
@@ -46,30 +43,51 @@ pub fn start_program(
         connections.push(ours);
         served.push(theirs);
     }
-    let mut args = vec![CString::from(c"casemate-gofer")];
-    for argument in arguments {
-        args.push(CString::new(*argument)?);
-    }
-    let mut fds = vec![null.as_fd(), null.as_fd(), log, text.as_fd()];
-    fds.extend(served.iter().map(AsFd::as_fd));
-    let namespaces = libc::CLONE_NEWUSER
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS;
-    let mut spawn = Spawn { exe: exe.as_fd(), args, env: Vec::new(), fds, namespaces };
-    let child = match spawn.start() {
-        // User namespaces are switched off on some hosts; root can do without one.
-        Err(error) if is_refusal(&error) => {
-            spawn.namespaces &= !libc::CLONE_NEWUSER;
-            spawn.start().map_err(|_| error)?
-        }
-        other => other?,
+    let mut descriptors = vec![null.as_fd(), null.as_fd(), log, text.as_fd()];
+    descriptors.extend(served.iter().map(AsFd::as_fd));
+    let mut command = Command {
+        program: program.as_fd(),
+        arguments: vec![c"casemate-gofer".into(), CString::new(subcommand)?],
+        environment: Vec::new(),
+        namespaces: ALL_NAMESPACES,
+        descriptors: &descriptors,
+        // It already is, by the maps below: root keeps its identity and all others', and a user becomes root.
+        become_root: false,
     };
+    let mut child = match command.start() {
+        Ok(child) => {
+            write_maps(&child)?;
+            child
+        }
+        // User namespaces are switched off on some hosts; root can do without one.
+        Err(error) if hostsys::credentials::effective_uid() == 0 => {
+            command.namespaces &= !(libc::CLONE_NEWUSER.cast_unsigned() as u64);
+            command.start().map_err(|_| error)?
+        }
+        Err(error) => return Err(error),
+    };
+    child.release()?;
     Ok(Running { child, connections })
 }
 
-fn is_refusal(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSPC | libc::EINVAL | libc::EACCES))
+/// Maps every identity of this user namespace onto itself, so that files keep their owners; without the right to, the
+/// caller alone, as root.
+fn write_maps(child: &Child) -> io::Result<()> {
+    let uid = hostsys::credentials::effective_uid();
+    if uid == 0 {
+        child.write_maps(&identity_map("/proc/self/uid_map")?, &identity_map("/proc/self/gid_map")?)
+    } else {
+        child.map_root_to(uid, hostsys::credentials::effective_gid(), false)
+    }
+}
+
+fn identity_map(of: &str) -> io::Result<String> {
+    let mut map = String::new();
+    for line in fs::read_to_string(of)?.lines() {
+        let mut words = line.split_ascii_whitespace();
+        if let (Some(inside), _, Some(count)) = (words.next(), words.next(), words.next()) {
+            map.extend([inside, " ", inside, " ", count, "\n"]);
+        }
+    }
+    Ok(map)
 }
