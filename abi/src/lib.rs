@@ -5,4 +5,8 @@
 #![no_std]
 mod names;
 
+pub mod net;
+pub mod poll;
+pub mod tty;
+
 pub use names::{syscall_name, syscall_number};

@@ -16,10 +16,12 @@
 pub mod clock;
 pub mod credentials;
 pub mod empty_root;
+pub mod fd;
 pub mod fs;
 pub mod futex;
 pub mod launch;
 pub mod memory;
+pub mod mount;
 pub mod pidfd;
 pub mod polling;
 pub mod process;
@@ -28,6 +30,7 @@ pub mod sealed;
 pub mod seccomp;
 pub mod signals;
 pub mod sock;
+pub mod spawn;
 pub mod syscall_names;
 pub mod terminal;
 
