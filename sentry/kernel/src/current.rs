@@ -50,7 +50,7 @@ impl BlockEnd {
     /// The usual edge of a call without a timeout of its own: restart after a signal.
     pub fn or_restart(self, restart: Restart) -> Stop {
         match self {
-            Self::Errno(errno) => Stop::Errno(errno),
+            Self::Errno(errno) => Stop::from(errno),
             Self::TimedOut => Stop::Errno(Errno::EAGAIN),
             Self::Interrupted => Stop::Restart(restart),
         }

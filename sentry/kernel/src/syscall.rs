@@ -31,7 +31,7 @@ pub enum Stop {
 
 impl From<Errno> for Stop {
     fn from(errno: Errno) -> Self {
-        Self::Errno(errno)
+        if errno == Errno::ERESTARTSYS { Self::Restart(Restart::Sys) } else { Self::Errno(errno) }
     }
 }
 

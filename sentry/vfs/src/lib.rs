@@ -20,11 +20,13 @@ mod inode;
 mod mount;
 
 pub mod pseudo;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use attr::{Attr, FileKind, SetAttr, SetTime, StatFs, Timestamp};
 pub use caller::{Caller, JobControl, SignalSink, Terminal};
 pub use creds::{CapSet, Credentials, cap};
-pub use description::FileDescription;
-pub use file::{FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence};
+pub use description::{CloseWatcher, FileDescription};
+pub use file::{FileOps, IoCtx, IoStart, OpenFlags, Pos, WaitLimit, Whence};
 pub use inode::{Attachment, DirEntry, FileSystem, Inode, Owner, RenameFlags};
 pub use mount::{Dentry, Location, Mount};
