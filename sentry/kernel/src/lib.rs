@@ -1,1 +1,32 @@
-//! TBD
+//! The user-space kernel's core: tasks, processes, sessions, signals, futexes, timers, exec, exit and wait.
+//!
+//! A task is one future ([`run`]) and a stored state; what a task does next is decided from that state and never
+//! from a suspended stack. The kernel sees a platform and a system-call table as traits and nothing of files beyond
+//! the VFS.
+//!
+//! **Lock ranks:** `TaskSet` 70, `SigHand` 80, `Task` 90, `FutexBucket` 140.
+//!
+//! **Threat.** Everything in registers and user memory is the application's. Nothing here may panic on it.
+
+mod cpu;
+pub mod current;
+mod fs_context;
+mod group;
+mod kernel;
+mod limits;
+mod placeholder;
+pub mod signal;
+pub mod syscall;
+pub mod task;
+mod task_set;
+mod timers;
+
+pub use current::{BlockEnd, Current};
+pub use fs_context::FsContext;
+pub use group::ThreadGroup;
+pub use kernel::{InitSpec, Kernel, KernelConfig, TraceSink, Unsupported, UtsNames};
+pub use limits::Limits;
+pub use placeholder::{FdTable, Mm, MountNamespace};
+pub use syscall::{Call, Handler, IntoRax, Restart, Row, Stop, SysResult, SyscallTable};
+pub use task::{RestartBlock, Task, TaskState};
+pub use task_set::PID_MAX;

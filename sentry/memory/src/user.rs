@@ -207,12 +207,14 @@ impl<'a> UserWriter<'a> {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Source<'a> {
     User { mem: &'a dyn UserMemory, segs: &'a [IoSeg] },
     Buffer(&'a [u8]),
 }
 
-/// Where the bytes of a write come from.
+/// Where the bytes of a write come from. A clone is a second cursor at the same place: for looking before taking.
+#[derive(Clone)]
 pub struct UserReader<'a> {
     source: Source<'a>,
     used: usize,

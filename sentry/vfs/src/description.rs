@@ -1,14 +1,26 @@
 //! File descriptions: what descriptors name and `dup` and `fork` share (`open(2)`, "open file description").
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
-use sentry_base::{Mutex, Result};
+use sentry_base::{Mutex, Result, lock::rank};
 
 use crate::lock_table::{FileLocks, LockOwner};
 use crate::{Attr, FileOps, Inode, Location, OpenFlags};
 
-/// An open file description.
+/// Somebody who must know when a description goes away: an epoll instance that watches it.
+pub trait CloseWatcher: Send + Sync {
+    /// The description with this id is being dropped; `ops` is still whole. Called without locks.
+    fn closed(&self, id: u64, ops: &Arc<dyn FileOps>);
+}
+
+impl core::fmt::Debug for dyn CloseWatcher {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("CloseWatcher")
+    }
+}
+
+/// An open file description. Drop it without locks held: closing a file may take that file's.
 #[derive(Debug)]
 pub struct FileDescription {
     id: u64,
@@ -22,12 +34,18 @@ pub struct FileDescription {
     /// `F_SETOWN` and `F_SETSIG`.
     owner: AtomicI32,
     signal: AtomicI32,
+    watchers: Mutex<Vec<Weak<dyn CloseWatcher>>, { rank::LEAF }>,
 }
 
 impl Drop for FileDescription {
     fn drop(&mut self) {
         if let Some(locks) = self.locks.get() {
             locks.release(self.lock_owner());
+        }
+        for watcher in core::mem::take(self.watchers.get_mut()) {
+            if let Some(watcher) = watcher.upgrade() {
+                watcher.closed(self.id, &self.ops);
+            }
         }
     }
 }
@@ -44,7 +62,16 @@ impl FileDescription {
             locks: OnceLock::new(),
             owner: AtomicI32::new(0),
             signal: AtomicI32::new(0),
+            watchers: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Tells `watcher` when this description goes away.
+    pub fn watch_close(&self, watcher: Weak<dyn CloseWatcher>) {
+        let mut watchers = self.watchers.lock();
+        // The same epoll instance may watch one description under many descriptors.
+        watchers.retain(|w| w.strong_count() > 0 && !w.ptr_eq(&watcher));
+        watchers.push(watcher);
     }
 
     /// Unique in this sandbox; orders locks and names lock owners.

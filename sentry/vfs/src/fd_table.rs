@@ -149,13 +149,13 @@ impl FdTable {
     }
 
     /// The description behind a descriptor, an `O_PATH` one as well; `EBADF`.
-    pub fn get_any(&self, fd: i32) -> Result<Arc<FileDescription>> {
+    pub fn get(&self, fd: i32) -> Result<Arc<FileDescription>> {
         self.slots.read().get(index(fd)?).cloned().ok_or(Errno::EBADF)
     }
 
     /// The description behind a descriptor; `EBADF` if there is none or it was opened with `O_PATH`.
-    pub fn get(&self, fd: i32) -> Result<Arc<FileDescription>> {
-        let file = self.get_any(fd)?;
+    pub fn file(&self, fd: i32) -> Result<Arc<FileDescription>> {
+        let file = self.get(fd)?;
         if file.flags().contains(OpenFlags::PATH) { Err(Errno::EBADF) } else { Ok(file) }
     }
 

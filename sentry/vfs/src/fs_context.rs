@@ -20,9 +20,20 @@ pub struct FsContextView {
 pub struct FsContext(RwLock<Arc<FsContextView>, { rank::LEAF }>);
 
 impl FsContext {
-    /// Root and working directory at `root`, umask 022.
-    pub fn new(root: Location) -> Arc<Self> {
-        Self::from_view(FsContextView { cwd: root.clone(), root, umask: 0o022 })
+    pub fn new(root: Location, cwd: Location, umask: u32) -> Arc<Self> {
+        Self::from_view(FsContextView { root, cwd, umask: umask & 0o777 })
+    }
+
+    pub fn root(&self) -> Location {
+        self.0.read().root.clone()
+    }
+
+    pub fn cwd(&self) -> Location {
+        self.0.read().cwd.clone()
+    }
+
+    pub fn umask(&self) -> u32 {
+        self.0.read().umask
     }
 
     pub fn from_view(view: FsContextView) -> Arc<Self> {

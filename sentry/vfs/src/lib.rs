@@ -30,16 +30,20 @@ mod open;
 mod vfs;
 mod walk;
 
+pub mod pseudo;
+#[cfg(feature = "testing")]
+pub mod testing;
+
 pub use access::{Access, check_attr, check_inode, check_location, is_owner};
 pub use attr::{Attr, FileKind, SetAttr, SetTime, StatFs, Timestamp};
 pub use attrs::without_set_ids;
 pub use caller::{Caller, JobControl, SignalSink, Terminal};
 pub use creds::{CapSet, Credentials, cap};
 pub use dentry::{Dentry, SuperBlock};
-pub use description::FileDescription;
+pub use description::{CloseWatcher, FileDescription};
 pub use dir::{DirFile, as_dir};
 pub use fd_table::{FdTable, NR_OPEN};
-pub use file::{FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence};
+pub use file::{FileOps, IoCtx, IoStart, OpenFlags, Pos, WaitLimit, Whence};
 pub use fs_context::{FsContext, FsContextView};
 pub use inode::{Attachment, DirEntry, FileSystem, Inode, Owner, RenameFlags};
 pub use lock_table::{FileKey, FileLocks, LockOwner, LockTable, RangeLock};
