@@ -1,6 +1,7 @@
 //! What all mount namespaces share: the openers of devices and FIFOs, and file locks.
 
 use core::fmt::Debug;
+use core::sync::atomic::{AtomicU32, Ordering};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -110,4 +111,11 @@ impl Vfs {
     pub fn locks(&self) -> &LockTable {
         &self.locks
     }
+}
+
+/// A device number for a file system without a device (`get_anon_bdev`): major 0 and a minor of its own.
+pub fn anonymous_dev() -> u64 {
+    // Below are the numbers that the kernel's own singletons use.
+    static NEXT: AtomicU32 = AtomicU32::new(64);
+    libc::makedev(0, NEXT.fetch_add(1, Ordering::Relaxed))
 }
