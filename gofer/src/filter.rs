@@ -86,6 +86,7 @@ fn program() -> Result<BpfProgram, seccompiler::Error> {
         mknod.extend(when(2, Op::MaskedEq(u64::from(libc::S_IFMT)), u64::from(kind))?);
     }
     rules.insert(libc::SYS_mknodat, mknod);
-    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?;
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?;
     Ok(filter.try_into()?)
 }

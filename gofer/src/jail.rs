@@ -43,9 +43,29 @@ const STAGE: &str = "/proc";
 
 /// Kernel file systems: views of the host that no sandbox gets through its gofer.
 const KERNEL_FILESYSTEMS: &[&str] = &[
-    "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf", "configfs",
-    "pstore", "mqueue", "efivarfs", "fusectl", "binfmt_misc", "autofs", "rpc_pipefs", "nfsd", "selinuxfs", "hugetlbfs",
-    "resctrl", "nsfs",
+    "proc",
+    "sysfs",
+    "devtmpfs",
+    "devpts",
+    "cgroup",
+    "cgroup2",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "bpf",
+    "configfs",
+    "pstore",
+    "mqueue",
+    "efivarfs",
+    "fusectl",
+    "binfmt_misc",
+    "autofs",
+    "rpc_pipefs",
+    "nfsd",
+    "selinuxfs",
+    "hugetlbfs",
+    "resctrl",
+    "nsfs",
 ];
 
 /// Makes the calling process, which must have one thread, the jailed one, and gives its root directory.
@@ -106,7 +126,8 @@ fn build_root(mounts: &[Mount]) -> Result<(), JailError> {
             mount_bind(cover, &at).step("cover", &at)?;
         }
     }
-    mount_remount(stage, flags | MountFlags::BIND | MountFlags::RDONLY, c"").step("make read-only", stage)?;
+    // The file system and not this mount alone: the covers are mounts of it too.
+    mount_remount(stage, flags | MountFlags::RDONLY, c"").step("make read-only", stage)?;
 
     rustix::process::chdir(stage).step("change to", stage)?;
     rustix::process::pivot_root(".", ".").step("pivot to", stage)?;
@@ -116,7 +137,8 @@ fn build_root(mounts: &[Mount]) -> Result<(), JailError> {
 
 fn detach(m: &Mount, kernel_mounts: &[PathBuf]) -> Result<Detached, JailError> {
     let source = fs::canonicalize(&m.source).step("find the mount source", &m.source)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, &source, flags).step("clone the mounts under", &source)?;
     let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     if m.read_only {
@@ -168,7 +190,10 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 fn reduce_capabilities(writable: bool) -> Result<(), JailError> {
     let mut keep = CapabilitySet::DAC_READ_SEARCH;
     if writable {
-        keep |= CapabilitySet::DAC_OVERRIDE | CapabilitySet::CHOWN | CapabilitySet::FOWNER | CapabilitySet::FSETID;
+        keep |= CapabilitySet::DAC_OVERRIDE
+            | CapabilitySet::CHOWN
+            | CapabilitySet::FOWNER
+            | CapabilitySet::FSETID;
     }
     let who = "its capabilities";
     rustix::thread::clear_ambient_capability_set().step("reduce", who)?;
@@ -190,7 +215,8 @@ fn restrict_paths(mounts: &[Mount]) -> Result<(), JailError> {
     let abi = ABI::V5;
     let reads = AccessFs::ReadFile | AccessFs::ReadDir;
     // Everything but running programs and making device nodes.
-    let changes = AccessFs::from_all(abi) & !(AccessFs::Execute | AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::IoctlDev);
+    let changes = AccessFs::from_all(abi)
+        & !(AccessFs::Execute | AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::IoctlDev);
     let broken = |e: landlock::RulesetError| JailError {
         step: "restrict itself to",
         subject: "its mounts".into(),

@@ -1,13 +1,13 @@
 //! Answers requests: one function a request, each a few host calls on a [`Tree`].
 
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gofer_protocol::{
     Entry, Fid, FileHow, MAX_XATTR, Path, Place, ReplyWriter, Request, WireSetAttr, WireStatFs, WireTime, set,
 };
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags,
+    AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Timespec, Timestamps, Uid,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -100,7 +100,7 @@ fn perform(tree: &Tree, request: &Request<'_>, reply: &mut ReplyWriter<'_>) -> R
         Request::StatFs { at } => {
             let st = rustix::fs::fstatfs(tree.node(at)?)?;
             reply.stat_fs(&WireStatFs {
-                magic: u64::from(st.f_type.cast_unsigned() as u32),
+                magic: st.f_type.cast_unsigned() & u64::from(u32::MAX),
                 block_size: st.f_bsize.cast_unsigned(),
                 blocks: st.f_blocks,
                 blocks_free: st.f_bfree,
@@ -187,8 +187,10 @@ fn walk(tree: &Tree, at: Place<'_>, names: Path<'_>, reply: &mut ReplyWriter<'_>
             }
         };
         let kind = file_type(&attr);
-        let target = if kind == FileType::Symlink { target_at(dir.as_fd(), name.as_bytes()) } else { Vec::new() };
-        if !reply.entry(&Entry { name: b"", attr, cookie: 0, target: &target }) || kind != FileType::Directory {
+        let target =
+            if kind == FileType::Symlink { target_at(dir.as_fd(), name.as_bytes()) } else { Vec::new() };
+        if !reply.entry(&Entry { name: b"", attr, cookie: 0, target: &target }) || kind != FileType::Directory
+        {
             return Ok(());
         }
         if names.peek().is_some() {
@@ -208,8 +210,8 @@ fn list(tree: &Tree, at: Place<'_>, cookie: u64, reply: &mut ReplyWriter<'_>) ->
     if cookie != 0 {
         rustix::fs::seek(&dir, SeekFrom::Start(cookie))?;
     }
-    let mut buf = [MaybeUninit::<u8>::uninit(); 32 * 1024];
-    let mut entries = RawDir::new(&dir, &mut buf);
+    let mut buf = Vec::<u8>::with_capacity(32 * 1024);
+    let mut entries = RawDir::new(&dir, buf.spare_capacity_mut());
     let mut any = false;
     while let Some(entry) = entries.next() {
         let entry = entry?;
@@ -279,7 +281,8 @@ fn own(node: BorrowedFd<'_>, uid: u32, gid: u32, mode: Option<u32>) -> Result<()
 }
 
 fn chmod(node: BorrowedFd<'_>, mode: u32) -> Result<()> {
-    let by_node = hostsys::mount::chmod_node(node, mode).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
+    let by_node =
+        hostsys::mount::chmod_node(node, mode).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
     match by_node {
         // Before Linux 6.6 only a descriptor that is not O_PATH will do.
         Err(Errno::NOSYS) => rustix::fs::fchmod(node, Mode::from_raw_mode(mode)),
@@ -350,5 +353,7 @@ fn set_time(wanted: bool, now: bool, at: WireTime) -> Timespec {
 /// Attributes that describe the file to its users. Labels of the host's security modules and of its overlays stay
 /// with the host.
 fn readable_xattr(name: &[u8]) -> bool {
-    name.starts_with(b"user.") || name.starts_with(b"security.capability") || name.starts_with(b"system.posix_acl_")
+    name.starts_with(b"user.")
+        || name.starts_with(b"security.capability")
+        || name.starts_with(b"system.posix_acl_")
 }

@@ -141,12 +141,14 @@ fn no_name_leads_out() {
     symlink("../outside/secret", s.path("0/file")).unwrap();
     symlink(s.path("outside"), s.path("0/absolute")).unwrap();
     let read = FileHow::READ;
-    assert_eq!(s.call(&open("dir/secret", read)).unwrap_err(), libc::ELOOP);
-    assert_eq!(s.call(&open("absolute/secret", read)).unwrap_err(), libc::ELOOP);
-    assert!(matches!(s.call(&open("file", read)), Err(libc::ELOOP | libc::EACCES)));
+    let refused =
+        |request: &Request<'_>| matches!(s.call(request), Err(libc::ELOOP | libc::ENOTDIR | libc::EACCES));
+    assert!(refused(&open("dir/secret", read)));
+    assert!(refused(&open("absolute/secret", read)));
+    assert!(refused(&open("file", read)));
     let how = FileHow::WRITE;
     let create = |path| Request::Create { at: at(0, path), mode: 0o644, uid: 0, gid: 0, how };
-    assert_eq!(s.call(&create("dir/new")).unwrap_err(), libc::ELOOP);
+    assert!(refused(&create("dir/new")));
     assert_eq!(s.call(&create("file")).unwrap_err(), libc::EEXIST);
     // Changes act on the link itself.
     let change = WireSetAttr { mask: set::SIZE, ..WireSetAttr::default() };
@@ -230,16 +232,25 @@ fn changes_do_what_they_say() {
     // The kept file outlives its name.
     let kept = answer.reply().fid();
     s.call(&Request::Unlink { at: at(0, "d/g"), directory: false }).unwrap();
-    let mut change = WireSetAttr { mask: set::SIZE | set::MODE | set::MTIME, mode: 0o600, size: 2, ..WireSetAttr::default() };
+    let mut change = WireSetAttr {
+        mask: set::SIZE | set::MODE | set::MTIME,
+        mode: 0o600,
+        size: 2,
+        ..WireSetAttr::default()
+    };
     change.mtime.sec = 1_000_000_007;
-    let (answer, _) = s.call(&Request::SetAttr { at: Place { fid: kept, path: Path::EMPTY }, change }).unwrap();
+    let (answer, _) =
+        s.call(&Request::SetAttr { at: Place { fid: kept, path: Path::EMPTY }, change }).unwrap();
     let attr = answer.attr();
     assert_eq!((attr.size, attr.mode & 0o7777, attr.mtime.sec, attr.nlink), (2, 0o600, 1_000_000_007, 0));
     s.call(&Request::Close { fid: kept }).unwrap();
     for bad in [kept, Fid(0), Fid(99), Fid(u32::MAX), Fid::NONE] {
         assert_eq!(s.call(&Request::Close { fid: bad }).unwrap_err(), libc::EBADF);
     }
-    assert_eq!(s.call(&Request::StatFs { at: Place { fid: kept, path: Path::EMPTY } }).unwrap_err(), libc::EBADF);
+    assert_eq!(
+        s.call(&Request::StatFs { at: Place { fid: kept, path: Path::EMPTY } }).unwrap_err(),
+        libc::EBADF
+    );
     s.call(&Request::Unlink { at: at(0, "d"), directory: true }).unwrap();
     assert!(!s.path("0/d").exists());
 }
@@ -289,7 +300,9 @@ fn a_directory_swapped_for_a_link_never_leaks() {
 #[test]
 fn a_broken_message_or_a_descriptor_ends_the_session() {
     let s = Arc::new(Scratch::new());
-    for (message, with_fd) in [(&b"\xff\xff\xff\xff"[..], false), (b"x", false), (&[1, 0, 0, 0, 0, 0, 0, 0], true)] {
+    for (message, with_fd) in
+        [(&b"\xff\xff\xff\xff"[..], false), (b"x", false), (&[1, 0, 0, 0, 0, 0, 0, 0], true)]
+    {
         let (ours, theirs) = sock::packet_pair().unwrap();
         let scratch = Arc::clone(&s);
         let server = thread::spawn(move || {

@@ -253,8 +253,7 @@ pub(crate) fn beneath(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mod
         // O_NONBLOCK: a FIFO that took the place of the file since it was looked at must not block the gofer.
         OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK
     };
-    let resolve =
-        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     openat2(dir, path, flags | common, mode, resolve)
 }
 

@@ -20,6 +20,8 @@ mod inode;
 mod mount;
 
 pub mod pseudo;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use attr::{Attr, FileKind, SetAttr, SetTime, StatFs, Timestamp};
 pub use caller::{Caller, JobControl, SignalSink, Terminal};
