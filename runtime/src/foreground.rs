@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use control_protocol::{Channel, ChannelError, Descriptor, Event, Failure, Order, Phase, Report, TerminalSize};
+use control_protocol::{
+    Channel, ChannelError, Descriptor, Event, Failure, Order, Phase, Report, TerminalSize,
+};
 use hostsys::polling::{self, Interest};
 use hostsys::process::Exit;
 use hostsys::{credentials, signals};
@@ -125,11 +127,17 @@ fn register(
         created: timestamp::nanoseconds(SystemTime::now()),
         owner: credentials::effective_uid(),
         sandbox: HostProcess::of(pid).context(|| format!("read the start time of process {pid}"))?,
-        annotations: spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect::<BTreeMap<_, _>>(),
+        annotations: spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect::<BTreeMap<_, _>>(),
         cgroups: cgroup.made().to_vec(),
     })?;
     if let Some(path) = &registration.pid_file {
-        state::write_whole(path, pid.to_string().as_bytes(), 0o644).context(|| format!("write {}", show(path)))?;
+        state::write_whole(path, pid.to_string().as_bytes(), 0o644)
+            .context(|| format!("write {}", show(path)))?;
     }
     Ok(())
 }
@@ -157,7 +165,11 @@ impl Run {
             let mut interests = [
                 Interest::new(self.sandbox.sentry.as_fd(), libc::POLLIN),
                 if over { Interest::none() } else { Interest::new(self.sandbox.gofer.as_fd(), libc::POLLIN) },
-                if over { Interest::none() } else { Interest::new(self.sandbox.control.as_fd(), libc::POLLIN) },
+                if over {
+                    Interest::none()
+                } else {
+                    Interest::new(self.sandbox.control.as_fd(), libc::POLLIN)
+                },
                 Interest::new(self.pending.as_fd(), libc::POLLIN),
                 self.sandbox.sentry_says.interest(),
                 self.sandbox.gofer_says.interest(),
@@ -183,7 +195,9 @@ impl Run {
             if control.any() || sentry.any() {
                 self.take_events();
             }
-            if pending.any() && let Some(abort) = self.take_signals()? {
+            if pending.any()
+                && let Some(abort) = self.take_signals()?
+            {
                 // Nothing of the container runs yet: the signal ends its start.
                 self.sandbox.sentry.kill(libc::SIGKILL);
                 self.sandbox.sentry.end(LEAVE);
@@ -285,8 +299,9 @@ impl Run {
                         relay.resume();
                     }
                 }
-                signo if !self.ready
-                    && [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP].contains(&signo) =>
+                signo
+                    if !self.ready
+                        && [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP].contains(&signo) =>
                 {
                     return Ok(Some(signo));
                 }

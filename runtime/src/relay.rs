@@ -48,7 +48,9 @@ impl Relay {
     /// The size of the caller's terminal, if it has one.
     pub fn window_size() -> Option<WindowSize> {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-        [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()].into_iter().find_map(|fd| terminal::window_size(fd).ok())
+        [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
+            .into_iter()
+            .find_map(|fd| terminal::window_size(fd).ok())
     }
 
     /// What to wait for: input, output, socket.
