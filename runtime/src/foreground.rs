@@ -68,11 +68,13 @@ pub fn run(mut plan: Plan, registration: Option<Registration<'_>>, log: &Log) ->
         }
     }
     let mut run = Run { sandbox, relay, pending, ready: false, report: None, failure: None };
-    run.to_the_end(&cgroup)
+    run.drive(&cgroup)
 }
 
+type Descriptors = Vec<(Descriptor, OwnedFd)>;
+
 /// The descriptors that go to the Sentry besides those of the gofer.
-fn descriptors(plan: &mut Plan, log: &Log) -> Result<(Option<Relay>, Vec<(Descriptor, OwnedFd)>)> {
+fn descriptors(plan: &mut Plan, log: &Log) -> Result<(Option<Relay>, Descriptors)> {
     let mut descriptors = Vec::new();
     if let Some(file) = log.descriptor(plan.boot.options.strace).context(|| "duplicate the log".into())? {
         descriptors.push((Descriptor::Log, file));
@@ -152,7 +154,7 @@ struct Run {
 }
 
 impl Run {
-    fn to_the_end(&mut self, cgroup: &ControlGroup) -> Result<Report> {
+    fn drive(&mut self, cgroup: &ControlGroup) -> Result<Report> {
         let mut cause = None;
         let mut leave_by: Option<Instant> = None;
         let exit = loop {

@@ -122,7 +122,6 @@ impl Sandbox {
                 })
                 .collect(),
             connections: GOFER_CONNECTIONS,
-            die_with_parent: true,
         };
         let running =
             gofer::launch::start(&config, gofer_stderr.as_fd()).context(|| "start the gofer".into())?;
@@ -163,7 +162,7 @@ fn start_sentry(
         descriptors: &descriptors,
         become_root: true,
     };
-    let mut child = command.start().context(|| "start the sandbox process in new namespaces".into())?;
+    let child = command.start().context(|| "start the sandbox process in new namespaces".into())?;
     // Root gives its Sentry an identity that owns nothing on the host.
     let mapped = privileged && child.map_root_to(NOBODY, NOBODY, true).is_ok();
     if !mapped {

@@ -260,7 +260,10 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
     if let Some(path) = linux.cgroups_path() {
         no_nul("linux.cgroupsPath", path.as_os_str().as_bytes())?;
         if path.components().any(|part| part == std::path::Component::ParentDir) {
-            return Err(Error::field("linux.cgroupsPath", format!("must not contain \"..\", got {path:?}")));
+            return Err(Error::field(
+                "linux.cgroupsPath",
+                format!("must not contain \"..\", got {:?}", path.display().to_string()),
+            ));
         }
     }
     match linux.rootfs_propagation().as_deref() {

@@ -11,11 +11,10 @@ use abi::time::ticks;
 use sentry_base::{Events, MutexGuard, lock::rank};
 use sentry_memory::UserMemory;
 
-use crate::futex;
 use crate::group::StopState;
 use crate::signal::{Origin, recalc};
 use crate::task_set::{TaskSet, Zombie};
-use crate::{Current, Kernel, Task, TaskState, ThreadGroup};
+use crate::{Current, Kernel, Task, TaskState, ThreadGroup, robust};
 
 /// A signal to send once the task set's lock is free.
 struct Notice {
@@ -56,15 +55,13 @@ pub(crate) fn exit(cx: Current) {
 pub(crate) fn leave_memory(task: &Task) {
     let robust = task.exit_places.robust_list.swap(0, Ordering::Relaxed);
     if robust != 0 {
-        futex::release_robust_list(task, robust);
+        robust::release(task, robust);
     }
     let clear = task.exit_places.clear_child_tid.swap(0, Ordering::Relaxed);
     if clear != 0 {
-        let mm = task.mm();
-        if mm.copy_out(clear, &[0; 4]).is_ok()
-            && let Ok(key) = mm.futex_key(clear, false)
-        {
-            task.kernel().futexes().wake(&key, 1, futex::MATCH_ANY);
+        // Written even where nobody waits, as Linux does.
+        if task.mm().copy_out(clear, &[0; 4]).is_ok() {
+            task.futex_wake_addr(clear, 1);
         }
     }
     task.open_vfork_gate();

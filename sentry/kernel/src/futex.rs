@@ -1,312 +1,222 @@
-//! Futexes: waiting on a word of application memory (`futex(2)`, `kernel/futex/`).
+//! Futexes: who waits on which word (`futex(2)`, `kernel/futex/`).
 //!
-//! A waiter is queued before its word is read, so no user memory is touched under a bucket's lock: whoever changes the
-//! word and then wakes finds the waiter queued, or the waiter finds the word changed.
+//! The word is looked at under its bucket's lock, after which the waiter is queued: a wake that follows a change of the
+//! word finds either the new value or the waiter. Wakers are fired after the lock is released.
 
 use core::sync::atomic::{AtomicBool, Ordering};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use platform::AtomicOp;
-use sentry_base::{Errno, Mutex, MutexGuard, Nanos, Result, Sleeper, WaitClass, WaitEnd, lock::rank};
+use platform::{AtomicOp, Fault};
+use sentry_base::{Errno, Mutex, Result, Sleeper, lock::rank};
 use sentry_mm::{FutexKey, Mm};
 
-use crate::{BlockEnd, Current};
+use crate::Task;
 
-/// Every bit of a wake mask.
+/// Matches every waiter (`FUTEX_BITSET_MATCH_ANY`).
 pub const MATCH_ANY: u32 = u32::MAX;
-
-const BUCKETS: usize = 256;
 
 /// A task that waits on a word.
 #[derive(Debug)]
-struct Waiter {
-    sleeper: Arc<Sleeper>,
+pub struct FutexWaiter {
+    key: parking_lot::Mutex<FutexKey>,
     bitset: u32,
-    /// Changed by a requeue, under the locks of both buckets.
-    key: Mutex<FutexKey, { rank::LEAF }>,
     woken: AtomicBool,
+    sleeper: Arc<Sleeper>,
 }
 
-type Bucket = Mutex<Vec<Arc<Waiter>>, { rank::FUTEX_BUCKET }>;
-
-/// All futexes of a sandbox.
-#[derive(Debug)]
-pub struct Futexes {
-    buckets: Box<[Bucket]>,
+impl FutexWaiter {
+    pub fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::SeqCst)
+    }
 }
 
-impl Default for Futexes {
+type Bucket = Mutex<Vec<Arc<FutexWaiter>>, { rank::FUTEX_BUCKET }>;
+
+/// The waiters of a sandbox.
+pub struct FutexTable {
+    buckets: Vec<Bucket>,
+    hash: RandomState,
+}
+
+impl core::fmt::Debug for FutexTable {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("FutexTable")
+    }
+}
+
+impl Default for FutexTable {
     fn default() -> Self {
-        Self { buckets: (0..BUCKETS).map(|_| Mutex::new(Vec::new())).collect() }
+        Self { buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(), hash: RandomState::new() }
     }
 }
 
-fn bucket_index(key: &FutexKey) -> usize {
-    let (a, b) = match *key {
-        FutexKey::Private { mm, addr } => (mm, addr),
-        FutexKey::Shared { device, inode, offset } => (device ^ inode.rotate_left(32), offset),
-    };
-    let mixed = (a ^ (b >> 2).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 56) as usize % BUCKETS
-}
+const BUCKETS: usize = 256;
 
-impl Futexes {
-    fn bucket(&self, key: &FutexKey) -> Option<&Bucket> {
-        self.buckets.get(bucket_index(key))
+impl FutexTable {
+    fn index(&self, key: &FutexKey) -> usize {
+        usize::try_from(self.hash.hash_one(key) % BUCKETS as u64).unwrap_or(0)
     }
 
-    /// Takes up to `count` waiters of `key` out of a bucket.
-    fn take(bucket: &mut Vec<Arc<Waiter>>, key: &FutexKey, count: usize, bitset: u32) -> Vec<Arc<Waiter>> {
-        let mut taken = Vec::new();
-        bucket.retain(|waiter| {
-            let hit = taken.len() < count && waiter.bitset & bitset != 0 && *waiter.key.lock() == *key;
-            if hit {
-                waiter.woken.store(true, Ordering::SeqCst);
-                taken.push(Arc::clone(waiter));
-            }
-            !hit
+    fn bucket(&self, index: usize) -> Result<&Bucket> {
+        self.buckets.get(index).ok_or(Errno::EFAULT)
+    }
+
+    /// Queues a waiter if the word still holds `value`; `EAGAIN` if not.
+    pub fn enqueue(
+        &self,
+        mm: &Mm,
+        addr: u64,
+        key: FutexKey,
+        value: u32,
+        bitset: u32,
+        sleeper: &Arc<Sleeper>,
+    ) -> Result<Arc<FutexWaiter>> {
+        let waiter = Arc::new(FutexWaiter {
+            bitset,
+            woken: AtomicBool::new(false),
+            sleeper: Arc::clone(sleeper),
+            key: parking_lot::Mutex::new(key.clone()),
         });
-        taken
-    }
-
-    /// Wakes up to `count` waiters whose mask meets `bitset`; returns how many.
-    pub fn wake(&self, key: &FutexKey, count: usize, bitset: u32) -> usize {
-        let Some(bucket) = self.bucket(key) else { return 0 };
-        let taken = Self::take(&mut bucket.lock(), key, count, bitset);
-        for waiter in &taken {
-            waiter.sleeper.wake();
-        }
-        taken.len()
-    }
-
-    /// Wakes up to `wake` waiters of `from` and moves up to `requeue` others to `to`; returns how many were woken and how
-    /// many moved.
-    pub fn requeue(&self, from: &FutexKey, to: &FutexKey, wake: usize, requeue: usize) -> (usize, usize) {
-        let (Some(source), Some(target)) = (self.bucket(from), self.bucket(to)) else { return (0, 0) };
-        let mut moved = 0;
-        let taken;
-        {
-            let (mut first, mut second) = lock_both(source, target, bucket_index(from), bucket_index(to));
-            taken = Self::take(&mut first, from, wake, MATCH_ANY);
-            if from != to {
-                let mut movers = Vec::new();
-                first.retain(|waiter| {
-                    let hit = moved < requeue && *waiter.key.lock() == *from;
-                    if hit {
-                        moved += 1;
-                        *waiter.key.lock() = *to;
-                        movers.push(Arc::clone(waiter));
+        let bucket = self.bucket(self.index(&key))?;
+        for _ in 0..3 {
+            {
+                let mut waiters = bucket.lock();
+                match peek(mm, addr) {
+                    Ok(now) if now == value => {
+                        waiters.push(Arc::clone(&waiter));
+                        return Ok(waiter);
                     }
-                    !hit
-                });
-                match &mut second {
-                    Some(second) => second.append(&mut movers),
-                    None => first.append(&mut movers),
+                    Ok(_) => return Err(Errno::EAGAIN),
+                    Err(_) => {}
                 }
             }
+            // The page may only have to be brought in, which no lock of this rank allows.
+            mm.load_u32(addr)?;
         }
-        for waiter in &taken {
-            waiter.sleeper.wake();
-        }
-        (taken.len(), moved)
+        Err(Errno::EFAULT)
     }
 
-    fn add(&self, waiter: &Arc<Waiter>) {
-        let key = *waiter.key.lock();
-        if let Some(bucket) = self.bucket(&key) {
-            bucket.lock().push(Arc::clone(waiter));
-        }
-    }
-
-    /// Takes a waiter out of whatever bucket it is in; false if it was woken.
-    fn remove(&self, waiter: &Arc<Waiter>) -> bool {
+    /// Takes a waiter out; false if it had been woken.
+    pub fn dequeue(&self, waiter: &Arc<FutexWaiter>) -> bool {
         loop {
-            let key = *waiter.key.lock();
-            let Some(bucket) = self.bucket(&key) else { return true };
-            let mut bucket = bucket.lock();
-            if *waiter.key.lock() != key {
-                continue;
+            let key = waiter.key.lock().clone();
+            let Ok(bucket) = self.bucket(self.index(&key)) else { return false };
+            let mut waiters = bucket.lock();
+            if let Some(at) = waiters.iter().position(|w| Arc::ptr_eq(w, waiter)) {
+                waiters.remove(at);
+                return true;
             }
-            if waiter.woken.load(Ordering::SeqCst) {
+            if waiter.is_woken() {
                 return false;
             }
-            bucket.retain(|w| !Arc::ptr_eq(w, waiter));
+            // It was requeued between the look at its key and the lock.
+        }
+    }
+
+    /// Wakes at most `count` waiters that share a bit with `bitset`, in order of arrival; returns how many.
+    pub fn wake(&self, key: &FutexKey, count: usize, bitset: u32) -> usize {
+        let Ok(bucket) = self.bucket(self.index(key)) else { return 0 };
+        let due = take(&mut bucket.lock(), key, count, bitset);
+        fire(&due);
+        due.len()
+    }
+
+    /// Wakes up to `wake` waiters of `from` and moves up to `requeue` others to `to`; `EAGAIN` if `expect` is given and
+    /// the word at `addr` is another. Returns how many were woken and moved.
+    pub fn requeue(
+        &self,
+        mm: &Mm,
+        (from, addr): (&FutexKey, u64),
+        to: &FutexKey,
+        (wake, requeue): (usize, usize),
+        expect: Option<u32>,
+    ) -> Result<(usize, usize)> {
+        if expect.is_some() {
+            // Brings the page in before the locks are taken.
+            mm.load_u32(addr)?;
+        }
+        let (a, b) = (self.index(from), self.index(to));
+        let (due, moved) = if a == b {
+            let mut waiters = self.bucket(a)?.lock();
+            check(mm, addr, expect)?;
+            let due = take(&mut waiters, from, wake, MATCH_ANY);
+            let mut moved = 0;
+            if from != to {
+                for waiter in waiters.iter() {
+                    let mut key = waiter.key.lock();
+                    if *key == *from && moved < requeue {
+                        *key = to.clone();
+                        moved += 1;
+                    }
+                }
+            }
+            (due, moved)
+        } else {
+            let (first, second) = (self.bucket(a.min(b))?.lock(), self.bucket(a.max(b))?.lock());
+            let (mut source, mut target) = if a < b { (first, second) } else { (second, first) };
+            check(mm, addr, expect)?;
+            let due = take(&mut source, from, wake, MATCH_ANY);
+            let mut moved = 0;
+            source.retain(|waiter| {
+                let mut key = waiter.key.lock();
+                if *key != *from || moved >= requeue {
+                    return true;
+                }
+                *key = to.clone();
+                moved += 1;
+                target.push(Arc::clone(waiter));
+                false
+            });
+            (due, moved)
+        };
+        fire(&due);
+        Ok((due.len(), moved))
+    }
+}
+
+/// The word, without bringing its page in.
+fn peek(mm: &Mm, addr: u64) -> Result<u32, Fault> {
+    mm.space().atomic_u32(addr, AtomicOp::Load)
+}
+
+fn check(mm: &Mm, addr: u64, expect: Option<u32>) -> Result<()> {
+    match expect {
+        Some(value) if peek(mm, addr).map_err(|_| Errno::EFAULT)? != value => Err(Errno::EAGAIN),
+        _ => Ok(()),
+    }
+}
+
+fn take(
+    waiters: &mut Vec<Arc<FutexWaiter>>,
+    key: &FutexKey,
+    count: usize,
+    bitset: u32,
+) -> Vec<Arc<FutexWaiter>> {
+    let mut due = Vec::new();
+    waiters.retain(|waiter| {
+        if due.len() >= count || waiter.bitset & bitset == 0 || *waiter.key.lock() != *key {
             return true;
         }
-    }
-}
-
-type BucketGuard<'a> = MutexGuard<'a, Vec<Arc<Waiter>>, { rank::FUTEX_BUCKET }>;
-
-/// Locks two buckets in the order of their indices; the second is `None` where both are one.
-fn lock_both<'a>(
-    a: &'a Bucket,
-    b: &'a Bucket,
-    a_index: usize,
-    b_index: usize,
-) -> (BucketGuard<'a>, Option<BucketGuard<'a>>) {
-    if a_index == b_index {
-        return (a.lock(), None);
-    }
-    if a_index < b_index {
-        let first = a.lock();
-        (first, Some(b.lock()))
-    } else {
-        let second = b.lock();
-        (a.lock(), Some(second))
-    }
-}
-
-/// Waits until the word at `addr` is woken, if it holds `value`. `EAGAIN` if it does not.
-pub async fn wait(
-    cx: &mut Current,
-    addr: u64,
-    private: bool,
-    value: u32,
-    bitset: u32,
-    deadline: Option<Nanos>,
-) -> Result<(), BlockEnd> {
-    if bitset == 0 || !addr.is_multiple_of(4) {
-        return Err(BlockEnd::Errno(Errno::EINVAL));
-    }
-    let mm = cx.task.mm();
-    let key = mm.futex_key(addr, private)?;
-    let kernel = Arc::clone(cx.task.kernel());
-    let futexes = kernel.futexes();
-    let waiter = Arc::new(Waiter {
-        sleeper: Arc::clone(cx.task.sleeper()),
-        bitset,
-        key: Mutex::new(key),
-        woken: AtomicBool::new(false),
+        waiter.woken.store(true, Ordering::SeqCst);
+        due.push(Arc::clone(waiter));
+        false
     });
-    waiter.sleeper.arm();
-    futexes.add(&waiter);
-    let end = match mm.load_u32(addr) {
-        Ok(found) if found == value => loop {
-            if waiter.woken.load(Ordering::SeqCst) {
-                return Ok(());
-            }
-            match cx.sleep(WaitClass::Interruptible, deadline).await {
-                WaitEnd::Ready => {}
-                WaitEnd::TimedOut => break BlockEnd::TimedOut,
-                WaitEnd::Interrupted | WaitEnd::Killed => break BlockEnd::Interrupted,
-            }
-        },
-        Ok(_) => BlockEnd::Errno(Errno::EAGAIN),
-        Err(errno) => BlockEnd::Errno(errno),
-    };
-    // Woken meanwhile: the wake is used up and must not be lost.
-    if futexes.remove(&waiter) { Err(end) } else { Ok(()) }
+    due
 }
 
-/// The operation of `FUTEX_WAKE_OP` on the second word; true if its old value meets the comparison.
-pub fn wake_op(mm: &Mm, addr: u64, encoded: u32) -> Result<bool> {
-    let op = encoded >> 28 & 0x7;
-    let shift = encoded >> 31 != 0;
-    let compare = encoded >> 24 & 0xf;
-    // Both operands are signed 12-bit fields.
-    let signed12 = |v: u32| ((v << 20).cast_signed() >> 20).cast_unsigned();
-    let mut operand = signed12(encoded >> 12 & 0xfff);
-    let against = signed12(encoded & 0xfff).cast_signed();
-    if shift {
-        operand = 1_u32 << (operand & 31);
-    }
-    let old = match op {
-        0 => exchange(mm, addr, operand)?,
-        1 => mm.atomic_u32(addr, AtomicOp::Add(operand))?,
-        2 => mm.atomic_u32(addr, AtomicOp::Or(operand))?,
-        3 => mm.atomic_u32(addr, AtomicOp::And(!operand))?,
-        4 => mm.atomic_u32(addr, AtomicOp::Xor(operand))?,
-        _ => return Err(Errno::ENOSYS),
-    }
-    .cast_signed();
-    Ok(match compare {
-        0 => old == against,
-        1 => old != against,
-        2 => old < against,
-        3 => old <= against,
-        4 => old > against,
-        5 => old >= against,
-        _ => return Err(Errno::ENOSYS),
-    })
-}
-
-fn exchange(mm: &Mm, addr: u64, new: u32) -> Result<u32> {
-    let mut current = mm.load_u32(addr)?;
-    loop {
-        let seen = mm.cmpxchg_u32(addr, current, new)?;
-        if seen == current {
-            return Ok(seen);
-        }
-        current = seen;
+fn fire(due: &[Arc<FutexWaiter>]) {
+    for waiter in due {
+        waiter.sleeper.wake();
     }
 }
 
-/// A thread died with its id in the word, or never.
-const WAITERS: u32 = 0x8000_0000;
-const OWNER_DIED: u32 = 0x4000_0000;
-const TID_MASK: u32 = 0x3fff_ffff;
-/// A list longer than this is not walked on (`ROBUST_LIST_LIMIT`).
-const ROBUST_LIMIT: usize = 2048;
-
-/// Marks every robust futex that a dying task holds and wakes one waiter of each (`exit_robust_list`). The list is the
-/// application's: the walk is bounded and ends at the first bad pointer.
-pub(crate) fn release_robust_list(task: &crate::Task, head_addr: u64) {
-    use sentry_memory::UserMemory;
-    use zerocopy::{FromZeros, IntoBytes};
-
-    let mm = task.mm();
-    let mut head = abi::process::RobustListHead::new_zeroed();
-    if mm.copy_in(head_addr, head.as_mut_bytes()).is_err() {
-        return;
-    }
-    let word = |entry: u64| (entry & !1).wrapping_add_signed(head.futex_offset);
-    let pending = head.pending;
-    let mut entry = head.next;
-    for _ in 0..ROBUST_LIMIT {
-        if entry & !1 == head_addr {
-            break;
+impl Task {
+    /// Wakes up to `count` waiters on the word at `addr` of this task's memory (`clear_child_tid`, robust lists).
+    pub fn futex_wake_addr(&self, addr: u64, count: usize) -> usize {
+        match self.mm().futex_key(addr, false) {
+            Ok(key) => self.kernel().futexes().wake(&key, count, MATCH_ANY),
+            Err(_) => 0,
         }
-        // The next pointer is read first: a woken owner may free the entry.
-        let mut next = 0_u64;
-        let read = mm.copy_in(entry & !1, next.as_mut_bytes());
-        if entry & !1 != pending & !1 && release_word(task, &mm, word(entry), entry & 1 != 0, false).is_err()
-        {
-            return;
-        }
-        if read.is_err() {
-            return;
-        }
-        entry = next;
     }
-    if pending & !1 != 0 {
-        let _ = release_word(task, &mm, word(pending), pending & 1 != 0, true);
-    }
-}
-
-/// `handle_futex_death`.
-fn release_word(task: &crate::Task, mm: &Mm, addr: u64, pi: bool, pending: bool) -> Result<()> {
-    if !addr.is_multiple_of(4) {
-        return Err(Errno::EINVAL);
-    }
-    let mut value = mm.load_u32(addr)?;
-    let wake = || -> Result<()> {
-        let key = mm.futex_key(addr, false)?;
-        task.kernel().futexes().wake(&key, 1, MATCH_ANY);
-        Ok(())
-    };
-    if pending && !pi && value == 0 {
-        return wake();
-    }
-    loop {
-        if value & TID_MASK != task.tid().cast_unsigned() {
-            return Ok(());
-        }
-        let seen = mm.cmpxchg_u32(addr, value, value & WAITERS | OWNER_DIED)?;
-        if seen == value {
-            break;
-        }
-        value = seen;
-    }
-    if !pi && value & WAITERS != 0 { wake() } else { Ok(()) }
 }

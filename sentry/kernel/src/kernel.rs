@@ -11,10 +11,9 @@ use sentry_memory::MemoryFile;
 use sentry_mm::{Mm, MmConfig};
 use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
 
-use crate::futex::Futexes;
 use crate::no_space::NoSpace;
 use crate::task_set::TaskSet;
-use crate::{FdTable, MountNamespace, SyscallTable, Task, ThreadGroup};
+use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup};
 
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -104,7 +103,7 @@ pub struct Kernel {
     no_fds: Arc<FdTable>,
     init_exit: InitExit,
     init_shielded: AtomicBool,
-    futexes: Futexes,
+    futexes: FutexTable,
     memory: Arc<MemoryFile>,
     host_deaths: Mutex<Vec<String>, { rank::LEAF }>,
 }
@@ -167,7 +166,7 @@ impl Kernel {
             unsupported: Mutex::new(BTreeMap::new()),
             init_exit: InitExit::default(),
             init_shielded: AtomicBool::new(true),
-            futexes: Futexes::default(),
+            futexes: FutexTable::default(),
             host_deaths: Mutex::new(Vec::new()),
         })
     }
@@ -200,6 +199,10 @@ impl Kernel {
     /// `CLOCK_REALTIME` at boot (`btime` of `/proc/stat`).
     pub fn boot_real(&self) -> Nanos {
         self.boot_real
+    }
+
+    pub fn futexes(&self) -> &FutexTable {
+        &self.futexes
     }
 
     pub fn nr_cpus(&self) -> u32 {
@@ -280,10 +283,6 @@ impl Kernel {
     pub fn create_init(self: &Arc<Self>, spec: InitSpec) -> Result<()> {
         *self.init_exit.callback.lock() = spec.on_exit;
         Ok(())
-    }
-
-    pub fn futexes(&self) -> &Futexes {
-        &self.futexes
     }
 
     /// The memory file that new address spaces are backed by.

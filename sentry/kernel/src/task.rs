@@ -148,7 +148,7 @@ impl VforkGate {
 
 /// What the scheduling calls set and get; the host schedules.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scheduling {
+pub struct Scheduling {
     pub policy: i32,
     pub priority: i32,
     pub nice: i32,
