@@ -13,7 +13,7 @@ use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
 
 use crate::no_space::NoSpace;
 use crate::task_set::TaskSet;
-use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup};
+use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup, Vfs};
 
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -22,6 +22,7 @@ pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
 pub struct KernelConfig {
     pub platform: Arc<dyn Platform>,
     pub memory: Arc<MemoryFile>,
+    pub vfs: Arc<Vfs>,
     pub table: Arc<dyn SyscallTable>,
     pub hostname: Vec<u8>,
     pub domainname: Vec<u8>,
@@ -90,6 +91,7 @@ pub struct Kernel {
     executor: Arc<Executor>,
     platform: Arc<dyn Platform>,
     table: Arc<dyn SyscallTable>,
+    vfs: Arc<Vfs>,
     uts: Mutex<UtsNames, { rank::LEAF }>,
     boot_mono: Nanos,
     boot_real: Nanos,
@@ -155,6 +157,7 @@ impl Kernel {
             memory: config.memory,
             platform: config.platform,
             table: config.table,
+            vfs: config.vfs,
             uts: Mutex::new(UtsNames { hostname: config.hostname, domainname: config.domainname }),
             boot_mono: mono_now(),
             boot_real: real_now(),
@@ -181,6 +184,10 @@ impl Kernel {
 
     pub fn table(&self) -> &Arc<dyn SyscallTable> {
         &self.table
+    }
+
+    pub fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
     }
 
     pub fn uts(&self) -> UtsNames {
