@@ -33,7 +33,7 @@ pub use clone::{CloneSpec, clone_task};
 pub use current::{BlockEnd, Current};
 pub use futex::{FutexTable, FutexWaiter, MATCH_ANY};
 pub use group::ThreadGroup;
-pub use kernel::{InitSpec, Kernel, KernelConfig, TraceSink, Unsupported, UtsNames};
+pub use kernel::{RELEASE, VERSION, InitSpec, Kernel, KernelConfig, TraceSink, Unsupported, UtsNames};
 pub use limits::Limits;
 pub use sentry_mm::Mm;
 pub use sentry_vfs::{FdTable, FsContext, MountNamespace, Vfs};
