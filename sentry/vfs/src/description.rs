@@ -103,3 +103,9 @@ impl FileDescription {
         }
     }
 }
+
+impl sentry_mm::MappedFile for FileDescription {
+    fn as_any(&self) -> &dyn core::any::Any {
+        self
+    }
+}
