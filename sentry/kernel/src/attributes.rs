@@ -64,6 +64,10 @@ impl Task {
         self.exit_places.clear_child_tid.store(addr, Ordering::Relaxed);
     }
 
+    pub fn clear_child_tid(&self) -> u64 {
+        self.exit_places.clear_child_tid.load(Ordering::Relaxed)
+    }
+
     /// Stores what `restart_syscall(2)` goes on with.
     pub fn set_restart_block(&self, block: crate::RestartBlock) {
         *self.restart_block.lock() = Some(block);
