@@ -135,9 +135,8 @@ impl ControlGroup {
         self.leaves.iter().any(|place| {
             ["memory.events", "memory.oom_control"].iter().any(|file| {
                 let text = fs::read_to_string(place.join(file)).unwrap_or_default();
-                text.lines().any(|line| {
-                    line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0")
-                })
+                text.lines()
+                    .any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
             })
         })
     }

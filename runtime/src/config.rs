@@ -36,7 +36,8 @@ impl Config {
         warnings.extend(validate::spec(&spec)?);
         let path = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
         let path = bundle.join(path);
-        let not_usable = |error: io::Error| Error::Rootfs(format!("stat {}: {}", show(&path), sentence(&error)));
+        let not_usable =
+            |error: io::Error| Error::Rootfs(format!("stat {}: {}", show(&path), sentence(&error)));
         let rootfs = fs::canonicalize(&path).map_err(not_usable)?;
         if !fs::metadata(&rootfs).map_err(not_usable)?.is_dir() {
             return Err(Error::Rootfs(format!("{} is not a directory", show(&path))));

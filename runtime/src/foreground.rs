@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use control_protocol::{Channel, ChannelError, Descriptor, Event, Failure, Order, Phase, Report, TerminalSize};
+use control_protocol::{
+    Channel, ChannelError, Descriptor, Event, Failure, Order, Phase, Report, TerminalSize,
+};
 use hostsys::polling::{self, Interest};
 use hostsys::process::Exit;
 use hostsys::{credentials, signals};
@@ -66,11 +68,13 @@ pub fn run(mut plan: Plan, registration: Option<Registration<'_>>, log: &Log) ->
         }
     }
     let mut run = Run { sandbox, relay, pending, ready: false, report: None, failure: None };
-    run.to_the_end(&cgroup)
+    run.drive(&cgroup)
 }
 
+type Descriptors = Vec<(Descriptor, OwnedFd)>;
+
 /// The descriptors that go to the Sentry besides those of the gofer.
-fn descriptors(plan: &mut Plan, log: &Log) -> Result<(Option<Relay>, Vec<(Descriptor, OwnedFd)>)> {
+fn descriptors(plan: &mut Plan, log: &Log) -> Result<(Option<Relay>, Descriptors)> {
     let mut descriptors = Vec::new();
     if let Some(file) = log.descriptor(plan.boot.options.strace).context(|| "duplicate the log".into())? {
         descriptors.push((Descriptor::Log, file));
@@ -125,11 +129,17 @@ fn register(
         created: timestamp::nanoseconds(SystemTime::now()),
         owner: credentials::effective_uid(),
         sandbox: HostProcess::of(pid).context(|| format!("read the start time of process {pid}"))?,
-        annotations: spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect::<BTreeMap<_, _>>(),
+        annotations: spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect::<BTreeMap<_, _>>(),
         cgroups: cgroup.made().to_vec(),
     })?;
     if let Some(path) = &registration.pid_file {
-        state::write_whole(path, pid.to_string().as_bytes(), 0o644).context(|| format!("write {}", show(path)))?;
+        state::write_whole(path, pid.to_string().as_bytes(), 0o644)
+            .context(|| format!("write {}", show(path)))?;
     }
     Ok(())
 }
@@ -144,7 +154,7 @@ struct Run {
 }
 
 impl Run {
-    fn to_the_end(&mut self, cgroup: &ControlGroup) -> Result<Report> {
+    fn drive(&mut self, cgroup: &ControlGroup) -> Result<Report> {
         let mut cause = None;
         let mut leave_by: Option<Instant> = None;
         let exit = loop {
@@ -157,7 +167,11 @@ impl Run {
             let mut interests = [
                 Interest::new(self.sandbox.sentry.as_fd(), libc::POLLIN),
                 if over { Interest::none() } else { Interest::new(self.sandbox.gofer.as_fd(), libc::POLLIN) },
-                if over { Interest::none() } else { Interest::new(self.sandbox.control.as_fd(), libc::POLLIN) },
+                if over {
+                    Interest::none()
+                } else {
+                    Interest::new(self.sandbox.control.as_fd(), libc::POLLIN)
+                },
                 Interest::new(self.pending.as_fd(), libc::POLLIN),
                 self.sandbox.sentry_says.interest(),
                 self.sandbox.gofer_says.interest(),
@@ -183,7 +197,9 @@ impl Run {
             if control.any() || sentry.any() {
                 self.take_events();
             }
-            if pending.any() && let Some(abort) = self.take_signals()? {
+            if pending.any()
+                && let Some(abort) = self.take_signals()?
+            {
                 // Nothing of the container runs yet: the signal ends its start.
                 self.sandbox.sentry.kill(libc::SIGKILL);
                 self.sandbox.sentry.end(LEAVE);
@@ -285,8 +301,9 @@ impl Run {
                         relay.resume();
                     }
                 }
-                signo if !self.ready
-                    && [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP].contains(&signo) =>
+                signo
+                    if !self.ready
+                        && [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP].contains(&signo) =>
                 {
                     return Ok(Some(signo));
                 }

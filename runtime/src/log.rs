@@ -70,8 +70,13 @@ impl Log {
         let line = line(self.format, level, message);
         // The log is the last resort for errors; there is nowhere to tell of its own.
         match &self.file {
-            Some(mut file) => drop(file.write_all(line.as_bytes())),
-            None if self.debug && level != Level::Error => drop(io::stderr().write_all(line.as_bytes())),
+            Some(file) => {
+                let mut file: &File = file;
+                let _ = file.write_all(line.as_bytes());
+            }
+            None if self.debug && level != Level::Error => {
+                let _ = io::stderr().write_all(line.as_bytes());
+            }
             None => {}
         }
     }

@@ -21,7 +21,9 @@ pub(crate) struct Parsed {
 pub(crate) enum Kind {
     /// A file system that the Sentry has itself.
     Internal(MountKind),
-    Bind { source: PathBuf },
+    Bind {
+        source: PathBuf,
+    },
 }
 
 /// A host file or tree that the gofer serves. Its place in the list is its attach point.
@@ -34,8 +36,22 @@ pub struct Attachment {
 
 /// Options that say nothing here: defaults, and times of access that the host's mount decides.
 const NO_EFFECT: [&str; 16] = [
-    "defaults", "rw", "suid", "dev", "exec", "atime", "async", "relatime", "norelatime", "strictatime",
-    "nostrictatime", "diratime", "nodiratime", "loud", "nomand", "noiversion",
+    "defaults",
+    "rw",
+    "suid",
+    "dev",
+    "exec",
+    "atime",
+    "async",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "diratime",
+    "nodiratime",
+    "loud",
+    "nomand",
+    "noiversion",
 ];
 
 const PRIVATE: [&str; 8] =
@@ -57,7 +73,10 @@ pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {
         return Err(Error::field(name("destination"), "must not be the root"));
     }
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return Err(Error::field(name("uidMappings"), "mounts with mapped identities cannot be made; must be absent"));
+        return Err(Error::field(
+            name("uidMappings"),
+            "mounts with mapped identities cannot be made; must be absent",
+        ));
     }
 
     let mut flags = MountFlags::default();
@@ -73,7 +92,8 @@ pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {
             "bind" | "rbind" => bind = true,
             known if NO_EFFECT.contains(&known) || PRIVATE.contains(&known) => {}
             "shared" | "rshared" => {
-                let problem = format!("{option:?} would carry mounts to the host; use \"private\" or \"slave\"");
+                let problem =
+                    format!("{option:?} would carry mounts to the host; use \"private\" or \"slave\"");
                 return Err(Error::field(name("options"), problem));
             }
             "idmap" | "ridmap" | "tmpcopyup" => {
@@ -182,7 +202,8 @@ mod tests {
 
     #[test]
     fn options_become_flags_or_data() {
-        let parsed = parse(0, &mount("tmpfs", &["nosuid", "size=64k", "ro", "mode=755", "rprivate"])).unwrap();
+        let parsed =
+            parse(0, &mount("tmpfs", &["nosuid", "size=64k", "ro", "mode=755", "rprivate"])).unwrap();
         assert_eq!(parsed.destination, Path::new("/dev/x"));
         assert_eq!(parsed.flags, MountFlags { readonly: true, nosuid: true, ..MountFlags::default() });
         assert_eq!(parsed.kind, Kind::Internal(MountKind::Tmpfs { data: "size=64k,mode=755".into() }));

@@ -48,29 +48,30 @@ impl Relay {
     /// The size of the caller's terminal, if it has one.
     pub fn window_size() -> Option<WindowSize> {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-        [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()].into_iter().find_map(|fd| terminal::window_size(fd).ok())
+        [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
+            .into_iter()
+            .find_map(|fd| terminal::window_size(fd).ok())
     }
 
     /// What to wait for: input, output, socket.
     pub fn interests<'a>(&'a self, stdin: &'a io::Stdin, stdout: &'a io::Stdout) -> [Interest; 3] {
         let mut interests = [Interest::none(); 3];
-        if let [input, output, socket] = &mut interests {
-            if self.input_open && self.inward.len() < CAPACITY {
-                *input = Interest::new(stdin.as_fd(), libc::POLLIN);
-            }
-            if !self.outward.is_empty() {
-                *output = Interest::new(stdout.as_fd(), libc::POLLOUT);
-            }
-            let mut events = 0;
-            if self.outward.len() < CAPACITY {
-                events |= libc::POLLIN;
-            }
-            if !self.inward.is_empty() {
-                events |= libc::POLLOUT;
-            }
-            if self.socket_open && events != 0 {
-                *socket = Interest::new(self.socket.as_fd(), events);
-            }
+        let [input, output, socket] = &mut interests;
+        if self.input_open && self.inward.len() < CAPACITY {
+            *input = Interest::new(stdin.as_fd(), libc::POLLIN);
+        }
+        if !self.outward.is_empty() {
+            *output = Interest::new(stdout.as_fd(), libc::POLLOUT);
+        }
+        let mut events = 0;
+        if self.outward.len() < CAPACITY {
+            events |= libc::POLLIN;
+        }
+        if !self.inward.is_empty() {
+            events |= libc::POLLOUT;
+        }
+        if self.socket_open && events != 0 {
+            *socket = Interest::new(self.socket.as_fd(), events);
         }
         interests
     }

@@ -122,7 +122,6 @@ impl Sandbox {
                 })
                 .collect(),
             connections: GOFER_CONNECTIONS,
-            die_with_parent: true,
         };
         let running =
             gofer::launch::start(&config, gofer_stderr.as_fd()).context(|| "start the gofer".into())?;
@@ -152,11 +151,8 @@ fn start_sentry(
 ) -> Result<Guarded> {
     let privileged = credentials::effective_uid() == 0;
     let program = program(privileged).context(|| "open our own program".into())?;
-    let null = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .context(|| "open /dev/null".into())?;
+    let null =
+        File::options().read(true).write(true).open("/dev/null").context(|| "open /dev/null".into())?;
     let descriptors = [null.as_fd(), null.as_fd(), stderr, control.as_fd()];
     let command = Command {
         program: program.as_fd(),
@@ -166,12 +162,14 @@ fn start_sentry(
         descriptors: &descriptors,
         become_root: true,
     };
-    let mut child = command.start().context(|| "start the sandbox process in new namespaces".into())?;
+    let child = command.start().context(|| "start the sandbox process in new namespaces".into())?;
     // Root gives its Sentry an identity that owns nothing on the host.
     let mapped = privileged && child.map_root_to(NOBODY, NOBODY, true).is_ok();
     if !mapped {
         let (uid, gid) = (credentials::effective_uid(), credentials::effective_gid());
-        child.map_root_to(uid, gid, false).context(|| "write the identity map of the sandbox process".into())?;
+        child
+            .map_root_to(uid, gid, false)
+            .context(|| "write the identity map of the sandbox process".into())?;
     }
     warnings.extend(cgroup.add(child.pid));
     let mut sentry = Guarded::new(child);
@@ -207,7 +205,11 @@ impl LastWords {
     }
 
     pub fn interest(&self) -> polling::Interest {
-        if self.open { polling::Interest::new(self.pipe.as_fd(), libc::POLLIN) } else { polling::Interest::none() }
+        if self.open {
+            polling::Interest::new(self.pipe.as_fd(), libc::POLLIN)
+        } else {
+            polling::Interest::none()
+        }
     }
 
     /// Takes what is there without waiting.

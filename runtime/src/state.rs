@@ -3,11 +3,11 @@
 //! `<root>/<id>/state.json`, written whole or not at all. A container is running as long as its Sentry lives: the
 //! process that is named by number and start time, so that a reused number is not taken for it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 

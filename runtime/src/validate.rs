@@ -26,7 +26,12 @@ pub(crate) fn spec(spec: &Spec) -> Result<Vec<String>> {
             }
             no_nul("root.path", root.path().as_os_str().as_bytes())?;
         }
-        None => return Err(Error::field("root", "must be set to an object with the \"path\" of the root directory")),
+        None => {
+            return Err(Error::field(
+                "root",
+                "must be set to an object with the \"path\" of the root directory",
+            ));
+        }
     }
     match spec.process() {
         Some(process) => check_process(process, &mut warnings)?,
@@ -83,7 +88,10 @@ fn version(version: &str) -> Result<()> {
     let major = version.split(['.', '-', '+']).next().and_then(|major| major.parse::<u32>().ok());
     match major {
         Some(1) => Ok(()),
-        _ => Err(Error::field("ociVersion", format!("must be a version 1.x, such as \"1.2.0\", got {version:?}"))),
+        _ => Err(Error::field(
+            "ociVersion",
+            format!("must be a version 1.x, such as \"1.2.0\", got {version:?}"),
+        )),
     }
 }
 
@@ -97,7 +105,10 @@ fn no_nul(field: &str, bytes: &[u8]) -> Result<()> {
 fn absolute(field: &str, path: &Path) -> Result<()> {
     no_nul(field, path.as_os_str().as_bytes())?;
     if !path.is_absolute() {
-        return Err(Error::field(field, format!("must be an absolute path, got {:?}", path.display().to_string())));
+        return Err(Error::field(
+            field,
+            format!("must be an absolute path, got {:?}", path.display().to_string()),
+        ));
     }
     Ok(())
 }
@@ -144,10 +155,16 @@ fn check_process(process: &Process, warnings: &mut Vec<String>) -> Result<()> {
         }
     }
     if process.selinux_label().as_deref().is_some_and(|label| !label.is_empty()) {
-        return Err(Error::field("process.selinuxLabel", "cannot be applied inside the sandbox; must be absent"));
+        return Err(Error::field(
+            "process.selinuxLabel",
+            "cannot be applied inside the sandbox; must be absent",
+        ));
     }
     for (field, set) in [
-        ("process.apparmorProfile", process.apparmor_profile().as_deref().is_some_and(|name| !name.is_empty())),
+        (
+            "process.apparmorProfile",
+            process.apparmor_profile().as_deref().is_some_and(|name| !name.is_empty()),
+        ),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
         ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
@@ -186,9 +203,14 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
     for (index, namespace) in namespaces.iter().enumerate() {
         let field = format!("linux.namespaces[{index}]");
         if !seen.insert(namespace.typ()) {
-            return Err(Error::field(field, format!("duplicate namespace {:?}", namespace.typ().to_string())));
+            return Err(Error::field(
+                field,
+                format!("duplicate namespace {:?}", namespace.typ().to_string()),
+            ));
         }
-        let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else { continue };
+        let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) else {
+            continue;
+        };
         absolute(&format!("{field}.path"), path)?;
         match namespace.typ() {
             LinuxNamespaceType::Network | LinuxNamespaceType::Cgroup => {
@@ -209,7 +231,8 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
             if map.size() == 0 {
                 return Err(Error::field(field, "size must be at least 1"));
             }
-            if map.container_id().checked_add(map.size()).is_none() || map.host_id().checked_add(map.size()).is_none()
+            if map.container_id().checked_add(map.size()).is_none()
+                || map.host_id().checked_add(map.size()).is_none()
             {
                 return Err(Error::field(field, "containerID or hostID plus size must stay below 2^32"));
             }
@@ -224,7 +247,10 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
         let field = format!("linux.sysctl[{key:?}]");
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
         if key.is_empty() || !key.chars().all(plain) || key.contains("..") {
-            return Err(Error::field(field, "must be named by letters, digits, \".\", \"_\", \"-\" and \"/\""));
+            return Err(Error::field(
+                field,
+                "must be named by letters, digits, \".\", \"_\", \"-\" and \"/\"",
+            ));
         }
         if value.contains(['\n', '\0']) {
             return Err(Error::field(field, format!("must be one line, got {value:?}")));
@@ -234,7 +260,10 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
     if let Some(path) = linux.cgroups_path() {
         no_nul("linux.cgroupsPath", path.as_os_str().as_bytes())?;
         if path.components().any(|part| part == std::path::Component::ParentDir) {
-            return Err(Error::field("linux.cgroupsPath", format!("must not contain \"..\", got {path:?}")));
+            return Err(Error::field(
+                "linux.cgroupsPath",
+                format!("must not contain \"..\", got {:?}", path.display().to_string()),
+            ));
         }
     }
     match linux.rootfs_propagation().as_deref() {
