@@ -247,7 +247,7 @@ impl Tty {
             state.slaves_gone = false;
         }
         let file = Arc::new(TtyFile::new(Arc::clone(&me)));
-        if free
+        if self.session() == 0
             && reads
             && !no_ctty
             && caller.sid() == caller.pid()
