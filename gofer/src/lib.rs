@@ -123,6 +123,27 @@ fn say_hello(connections: &[OwnedFd], hello: &Hello) {
     }
 }
 
+/// Serves the directories `0`, `1`, … of `root` as mounts from threads of the calling process, without a jail. Gives the
+/// ends to send requests to, each with its hello waiting. For tests of what lies on the other side of the protocol.
+#[doc(hidden)]
+pub fn serve_unjailed(
+    root: &std::path::Path,
+    mounts: Vec<Mount>,
+    connections: u32,
+) -> io::Result<Vec<OwnedFd>> {
+    let tree = Arc::new(Tree::new(File::open(root)?.into(), mounts));
+    let mut ours = Vec::new();
+    for _ in 0..connections {
+        let (near, far) = sock::packet_pair()?;
+        let far = [far];
+        say_hello(&far, &Hello::Ready { version: VERSION });
+        let (tree, [far]) = (Arc::clone(&tree), far);
+        thread::spawn(move || serve(&tree, &far));
+        ours.push(near);
+    }
+    Ok(ours)
+}
+
 /// Serves every connection on a thread of its own until the first one ends.
 fn serve_all(tree: Arc<Tree>, connections: Vec<OwnedFd>) -> Result<End, StartError> {
     say_hello(&connections, &Hello::Ready { version: VERSION });

@@ -94,6 +94,7 @@ pub struct Kernel {
     no_mm: Arc<Mm>,
     no_fds: Arc<FdTable>,
     init_exit: InitExit,
+    futexes: crate::FutexTable,
 }
 
 /// How init ended, for whoever waits for it.
@@ -144,6 +145,7 @@ impl Kernel {
             tasks: Mutex::new(TaskSet::default()),
             unsupported: Mutex::new(BTreeMap::new()),
             init_exit: InitExit::default(),
+            futexes: crate::FutexTable::default(),
         })
     }
 
@@ -175,6 +177,10 @@ impl Kernel {
     /// `CLOCK_REALTIME` at boot (`btime` of `/proc/stat`).
     pub fn boot_real(&self) -> Nanos {
         self.boot_real
+    }
+
+    pub fn futexes(&self) -> &crate::FutexTable {
+        &self.futexes
     }
 
     pub fn nr_cpus(&self) -> u32 {

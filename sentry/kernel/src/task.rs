@@ -69,6 +69,8 @@ pub(crate) struct TaskSignals {
     pub mask: SigSet,
     /// The mask to put back after a call that set one for its time (`sigsuspend`, `ppoll`).
     pub saved_mask: Option<SigSet>,
+    /// The mask outside of a `sigtimedwait`, while one runs.
+    pub waited_for: SigSet,
     pub alt_stack: StackT,
     /// The task stands still for job control.
     pub stopped: bool,
@@ -142,7 +144,7 @@ impl VforkGate {
 
 /// What the scheduling calls set and get; the host schedules.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scheduling {
+pub struct Scheduling {
     pub policy: i32,
     pub priority: i32,
     pub nice: i32,
@@ -336,6 +338,11 @@ impl Task {
 
     pub(crate) fn clear_work(&self, bits: u32) {
         self.work.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Sets work flags of the running task itself.
+    pub(crate) fn add_work(&self, bits: u32) {
+        self.work.fetch_or(bits, Ordering::SeqCst);
     }
 
     /// Sets work flags and makes the task look at them: ends its sleep, or its run of application code.

@@ -5,27 +5,22 @@
 //! runs application code, a kick.
 
 mod actions;
+mod deliver;
+mod frame;
+mod mask;
 mod pending;
+mod send;
+mod stop;
 
 pub use actions::{Actions, Disposition};
+pub use frame::{FaultRecord, alt_stack, set_alt_stack, sigreturn};
 pub use pending::Pending;
+pub use send::Origin;
 
-impl crate::Task {
-    /// Sends a signal of the kernel to this task.
-    pub fn send_to_self(&self, signal: i32) {
-        let _ = signal;
-    }
+pub(crate) use deliver::{Outcome, interrupt};
+pub(crate) use send::recalc;
 
-    pub(crate) fn take_terminal(
-        &self,
-        terminal: std::sync::Arc<dyn sentry_vfs::Terminal>,
-        steal: bool,
-    ) -> sentry_base::Result<()> {
-        let _ = (terminal, steal);
-        Ok(())
-    }
+use abi::signal::{SigSet, sig};
 
-    pub(crate) fn give_up_terminal(&self) -> sentry_base::Result<()> {
-        Ok(())
-    }
-}
+/// The signals that stop a process.
+pub(crate) const STOPS: SigSet = SigSet::of_all(&[sig::STOP, sig::TSTP, sig::TTIN, sig::TTOU]);
