@@ -1,15 +1,19 @@
 //! The kernel of one sandbox: what all its tasks share.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
-use platform::Platform;
+use platform::{AddrRange, Cause, Platform};
 use sentry_base::{Executor, Mutex, MutexGuard, Nanos, Reactor, Result, lock::rank, mono_now, real_now};
+use sentry_memory::MemoryFile;
+use sentry_mm::{Mm, MmConfig};
 use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
 
+use crate::no_space::NoSpace;
 use crate::task_set::TaskSet;
-use crate::{FdTable, Mm, MountNamespace, SyscallTable, Task, ThreadGroup};
+use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup, Vfs};
 
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -17,6 +21,8 @@ pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
 /// What a kernel is made from.
 pub struct KernelConfig {
     pub platform: Arc<dyn Platform>,
+    pub memory: Arc<MemoryFile>,
+    pub vfs: Arc<Vfs>,
     pub table: Arc<dyn SyscallTable>,
     pub hostname: Vec<u8>,
     pub domainname: Vec<u8>,
@@ -52,6 +58,9 @@ pub struct InitSpec {
     /// Becomes the controlling terminal of init's session.
     pub terminal: Option<Arc<dyn Terminal>>,
     pub oom_score_adj: i32,
+    /// Whether signals that init does not handle are dropped, as in a PID namespace. False makes it an ordinary
+    /// process, for a command that its user wants to interrupt.
+    pub shielded: bool,
     /// Called once, on a worker, when init has ended and every other task is gone.
     pub on_exit: Option<Box<dyn FnOnce(WaitStatus) + Send>>,
 }
@@ -82,6 +91,7 @@ pub struct Kernel {
     executor: Arc<Executor>,
     platform: Arc<dyn Platform>,
     table: Arc<dyn SyscallTable>,
+    vfs: Arc<Vfs>,
     uts: Mutex<UtsNames, { rank::LEAF }>,
     boot_mono: Nanos,
     boot_real: Nanos,
@@ -94,12 +104,17 @@ pub struct Kernel {
     no_mm: Arc<Mm>,
     no_fds: Arc<FdTable>,
     init_exit: InitExit,
-    futexes: crate::FutexTable,
+    init_shielded: AtomicBool,
+    futexes: FutexTable,
+    memory: Arc<MemoryFile>,
+    host_deaths: Mutex<Vec<String>, { rank::LEAF }>,
 }
 
 /// How init ended, for whoever waits for it.
 #[derive(Default)]
 pub(crate) struct InitExit {
+    /// Known as soon as init has ended, while others still do.
+    pending: parking_lot::Mutex<Option<WaitStatus>>,
     status: parking_lot::Mutex<Option<WaitStatus>>,
     changed: parking_lot::Condvar,
     callback: parking_lot::Mutex<Option<Box<dyn FnOnce(WaitStatus) + Send>>>,
@@ -131,10 +146,18 @@ impl Kernel {
     pub fn new(config: KernelConfig) -> Arc<Self> {
         Arc::new(Self {
             executor: Executor::new(Arc::new(Traps(Arc::clone(&config.platform)))),
-            no_mm: Arc::new(Mm),
-            no_fds: Arc::new(FdTable),
+            no_mm: Mm::over(
+                Arc::new(NoSpace),
+                AddrRange { start: 0, end: 0 },
+                None,
+                &config.memory,
+                MmConfig { randomize: false, stack_limit: 0 },
+            ),
+            no_fds: FdTable::new(),
+            memory: config.memory,
             platform: config.platform,
             table: config.table,
+            vfs: config.vfs,
             uts: Mutex::new(UtsNames { hostname: config.hostname, domainname: config.domainname }),
             boot_mono: mono_now(),
             boot_real: real_now(),
@@ -145,7 +168,9 @@ impl Kernel {
             tasks: Mutex::new(TaskSet::default()),
             unsupported: Mutex::new(BTreeMap::new()),
             init_exit: InitExit::default(),
-            futexes: crate::FutexTable::default(),
+            init_shielded: AtomicBool::new(true),
+            futexes: FutexTable::default(),
+            host_deaths: Mutex::new(Vec::new()),
         })
     }
 
@@ -159,6 +184,10 @@ impl Kernel {
 
     pub fn table(&self) -> &Arc<dyn SyscallTable> {
         &self.table
+    }
+
+    pub fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
     }
 
     pub fn uts(&self) -> UtsNames {
@@ -179,7 +208,7 @@ impl Kernel {
         self.boot_real
     }
 
-    pub fn futexes(&self) -> &crate::FutexTable {
+    pub fn futexes(&self) -> &FutexTable {
         &self.futexes
     }
 
@@ -263,21 +292,57 @@ impl Kernel {
         Ok(())
     }
 
-    /// Sends a signal to init from outside: one that init does not handle works too.
-    pub fn signal_init(&self, signal: i32) {
-        let _ = signal;
+    /// The memory file that new address spaces are backed by.
+    pub fn memory(&self) -> &Arc<MemoryFile> {
+        &self.memory
     }
 
-    /// Sends a signal to the foreground process group of init's terminal, or to init without one.
-    pub fn signal_foreground(&self, signal: i32) {
-        let _ = signal;
+    pub(crate) fn init_is_shielded(&self) -> bool {
+        self.init_shielded.load(Ordering::Relaxed)
     }
 
-    /// Ends every task with SIGKILL.
-    pub fn kill_all(&self) {}
+    pub(crate) fn set_init_status(&self, status: WaitStatus) {
+        self.init_exit.pending.lock().get_or_insert(status);
+    }
 
-    pub(crate) fn signal_process_group(&self, pgid: i32, signal: i32) {
-        let _ = (pgid, signal);
+    pub(crate) fn init_status(&self) -> Option<WaitStatus> {
+        *self.init_exit.pending.lock()
+    }
+
+    /// The last task is gone.
+    pub(crate) fn finish(&self, status: WaitStatus) {
+        let callback = self.init_exit.callback.lock().take();
+        if let Some(callback) = callback {
+            callback(status);
+        }
+        let mut done = self.init_exit.status.lock();
+        done.get_or_insert(status);
+        self.init_exit.changed.notify_all();
+    }
+
+    /// A context was lost on the host: its process is killed, and the cause is kept for the report at the end.
+    pub(crate) fn record_host_death(&self, task: &Task, cause: Cause) {
+        let comm = String::from_utf8_lossy(&task.comm()).into_owned();
+        let text = match cause {
+            Cause::HostSignal(signal) => {
+                format!("process {} ({comm}) was killed on the host by signal {signal}", task.pid())
+            }
+            Cause::Protocol(what) => {
+                format!(
+                    "process {} ({comm}) was killed: its host process broke the protocol: {what}",
+                    task.pid()
+                )
+            }
+        };
+        let mut deaths = self.host_deaths.lock();
+        if deaths.len() < 100 {
+            deaths.push(text);
+        }
+    }
+
+    /// Processes that were lost on the host, one sentence each.
+    pub fn host_deaths(&self) -> Vec<String> {
+        self.host_deaths.lock().clone()
     }
 }
 

@@ -136,6 +136,10 @@ pub(crate) struct VforkGate {
 }
 
 impl VforkGate {
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
     pub fn release(&self) {
         self.open.store(true, Ordering::SeqCst);
         self.parent.wake();
@@ -378,6 +382,22 @@ impl Task {
 
     pub(crate) fn set_kicker(&self, kicker: Arc<dyn Kick>) {
         *self.kicker.lock() = Some(kicker);
+    }
+
+    /// Takes over what a child has of its parent beyond [`TaskParts`].
+    pub(crate) fn inherit(&self, parent: &Self) {
+        let keep_caps = parent.keep_caps.load(Ordering::Relaxed);
+        self.keep_caps.store(keep_caps, Ordering::Relaxed);
+        self.timer_slack.store(parent.timer_slack.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.personality.store(parent.personality.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Lets a parent that waits in `vfork` go on.
+    pub(crate) fn open_vfork_gate(&self) {
+        let gate = self.vfork_parent.lock().take();
+        if let Some(gate) = gate {
+            gate.release();
+        }
     }
 
     /// Lets go of what a zombie does not keep: memory, files, places.

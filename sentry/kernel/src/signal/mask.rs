@@ -44,7 +44,7 @@ impl Task {
         recalc(&group, self, &own);
         drop(own);
         drop(group);
-        self.group().timers.taken(self.group(), info)
+        Some(self.group().timers.taken(self.group(), info))
     }
 
     /// Waits for `wanted` from now on: they are unblocked and their actions do not count (`sigtimedwait(2)`).
