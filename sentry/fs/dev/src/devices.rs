@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
-use sentry_vfs::{Caller, FileOps, OpenFlags};
+use sentry_vfs::{Caller, DeviceOpener, FileOps, OpenFlags, Vfs};
 
 use crate::{PTS_MAJOR, Terminals, mem};
 
@@ -18,15 +18,20 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// The major numbers to register this opener for.
-    pub const MAJORS: [u32; 3] = [MEM_MAJOR, TTYAUX_MAJOR, PTS_MAJOR];
-
     pub fn new(terminals: Arc<Terminals>) -> Arc<Self> {
         Arc::new(Self { terminals })
     }
 
-    /// Opens the device `rdev` (`makedev(3)`); `ENXIO` for one that is not there.
-    pub fn open(&self, rdev: u64, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+    /// Makes these the devices of `vfs`.
+    pub fn register(self: &Arc<Self>, vfs: &Vfs) {
+        for major in [MEM_MAJOR, TTYAUX_MAJOR, PTS_MAJOR] {
+            vfs.register_char(major, Arc::clone(self) as Arc<dyn DeviceOpener>);
+        }
+    }
+}
+
+impl DeviceOpener for Devices {
+    fn open(&self, rdev: u64, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         let minor = libc::minor(rdev);
         match (libc::major(rdev), minor) {
             (MEM_MAJOR, _) => mem::open(minor),

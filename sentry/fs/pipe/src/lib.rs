@@ -11,4 +11,4 @@
 mod pipe;
 mod ring;
 
-pub use pipe::{DEFAULT_SLOTS, FifoOpen, FifoWait, MAX_SIZE, PAGE, Pipe, PipeEnd, open_fifo, pipe};
+pub use pipe::{DEFAULT_SLOTS, Fifos, MAX_SIZE, PAGE, Pipe, PipeEnd, pipe};
