@@ -173,7 +173,7 @@ impl Bundle {
                 "capabilities": {
                     "bounding": capabilities, "effective": capabilities, "permitted": capabilities
                 },
-                "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 65536, "soft": 1024 }],
+                "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 4096, "soft": 1024 }],
                 "noNewPrivileges": !self.all_capabilities
             },
             "root": { "path": self.rootfs, "readonly": self.readonly },

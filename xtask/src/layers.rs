@@ -20,7 +20,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sentry-vfs", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm"]),
     ("sentry-net", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
     ("sentry-loader", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
-    ("fs-dev", UNDER_FS),
+    // The device file system is a tmpfs whose nodes are devices.
+    ("fs-dev", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs", "fs-tmpfs"]),
     ("fs-event", UNDER_FS),
     ("fs-overlay", UNDER_FS),
     ("fs-pipe", UNDER_FS),

@@ -64,7 +64,7 @@ fn bundle(dir: &str, args: &[String]) -> Result<()> {
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         match arg.as_str() {
-            "--rootfs" => kind = rest.next().context("--rootfs: give debian, busybox or a path")?.clone(),
+            "--rootfs" => kind.clone_from(rest.next().context("--rootfs: give debian, busybox or a path")?),
             "--bind" => binds.push(rest.next().context("--bind: give SOURCE:INSIDE:ro|rw")?),
             "--tty" => terminal = true,
             "--" => break,
