@@ -4,6 +4,9 @@
 //! memory as bytes without `unsafe`. Flag constants come from the `libc` crate where it has them.
 #![no_std]
 mod names;
+pub mod process;
+pub mod signal;
+pub mod time;
 
 pub mod net;
 pub mod poll;

@@ -63,6 +63,14 @@ pub fn wait_pid(pid: i32, quiet_only: bool, reap: bool) -> io::Result<Exit> {
     wait(libc::P_PID, pid as u32, quiet_only, reap).map(|(_, exit)| exit)
 }
 
+/// Whether child `pid` (of either kind) has ended; leaves it a zombie. `EAGAIN` while it runs.
+pub fn has_ended(pid: i32) -> io::Result<Exit> {
+    match wait_with(libc::P_PID, pid as u32, libc::WEXITED | libc::WNOWAIT | libc::WNOHANG | libc::__WALL)? {
+        (0, _) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+        (_, exit) => Ok(exit),
+    }
+}
+
 fn wait(kind: libc::idtype_t, id: u32, quiet_only: bool, reap: bool) -> io::Result<(i32, Exit)> {
     let mut options = libc::WEXITED;
     if quiet_only {
@@ -71,6 +79,10 @@ fn wait(kind: libc::idtype_t, id: u32, quiet_only: bool, reap: bool) -> io::Resu
     if !reap {
         options |= libc::WNOWAIT;
     }
+    wait_with(kind, id, options)
+}
+
+fn wait_with(kind: libc::idtype_t, id: u32, options: i32) -> io::Result<(i32, Exit)> {
     // SAFETY: all-zero is a valid siginfo_t.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes the one siginfo_t that is passed.

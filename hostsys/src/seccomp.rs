@@ -203,6 +203,16 @@ pub fn add_fd(
     Ok(())
 }
 
+/// Whether a descriptor is a notification descriptor: it knows the question whether a call is still waiting.
+pub fn is_listener(fd: BorrowedFd<'_>) -> bool {
+    const NOTIF_ID_VALID: u64 = 0x4008_2102;
+    let no_call = u64::MAX;
+    // SAFETY: the kernel reads one word.
+    let asked =
+        check(unsafe { libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), NOTIF_ID_VALID, &raw const no_call) });
+    matches!(asked, Err(error) if error.raw_os_error() == Some(libc::ENOENT))
+}
+
 /// Wakes the other side on the waker's own CPU (`SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`, Linux 6.6 or newer).
 pub fn set_sync_wake(listener: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the argument is a number.

@@ -86,7 +86,7 @@ pub trait Platform: Send + Sync {
 /// Addresses and lengths are page-aligned and inside [`Platform::user_range`]; others are refused.
 /// Calls may be made from any thread. They are made without any lock of rank below `AddressSpace` free to be
 /// taken inside, and may take tens of microseconds.
-pub trait AddressSpace: Send + Sync {
+pub trait AddressSpace: std::any::Any + Send + Sync {
     /// Maps `source` at `range`, replacing what was there (`mmap` with `MAP_FIXED`).
     fn map(
         &self,

@@ -152,6 +152,10 @@ impl<T, const RANK: u16> RwLock<T, RANK> {
         check::take(RANK);
         WriteGuard(self.0.write())
     }
+
+    pub fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut()
+    }
 }
 
 impl<T: Default, const RANK: u16> Default for RwLock<T, RANK> {

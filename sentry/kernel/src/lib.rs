@@ -8,10 +8,29 @@
 //!
 //! **Threat.** Everything in registers and user memory is the application's. Nothing here may panic on it.
 
+mod attributes;
+mod cpu;
 pub mod current;
+mod fs_context;
+mod futex;
+mod group;
+mod kernel;
+mod limits;
+mod placeholder;
+pub mod signal;
 pub mod syscall;
 pub mod task;
+mod task_set;
+mod timers;
 
 pub use current::{BlockEnd, Current};
+pub use fs_context::FsContext;
+pub use futex::{FutexTable, FutexWaiter, MATCH_ANY};
+pub use group::ThreadGroup;
+pub use kernel::{InitSpec, Kernel, KernelConfig, TraceSink, Unsupported, UtsNames};
+pub use limits::Limits;
+pub use placeholder::{FdTable, MountNamespace};
+pub use sentry_mm::Mm;
 pub use syscall::{Call, Handler, IntoRax, Restart, Row, Stop, SysResult, SyscallTable};
-pub use task::{FsContext, Kernel, Task};
+pub use task::{RestartBlock, Scheduling, Task, TaskState};
+pub use task_set::PID_MAX;

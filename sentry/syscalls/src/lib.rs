@@ -6,6 +6,7 @@
 //! **Threat.** Every argument is the application's.
 
 mod args;
+mod sys_futex;
 mod table;
 
 pub use table::Table;

@@ -1,10 +1,11 @@
 //! File descriptions: what descriptors name and `dup` and `fork` share (`open(2)`, "open file description").
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use sentry_base::{Mutex, Result, lock::rank};
 
+use crate::lock_table::{FileLocks, LockOwner};
 use crate::{Attr, FileOps, Inode, Location, OpenFlags};
 
 /// Somebody who must know when a description goes away: an epoll instance that watches it.
@@ -28,11 +29,19 @@ pub struct FileDescription {
     /// Where it was opened; `None` for pipes, sockets and the like.
     location: Option<Location>,
     position: Mutex<u64, 45>,
+    /// Set once it has taken an OFD lock or a `flock`, to be given up with the description.
+    locks: OnceLock<Arc<FileLocks>>,
+    /// `F_SETOWN` and `F_SETSIG`.
+    owner: AtomicI32,
+    signal: AtomicI32,
     watchers: Mutex<Vec<Weak<dyn CloseWatcher>>, { rank::LEAF }>,
 }
 
 impl Drop for FileDescription {
     fn drop(&mut self) {
+        if let Some(locks) = self.locks.get() {
+            locks.release(self.lock_owner());
+        }
         for watcher in core::mem::take(self.watchers.get_mut()) {
             if let Some(watcher) = watcher.upgrade() {
                 watcher.closed(self.id, &self.ops);
@@ -50,6 +59,9 @@ impl FileDescription {
             flags: AtomicU32::new(flags.bits()),
             location,
             position: Mutex::new(0),
+            locks: OnceLock::new(),
+            owner: AtomicI32::new(0),
+            signal: AtomicI32::new(0),
             watchers: Mutex::new(Vec::new()),
         })
     }
@@ -101,5 +113,25 @@ impl FileDescription {
             (None, Some(inode)) => inode.attr(),
             (None, None) => Err(sentry_base::Errno::EBADF),
         }
+    }
+
+    /// The owner of this description's OFD locks and `flock`s.
+    pub fn lock_owner(&self) -> LockOwner {
+        LockOwner::Description(self.id)
+    }
+
+    /// Remembers the locks of its file, to give up its own with the last descriptor.
+    pub fn note_locks(&self, locks: &Arc<FileLocks>) {
+        drop(self.locks.set(Arc::clone(locks)));
+    }
+
+    /// The process (or, negative, process group) of `F_SETOWN`.
+    pub fn owner(&self) -> &AtomicI32 {
+        &self.owner
+    }
+
+    /// The signal of `F_SETSIG`.
+    pub fn signal(&self) -> &AtomicI32 {
+        &self.signal
     }
 }

@@ -1,0 +1,282 @@
+//! Orders to the agents: the one way in which the Sentry has a stub process do a host call.
+//!
+//! An agent rests inside a call that its seccomp filter reports to the Sentry. To order, the Sentry writes the order page
+//! (which the process maps read-only) and answers that call; the agent does the calls of the page one by one from
+//! registers, and reports again. The report's arguments carry the result, so that nothing which the application can
+//! write takes part in an exchange: neither what is done nor what came of it. Application threads cannot report: their
+//! own filter traps the same call.
+//!
+//! All agents share one notification descriptor, as filters are inherited. Whoever waits first receives for all and
+//! hands out what is not its own.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hostsys::seccomp::{self, Notification};
+use parking_lot::{Condvar, Mutex, RwLock};
+use platform::{Cause, SpaceError};
+
+use crate::channel::Window;
+use crate::layout::{MAX_ORDERS, ORDER_FIRST, ORDER_SIZE};
+
+/// One host call for an agent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Call {
+    number: u64,
+    arguments: [u64; 6],
+    /// Where a child of `clone` goes on, and its argument.
+    child: (u64, u64),
+}
+
+impl Call {
+    pub fn new<const N: usize>(number: i64, arguments: [u64; N]) -> Self {
+        let mut call = Self { number: number as u64, ..Self::default() };
+        for (slot, value) in call.arguments.iter_mut().zip(arguments) {
+            *slot = value;
+        }
+        call
+    }
+
+    /// `clone` with `flags`; the child goes on at stub address `entry` with `argument`.
+    pub fn clone_at(flags: u64, parent_tid: u64, entry: u64, argument: u64) -> Self {
+        Self { child: (entry, argument), ..Self::new(libc::SYS_clone, [flags, 0, parent_tid]) }
+    }
+}
+
+/// A descriptor number that the agent's empty table gives an injected descriptor.
+pub const INJECTED: u64 = 0;
+
+/// Writes `calls` into an order page. At most [`MAX_ORDERS`].
+fn write_orders(page: &Window, calls: &[Call]) {
+    debug_assert!(calls.len() <= MAX_ORDERS, "an order page has room for its orders");
+    for (index, call) in calls.iter().take(MAX_ORDERS).enumerate() {
+        let at = ORDER_FIRST + index * ORDER_SIZE;
+        page.store64(at, call.number);
+        for (slot, value) in call.arguments.iter().enumerate() {
+            page.store64(at + 8 + slot * 8, *value);
+        }
+        page.store64(at + 56, call.child.0);
+        page.store64(at + 64, call.child.1);
+    }
+    page.store64(0, calls.len().min(MAX_ORDERS) as u64);
+}
+
+/// The notification descriptor, shared by all who wait for a report.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    inner: Mutex<Mail>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Mail {
+    receiving: bool,
+    reports: HashMap<i32, Notification>,
+}
+
+impl Listener {
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { fd, inner: Mutex::default(), changed: Condvar::new() }
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The next report of the agent `pid`, or [`SpaceError::Gone`] once `gone` says so.
+    pub fn wait(&self, pid: i32, gone: &AtomicBool) -> Result<Notification, SpaceError> {
+        let mut mail = self.inner.lock();
+        loop {
+            if let Some(report) = mail.reports.remove(&pid) {
+                return Ok(report);
+            }
+            if gone.load(Ordering::Acquire) {
+                return Err(SpaceError::Gone);
+            }
+            if mail.receiving {
+                self.changed.wait(&mut mail);
+                continue;
+            }
+            mail.receiving = true;
+            drop(mail);
+            let received = seccomp::receive(self.fd());
+            mail = self.inner.lock();
+            mail.receiving = false;
+            self.changed.notify_all();
+            match received {
+                Ok(report) if report.tid as i32 == pid => return Ok(report),
+                Ok(report) => {
+                    mail.reports.insert(report.tid as i32, report);
+                }
+                // A caller died between its call and our receiving it, or we were interrupted.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR)) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    // Nobody may be left who could report. Let the reaper say so.
+                    drop(mail);
+                    std::thread::sleep(std::time::Duration::from_micros(200));
+                    mail = self.inner.lock();
+                }
+                Err(error) => return Err(host_error(&error)),
+            }
+        }
+    }
+
+    /// Forgets the reports of a dead agent, and has all who wait look again.
+    pub fn forget(&self, pid: i32) {
+        self.inner.lock().reports.remove(&pid);
+        self.changed.notify_all();
+    }
+
+    /// Whether someone waits inside the host call, where only a report can wake it.
+    pub fn is_receiving(&self) -> bool {
+        self.inner.lock().receiving
+    }
+}
+
+/// A host error as the trait has it.
+pub fn host_error(error: &io::Error) -> SpaceError {
+    SpaceError::Host(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// A stub process: what outlives its space and contexts, and what the reaper works on.
+#[derive(Debug)]
+pub struct Process {
+    pub pid: i32,
+    /// Set once, when the process is known to be dead.
+    pub gone: AtomicBool,
+    /// Why, once `gone` is set.
+    cause: Mutex<Option<Cause>>,
+    /// True until the process is reaped: under a read lock of it the pid names this process and no other.
+    unreaped: RwLock<bool>,
+    agent: Mutex<Agent>,
+    /// Channel groups, in order of their address in the process.
+    pub groups: Mutex<Vec<u64>>,
+    /// Slots whose thread is parked and belongs to no context.
+    pub spares: Mutex<Vec<u64>>,
+}
+
+#[derive(Debug)]
+struct Agent {
+    orders: Window,
+    /// The report that waits for an answer.
+    resting: Option<u64>,
+}
+
+impl Process {
+    pub fn new(pid: i32, orders: Window, group: u64) -> Self {
+        Self {
+            pid,
+            gone: AtomicBool::new(false),
+            cause: Mutex::new(None),
+            unreaped: RwLock::new(true),
+            agent: Mutex::new(Agent { orders, resting: None }),
+            groups: Mutex::new(vec![group]),
+            spares: Mutex::default(),
+        }
+    }
+
+    /// Waits for the first report of a new agent, and keeps it unanswered.
+    pub fn meet(&self, listener: &Listener) -> Result<(), SpaceError> {
+        let mut agent = self.agent.lock();
+        agent.resting = Some(listener.wait(self.pid, &self.gone)?.id);
+        Ok(())
+    }
+
+    /// Has the agent do `calls` in order, up to the first that fails; returns the result of the last.
+    ///
+    /// A `file` is in the agent's descriptor table as [`INJECTED`] when the first call is made; the calls must close it.
+    pub fn order(
+        &self,
+        listener: &Listener,
+        calls: &[Call],
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<u64, SpaceError> {
+        let mut agent = self.agent.lock();
+        match Self::exchange(&mut agent, self, listener, calls, file) {
+            Err(Failed { errno, closed: false }) if file.is_some() => {
+                let close = [Call::new(libc::SYS_close, [INJECTED])];
+                Self::exchange(&mut agent, self, listener, &close, None).map_err(|_| SpaceError::Gone)?;
+                Err(errno)
+            }
+            other => other.map_err(|failed| failed.errno),
+        }
+    }
+
+    fn exchange(
+        agent: &mut Agent,
+        process: &Process,
+        listener: &Listener,
+        calls: &[Call],
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<u64, Failed> {
+        let gone = Failed { errno: SpaceError::Gone, closed: true };
+        write_orders(&agent.orders, calls);
+        let id = agent.resting.take().ok_or(gone)?;
+        let answered = match file {
+            Some(file) => seccomp::add_fd(listener.fd(), id, file, INJECTED as u32, true),
+            None => seccomp::respond(listener.fd(), id, 0),
+        };
+        if let Err(error) = answered {
+            if error.raw_os_error() == Some(libc::ENOENT) {
+                return Err(gone);
+            }
+            // Nothing was answered: the agent rests where it was.
+            agent.resting = Some(id);
+            return Err(Failed { errno: host_error(&error), closed: true });
+        }
+        let report =
+            listener.wait(process.pid, &process.gone).map_err(|errno| Failed { errno, closed: true })?;
+        agent.resting = Some(report.id);
+        let [result, done, ..] = report.arguments;
+        let done = usize::try_from(done).unwrap_or(usize::MAX);
+        if done >= calls.len() {
+            return Ok(result);
+        }
+        let errno = i32::try_from((result as i64).wrapping_neg()).unwrap_or(libc::EIO);
+        let closed = calls.iter().take(done).any(|call| call.number == libc::SYS_close as u64);
+        Err(Failed { errno: SpaceError::Host(errno), closed })
+    }
+
+    /// Does `act` with the pid, if it still names this process.
+    pub fn with_pid<T>(&self, act: impl FnOnce(i32) -> T) -> Option<T> {
+        let unreaped = self.unreaped.read();
+        unreaped.then(|| act(self.pid))
+    }
+
+    /// Kills the process for `cause`, which is what its contexts report.
+    pub fn kill(&self, cause: Cause) {
+        self.cause.lock().get_or_insert(cause);
+        // Already dead is as good.
+        let _ = self.with_pid(|pid| hostsys::process::kill(pid, libc::SIGKILL));
+    }
+
+    /// Notes that the process is dead. The first cause stays.
+    pub fn mark_gone(&self, cause: Cause) {
+        self.cause.lock().get_or_insert(cause);
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// To be called right before the pid is given back to the host.
+    pub fn mark_reaped(&self) {
+        *self.unreaped.write() = false;
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Why the process is gone.
+    pub fn cause(&self) -> Cause {
+        self.cause.lock().unwrap_or(Cause::HostSignal(libc::SIGKILL))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Failed {
+    errno: SpaceError,
+    /// No injected descriptor is left in the agent's table.
+    closed: bool,
+}

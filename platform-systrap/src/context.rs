@@ -1,0 +1,137 @@
+//! Contexts: a task's thread, run and stopped.
+
+use std::sync::Arc;
+use std::task::{Context as Poller, Poll};
+
+use platform::{Addr, Cause, Context, FpuState, Kick, Regs, SpaceError, TrapEvent, Untrusted};
+
+use crate::frame::FrameAt;
+use crate::layout::{NR_STAGED, STAGE_MAX, word};
+use crate::space::Space;
+use crate::thread::Thread;
+
+/// A context of the platform.
+#[derive(Debug)]
+pub struct SystrapContext {
+    /// Keeps the process alive.
+    space: Arc<Space>,
+    thread: Arc<Thread>,
+    /// The frame that the next run returns to; `None` while the thread runs.
+    frame: Option<FrameAt>,
+    stage: [Piece; NR_STAGED],
+}
+
+/// A piece of application memory that came with the last trap.
+#[derive(Debug)]
+struct Piece {
+    address: Addr,
+    len: usize,
+    bytes: [u8; STAGE_MAX],
+}
+
+impl Default for Piece {
+    fn default() -> Self {
+        Self { address: 0, len: 0, bytes: [0; STAGE_MAX] }
+    }
+}
+
+impl SystrapContext {
+    pub(crate) fn new(space: Arc<Space>, thread: Arc<Thread>) -> Self {
+        let frame = Some(thread.channel.fresh_frame());
+        Self { space, thread, frame, stage: Default::default() }
+    }
+
+    fn take_trap(&mut self, regs: &mut Regs) -> TrapEvent {
+        let channel = &self.thread.channel;
+        let Some(frame) = channel.frame() else {
+            let cause = Cause::Protocol("a trap without a signal frame");
+            self.thread.process.kill(cause);
+            return TrapEvent::Died(cause);
+        };
+        *regs = channel.read_regs(frame);
+        let event = channel.event(frame, regs);
+        self.frame = Some(frame);
+        if event == TrapEvent::Interrupted {
+            // One kick, one interruption, where the two meet.
+            self.thread.take_kick();
+        }
+        self.take_stage();
+        event
+    }
+
+    fn take_stage(&mut self) {
+        let window = &self.thread.channel.window;
+        for (index, piece) in self.stage.iter_mut().enumerate() {
+            let at = word::STAGE + index * 16;
+            let len = Untrusted::fetched(window.load64(at + 8)).check(|len| *len <= STAGE_MAX as u64);
+            piece.len = len.unwrap_or(0) as usize;
+            if piece.len == 0 {
+                continue;
+            }
+            piece.address = window.load64(at);
+            if let Some(bytes) = piece.bytes.get_mut(..piece.len) {
+                window.read(word::STAGE_DATA + index * STAGE_MAX, bytes);
+            }
+        }
+    }
+}
+
+impl Context for SystrapContext {
+    fn poll_switch(&mut self, cx: &mut Poller<'_>, regs: &mut Regs) -> Poll<TrapEvent> {
+        let platform = self.space.platform();
+        if let Some(frame) = self.frame {
+            if self.thread.process.is_gone() {
+                return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
+            }
+            self.thread.channel.write_regs(frame, regs);
+            self.thread.set_waker(cx.waker());
+            if !platform.running.start(&self.thread) {
+                return Poll::Ready(TrapEvent::Interrupted);
+            }
+            self.frame = None;
+            return Poll::Pending;
+        }
+        if !platform.running.finish(&self.thread) {
+            self.thread.set_waker(cx.waker());
+            // The trap may have been announced to the waker before.
+            if !platform.running.finish(&self.thread) {
+                return Poll::Pending;
+            }
+        }
+        if self.thread.process.is_gone() {
+            self.frame = Some(self.thread.channel.fresh_frame());
+            return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
+        }
+        Poll::Ready(self.take_trap(regs))
+    }
+
+    fn staged(&self, addr: Addr) -> Option<&[u8]> {
+        let piece = self.stage.iter().find(|piece| piece.len > 0 && piece.address == addr)?;
+        piece.bytes.get(..piece.len)
+    }
+
+    fn fpu(&mut self) -> Result<FpuState, SpaceError> {
+        let frame = self.frame.ok_or(SpaceError::Host(libc::EBUSY))?;
+        self.thread.channel.fpu(frame)
+    }
+
+    fn set_fpu(&mut self, state: &FpuState) -> Result<(), SpaceError> {
+        let frame = self.frame.ok_or(SpaceError::Host(libc::EBUSY))?;
+        self.frame = Some(self.thread.channel.set_fpu(frame, state)?);
+        Ok(())
+    }
+
+    fn will_block(&mut self) {
+        self.thread.stop_spinning();
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.thread) as Arc<dyn Kick>
+    }
+}
+
+impl Drop for SystrapContext {
+    fn drop(&mut self) {
+        self.space.platform().running.abandon(&self.thread);
+    }
+}

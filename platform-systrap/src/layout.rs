@@ -1,0 +1,142 @@
+//! Where everything lies: the stub region of an application's address space, the channel file, and the words of a channel.
+//!
+//! ```text
+//! STUB_BASE  code (read, execute)         one sealed file, the same pages in every process
+//! VDSO       the host's vvar and vDSO     moved here once, in the zygote
+//! ORDERS     order page (read only)       written by the Sentry through its own mapping
+//! CHANNELS   slots of SLOT bytes          one for each host thread that runs application code
+//! STUB_END   the end of the address space
+//! ```
+
+use platform::{AddrRange, PAGE_SIZE};
+
+/// First address that applications cannot use.
+pub const STUB_BASE: u64 = 0x7ffe_0000_0000;
+/// End of the addresses of a process on x86-64 with four-level page tables.
+pub const STUB_END: u64 = 0x7fff_ffff_f000;
+/// Lowest address that applications may use: the usual `vm.mmap_min_addr`.
+pub const USER_START: u64 = 0x1_0000;
+
+/// Stub code and its constant data.
+pub const CODE: u64 = STUB_BASE;
+/// Length of the code image.
+pub const CODE_LEN: u64 = 0x4000;
+/// The host's vvar pages, then its vDSO.
+pub const VDSO: u64 = STUB_BASE + 0x10_0000;
+/// The agent's order page.
+pub const ORDERS: u64 = STUB_BASE + 0x20_0000;
+/// Channel slots.
+pub const CHANNELS: u64 = STUB_BASE + 0x1_0000_0000;
+
+/// Bytes of a slot; a power of two, as stub code finds its slot by masking the stack pointer.
+pub const SLOT: u64 = 0x1_0000;
+/// Slots that are mapped at once.
+pub const GROUP_SLOTS: u64 = 8;
+/// Bytes of a group of slots.
+pub const GROUP: u64 = SLOT * GROUP_SLOTS;
+/// Groups in the channel file.
+pub const NR_GROUPS: u64 = 16384;
+/// Groups that one space may have: 4,096 threads.
+pub const MAX_GROUPS_OF_SPACE: usize = 512;
+/// Offset of the order pages in the channel file: one page for each group.
+pub const ORDERS_OFFSET: u64 = GROUP * NR_GROUPS;
+/// Length of the channel file.
+pub const CHANNEL_FILE: u64 = ORDERS_OFFSET + NR_GROUPS * PAGE_SIZE;
+
+/// The first entry of an order page; before it stands the number of entries.
+pub const ORDER_FIRST: usize = 64;
+/// Bytes of an entry: call number, six arguments, child address, child argument, spare.
+pub const ORDER_SIZE: usize = 80;
+/// Entries of an order page.
+pub const MAX_ORDERS: usize = (4096 - ORDER_FIRST) / ORDER_SIZE;
+
+/// Offsets of the words of a channel.
+pub mod word {
+    /// What the thread does: [`super::state`].
+    pub const STATE: usize = 0x00;
+    /// Not zero while a worker sleeps on the state word.
+    pub const SLEEPERS: usize = 0x04;
+    /// Cycles that the stub may spin after it has posted a trap.
+    pub const SPIN: usize = 0x08;
+    /// An operation to do instead of running the application: [`super::command`].
+    pub const COMMAND: usize = 0x0c;
+    /// Signal of the trap.
+    pub const SIGNAL: usize = 0x40;
+    /// Host thread id, written by the host kernel at clone.
+    pub const TID: usize = 0x44;
+    /// Address of the `ucontext` to return to.
+    pub const CONTEXT: usize = 0x48;
+    pub const FS_BASE: usize = 0x50;
+    pub const GS_BASE: usize = 0x58;
+    pub const COMMAND_ADDRESS: usize = 0x80;
+    pub const COMMAND_OPERAND: usize = 0x88;
+    pub const COMMAND_EXPECTED: usize = 0x90;
+    pub const COMMAND_RESULT: usize = 0x98;
+    /// Not zero when the command's address faulted.
+    pub const COMMAND_FAULT: usize = 0xa0;
+    /// Two pieces of staged data: address and length each.
+    pub const STAGE: usize = 0xc0;
+    /// Bytes of the staged pieces, [`super::STAGE_MAX`] each. What lies between is for the resident path.
+    pub const STAGE_DATA: usize = 0x800;
+    /// The alternate signal stack.
+    pub const STACK: usize = 0x2000;
+    pub const STACK_END: usize = super::SLOT as usize;
+}
+
+/// Bytes of one staged piece.
+pub const STAGE_MAX: usize = 512;
+/// Pieces that a trap may carry.
+pub const NR_STAGED: usize = 2;
+
+/// Values of [`word::STATE`].
+pub mod state {
+    /// The application runs, or may.
+    pub const RUN: u32 = 0;
+    /// A trap is posted; the stub may be spinning.
+    pub const POSTED: u32 = 1;
+    /// A trap is posted; the stub sleeps on the word.
+    pub const ASLEEP: u32 = 2;
+}
+
+/// Values of [`word::COMMAND`].
+pub mod command {
+    pub const NONE: u32 = 0;
+    pub const STORE: u32 = 1;
+    pub const ADD: u32 = 2;
+    pub const COMPARE_EXCHANGE: u32 = 3;
+    pub const OR: u32 = 4;
+    pub const AND: u32 = 5;
+    pub const XOR: u32 = 6;
+}
+
+/// Offsets in the kernel's `struct ucontext` and in what follows it in a signal frame (`arch/x86/include/asm/sigframe.h`).
+pub mod ucontext {
+    pub const FLAGS: usize = 0;
+    pub const STACK_POINTER: usize = 16;
+    pub const STACK_FLAGS: usize = 24;
+    pub const STACK_SIZE: usize = 32;
+    pub const REGS: usize = 40;
+    pub const RDI: usize = 104;
+    pub const RAX: usize = 144;
+    pub const RIP: usize = 168;
+    pub const EFLAGS: usize = 176;
+    pub const SEGMENTS: usize = 184;
+    pub const ERROR: usize = 192;
+    pub const TRAP: usize = 200;
+    pub const FPSTATE: usize = 224;
+    pub const SIGMASK: usize = 296;
+    pub const SIZE: usize = 304;
+    pub const INFO_CODE: usize = SIZE + 8;
+    pub const INFO_ADDRESS: usize = SIZE + 16;
+    pub const INFO_SYSCALL: usize = SIZE + 24;
+    pub const INFO_ARCH: usize = SIZE + 28;
+    pub const INFO_SIZE: usize = 128;
+}
+
+/// The signal that interrupts application code: ignored by default, so that a stray one is harmless.
+pub const KICK: i32 = libc::SIGURG;
+
+/// Addresses that applications may use.
+pub fn user_range() -> AddrRange {
+    AddrRange { start: USER_START, end: STUB_BASE }
+}

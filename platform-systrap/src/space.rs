@@ -1,0 +1,382 @@
+//! Address spaces: a stub process and its agent.
+
+use std::sync::Arc;
+
+use hostsys::futex::monotonic_ns;
+use hostsys::memory;
+use parking_lot::Mutex;
+use platform::{
+    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Cause, Fault, FaultMode, MapSource, PAGE_SIZE, Prot,
+    Regs, Sharing, SpaceError,
+};
+
+use crate::Inner;
+use crate::agent::{Call, INJECTED, Process};
+use crate::channel::Arena;
+use crate::context::SystrapContext;
+use crate::frame::Channel;
+use crate::layout::{
+    self, CHANNELS, GROUP, GROUP_SLOTS, MAX_GROUPS_OF_SPACE, MAX_ORDERS, ORDERS, SLOT, command, word,
+};
+use crate::stub::{CLONE_PROCESS_FLAGS, CLONE_THREAD_FLAGS};
+use crate::thread::Thread;
+
+/// How long a thread may take for one atomic operation.
+const COMMAND_NS: u64 = 2_000_000_000;
+
+/// An address space of the platform.
+#[derive(Debug)]
+pub struct Space {
+    platform: Arc<Inner>,
+    pub(crate) process: Arc<Process>,
+    /// Slots that have a thread: the next one has none.
+    next_slot: Mutex<u64>,
+    /// A thread that does atomic operations and runs nothing else.
+    helper: Mutex<Option<Thread>>,
+}
+
+impl Space {
+    /// A space on `process`, whose first `nr_threads` slots have parked threads.
+    fn new(platform: Arc<Inner>, process: Arc<Process>, nr_threads: u64) -> Self {
+        process.spares.lock().extend(0..nr_threads);
+        Self { platform, process, next_slot: Mutex::new(nr_threads), helper: Mutex::new(None) }
+    }
+
+    pub(crate) fn platform(&self) -> &Inner {
+        &self.platform
+    }
+
+    fn order(&self, calls: &[Call]) -> Result<u64, SpaceError> {
+        self.process.order(&self.platform.listener, calls, None)
+    }
+
+    fn channel(&self, slot: u64) -> Result<Channel, SpaceError> {
+        let groups = self.process.groups.lock();
+        let group = groups.get((slot / GROUP_SLOTS) as usize).ok_or(SpaceError::Limit)?;
+        let window = self.platform.arena.slot(*group, slot % GROUP_SLOTS);
+        Ok(Channel { window, address: CHANNELS + slot * SLOT })
+    }
+
+    /// A parked thread: a spare one, or a new one.
+    fn thread(&self) -> Result<Thread, SpaceError> {
+        if let Some(slot) = self.process.spares.lock().pop() {
+            return Ok(Thread::new(Arc::clone(&self.process), self.channel(slot)?, slot));
+        }
+        let mut next = self.next_slot.lock();
+        let slot = *next;
+        self.have_group(slot)?;
+        let channel = self.channel(slot)?;
+        channel.window.store32(word::STATE, layout::state::POSTED);
+        self.order(&[self.platform.thread_call(slot)])?;
+        *next += 1;
+        Ok(Thread::new(Arc::clone(&self.process), channel, slot))
+    }
+
+    /// Maps the group of `slot`, if it is not.
+    fn have_group(&self, slot: u64) -> Result<(), SpaceError> {
+        let index = (slot / GROUP_SLOTS) as usize;
+        if index < self.process.groups.lock().len() {
+            return Ok(());
+        }
+        if index >= MAX_GROUPS_OF_SPACE {
+            return Err(SpaceError::Limit);
+        }
+        let arena = &self.platform.arena;
+        let group = arena.take_group().ok_or(SpaceError::Limit)?;
+        // Listed before it is mapped: a mapping that was made and not reported must still be accounted for.
+        self.process.groups.lock().push(group);
+        let calls = map_group(index as u64, group);
+        let mapped = self.process.order(&self.platform.listener, &calls, Some(arena.file()));
+        if mapped.is_err() {
+            self.process.kill(Cause::Protocol("no room for a channel"));
+        }
+        mapped.map(drop)
+    }
+
+    pub(crate) fn context(self: &Arc<Self>) -> Result<SystrapContext, SpaceError> {
+        Ok(SystrapContext::new(Arc::clone(self), Arc::new(self.thread()?)))
+    }
+
+    /// Clones the process. `extra` calls are made in the child before anything runs there.
+    pub(crate) fn clone_process(
+        platform: &Arc<Inner>,
+        parent: &Process,
+        extra: &[Call],
+    ) -> Result<Self, SpaceError> {
+        let arena = &platform.arena;
+        let group = arena.take_group().ok_or(SpaceError::Limit)?;
+        let orders = arena.orders(group);
+        let first = Channel { window: arena.slot(group, 0), address: CHANNELS };
+        first.window.store32(word::STATE, layout::state::POSTED);
+        let mut calls = map_group(0, group).to_vec();
+        calls.push(Call::new(libc::SYS_madvise, [ORDERS, PAGE_SIZE, libc::MADV_DONTFORK as u64]));
+        calls.extend_from_slice(extra);
+        calls.push(platform.thread_call(0));
+        let _birth = platform.reaper.birth();
+        let clone =
+            Call::clone_at(CLONE_PROCESS_FLAGS, 0, platform.entries.fork_child, Arena::orders_offset(group));
+        let cloned = parent.order(&platform.listener, &[clone], None);
+        let pid = match cloned {
+            Ok(pid) => pid as i32,
+            Err(error) => {
+                // The group is lost if the parent died meanwhile: a child may or may not have it.
+                if error != SpaceError::Gone {
+                    arena.return_group(group);
+                }
+                return Err(match error {
+                    SpaceError::Host(libc::EAGAIN) => SpaceError::Limit,
+                    other => other,
+                });
+            }
+        };
+        let process = Arc::new(Process::new(pid, orders, group));
+        platform.reaper.register(&process);
+        let space = Self::new(Arc::clone(platform), Arc::clone(&process), 1);
+        process.meet(&platform.listener)?;
+        process.order(&platform.listener, &calls, Some(arena.file()))?;
+        Ok(space)
+    }
+
+    fn check(range: AddrRange) -> Result<(), SpaceError> {
+        let usable = layout::user_range().contains_range(&range) || range_is_low(range);
+        if usable && range.is_page_aligned() && !range.is_empty() {
+            Ok(())
+        } else {
+            Err(SpaceError::BadRange)
+        }
+    }
+
+    /// The part of a copy that applications may name.
+    fn readable(at: Addr, len: usize, vdso: Option<AddrRange>) -> usize {
+        let end = match vdso {
+            Some(vdso) if vdso.contains(at) => vdso.end,
+            _ => layout::STUB_BASE,
+        };
+        usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(len)
+    }
+
+    fn copy(
+        &self,
+        at: Addr,
+        len: usize,
+        access: Prot,
+        copy: impl FnOnce(i32) -> std::io::Result<usize>,
+    ) -> Result<usize, Fault> {
+        let fault = Fault { addr: at, access };
+        match self.process.with_pid(copy) {
+            Some(Ok(copied)) if copied > 0 || len == 0 => Ok(copied),
+            _ => Err(fault),
+        }
+    }
+
+    /// Has the helper thread do one operation.
+    fn command(&self, at: Addr, kind: u32, operand: u32, expected: u32) -> Result<u32, Fault> {
+        let fault = Fault { addr: at, access: Prot::WRITE };
+        let mut helper = self.helper.lock();
+        if helper.is_none() {
+            *helper = Some(self.new_helper().map_err(|_| fault)?);
+        }
+        let thread = helper.as_ref().ok_or(fault)?;
+        let window = &thread.channel.window;
+        window.store64(word::COMMAND_ADDRESS, at);
+        window.store64(word::COMMAND_OPERAND, u64::from(operand));
+        window.store64(word::COMMAND_EXPECTED, u64::from(expected));
+        window.store64(word::COMMAND_FAULT, 1);
+        window.store32(word::COMMAND, kind);
+        thread.resume(0);
+        if !thread.wait_posted(monotonic_ns() + COMMAND_NS) {
+            self.process.kill(Cause::Protocol("an atomic operation did not end"));
+            return Err(fault);
+        }
+        if window.load64(word::COMMAND_FAULT) != 0 {
+            return Err(fault);
+        }
+        Ok(window.load64(word::COMMAND_RESULT) as u32)
+    }
+
+    /// A thread that rests inside the handler of a system call, where faults of its operations are mended.
+    fn new_helper(&self) -> Result<Thread, SpaceError> {
+        let thread = self.thread()?;
+        let frame = thread.channel.fresh_frame();
+        thread.channel.write_regs(frame, &Regs { rip: self.platform.entries.trap, ..Regs::default() });
+        thread.resume(0);
+        if thread.wait_posted(monotonic_ns() + COMMAND_NS) { Ok(thread) } else { Err(SpaceError::Gone) }
+    }
+}
+
+/// Below the usual lowest address the host decides (`vm.mmap_min_addr`), but the first page is never mapped.
+fn range_is_low(range: AddrRange) -> bool {
+    range.start >= PAGE_SIZE && range.end <= layout::STUB_BASE
+}
+
+/// Maps group number `index` of a process; the channel file is injected, and closed at the end.
+fn map_group(index: u64, group: u64) -> [Call; 3] {
+    let at = CHANNELS + index * GROUP;
+    let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let flags = (libc::MAP_SHARED | libc::MAP_FIXED) as u64;
+    [
+        Call::new(libc::SYS_mmap, [at, GROUP, prot, flags, INJECTED, group * GROUP]),
+        Call::new(libc::SYS_madvise, [at, GROUP, libc::MADV_DONTFORK as u64]),
+        Call::new(libc::SYS_close, [INJECTED]),
+    ]
+}
+
+impl Inner {
+    /// The call that makes the thread of `slot`.
+    pub(crate) fn thread_call(&self, slot: u64) -> Call {
+        let channel = CHANNELS + slot * SLOT;
+        Call::clone_at(CLONE_THREAD_FLAGS, channel + word::TID as u64, self.entries.thread_child, channel)
+    }
+}
+
+impl AddressSpace for Space {
+    fn map(
+        &self,
+        range: AddrRange,
+        source: MapSource<'_>,
+        prot: Prot,
+        sharing: Sharing,
+    ) -> Result<(), SpaceError> {
+        Self::check(range)?;
+        let anonymous = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let sharing = match sharing {
+            Sharing::Private => libc::MAP_PRIVATE,
+            Sharing::Shared => libc::MAP_SHARED,
+        };
+        let map = |prot: Prot, flags: i32, fd: u64, offset: u64| {
+            let flags = (flags | libc::MAP_FIXED) as u64;
+            Call::new(libc::SYS_mmap, [range.start, range.len(), u64::from(prot.bits()), flags, fd, offset])
+        };
+        match source {
+            MapSource::Zero => self.order(&[map(prot, sharing | anonymous, u64::MAX, 0)]),
+            MapSource::Reserve => {
+                self.order(&[map(Prot::empty(), libc::MAP_PRIVATE | anonymous, u64::MAX, 0)])
+            }
+            MapSource::File { file, offset, .. } => {
+                let calls = [
+                    map(prot, sharing | libc::MAP_NORESERVE, INJECTED, offset),
+                    Call::new(libc::SYS_close, [INJECTED]),
+                ];
+                self.process.order(&self.platform.listener, &calls, Some(file))
+            }
+        }
+        .map(drop)
+    }
+
+    fn unmap(&self, range: AddrRange) -> Result<(), SpaceError> {
+        Self::check(range)?;
+        self.order(&[Call::new(libc::SYS_munmap, [range.start, range.len()])]).map(drop)
+    }
+
+    fn protect(&self, range: AddrRange, prot: Prot) -> Result<(), SpaceError> {
+        Self::check(range)?;
+        self.order(&[Call::new(libc::SYS_mprotect, [range.start, range.len(), u64::from(prot.bits())])])
+            .map(drop)
+    }
+
+    fn move_pages(&self, from: AddrRange, to: Addr, new_len: u64) -> Result<(), SpaceError> {
+        Self::check(from)?;
+        let target = AddrRange::new(to, new_len).ok_or(SpaceError::BadRange)?;
+        Self::check(target)?;
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let whole = Call::new(libc::SYS_mremap, [from.start, from.len(), new_len, flags, to]);
+        match self.order(&[whole]) {
+            // Before Linux 6.17 one call moves one host mapping only, and what is one mapping to the application may be
+            // several to the host. Halves find where they meet.
+            Err(SpaceError::Host(libc::EFAULT)) if from.len() > PAGE_SIZE && new_len >= from.len() => {
+                let half = (from.len() / 2).next_multiple_of(PAGE_SIZE);
+                let middle = from.start + half;
+                self.move_pages(AddrRange { start: from.start, end: middle }, to, half)?;
+                self.move_pages(AddrRange { start: middle, end: from.end }, to + half, new_len - half)
+            }
+            other => other.map(drop),
+        }
+    }
+
+    fn advise(&self, range: AddrRange, advice: Advice) -> Result<(), SpaceError> {
+        Self::check(range)?;
+        let advice = match advice {
+            Advice::Normal => libc::MADV_NORMAL,
+            Advice::DontNeed => libc::MADV_DONTNEED,
+            Advice::Free => libc::MADV_FREE,
+            Advice::WillNeed => libc::MADV_WILLNEED,
+            Advice::HugePage => libc::MADV_HUGEPAGE,
+            Advice::NoHugePage => libc::MADV_NOHUGEPAGE,
+        };
+        self.order(&[Call::new(libc::SYS_madvise, [range.start, range.len(), advice as u64])]).map(drop)
+    }
+
+    fn fork(&self, skip: &[AddrRange], wipe: &[AddrRange]) -> Result<Arc<dyn AddressSpace>, SpaceError> {
+        let skipped =
+            skip.iter().map(|range| (range, Call::new(libc::SYS_munmap, [range.start, range.len()])));
+        let wiped = wipe.iter().map(|range| {
+            let advice = libc::MADV_DONTNEED as u64;
+            (range, Call::new(libc::SYS_madvise, [range.start, range.len(), advice]))
+        });
+        let mut extra = Vec::new();
+        for (range, call) in skipped.chain(wiped) {
+            Self::check(*range)?;
+            extra.push(call);
+        }
+        // What does not fit into the first orders is done after: nothing runs in the child yet.
+        let fits = extra.len().min(MAX_ORDERS - 6);
+        let (first, rest) = extra.split_at(fits);
+        let child = Self::clone_process(&self.platform, &self.process, first)?;
+        for calls in rest.chunks(MAX_ORDERS) {
+            child.order(calls)?;
+        }
+        Ok(Arc::new(child))
+    }
+
+    fn copy_in(&self, from: Addr, dst: &mut [u8], _mode: FaultMode) -> Result<usize, Fault> {
+        let len = Self::readable(from, dst.len(), self.platform.vdso);
+        if len == 0 && !dst.is_empty() {
+            return Err(Fault { addr: from, access: Prot::READ });
+        }
+        let Some(part) = dst.get_mut(..len) else { return Ok(0) };
+        self.copy(from, len, Prot::READ, |pid| memory::read_process(pid, from, part))
+    }
+
+    fn copy_out(&self, to: Addr, src: &[u8], _mode: FaultMode) -> Result<usize, Fault> {
+        let len = Self::readable(to, src.len(), None);
+        if len == 0 && !src.is_empty() {
+            return Err(Fault { addr: to, access: Prot::WRITE });
+        }
+        let Some(part) = src.get(..len) else { return Ok(0) };
+        self.copy(to, len, Prot::WRITE, |pid| memory::write_process(pid, to, part))
+    }
+
+    fn atomic_u32(&self, at: Addr, op: AtomicOp) -> Result<u32, Fault> {
+        let access = if op == AtomicOp::Load { Prot::READ } else { Prot::WRITE };
+        if !at.is_multiple_of(4) || at >= layout::STUB_BASE {
+            return Err(Fault { addr: at, access });
+        }
+        match op {
+            AtomicOp::Load => {
+                // The whole aligned word around it: the host copies that with one load, but bytes of less one by one.
+                let mut both = [0; 8];
+                let copied = self.copy_in(at & !7, &mut both, FaultMode::NoFault);
+                if copied != Ok(8) {
+                    return Err(Fault { addr: at, access });
+                }
+                let both = u64::from_ne_bytes(both);
+                Ok((both >> ((at & 4) * 8)) as u32)
+            }
+            AtomicOp::Store(value) => self.command(at, command::STORE, value, 0),
+            AtomicOp::Add(value) => self.command(at, command::ADD, value, 0),
+            AtomicOp::Or(value) => self.command(at, command::OR, value, 0),
+            AtomicOp::And(value) => self.command(at, command::AND, value, 0),
+            AtomicOp::Xor(value) => self.command(at, command::XOR, value, 0),
+            AtomicOp::CompareExchange { current, new } => {
+                self.command(at, command::COMPARE_EXCHANGE, new, current)
+            }
+        }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        // Contexts hold the space, so none is left. The reaper does the rest.
+        self.process.kill(Cause::HostSignal(libc::SIGKILL));
+    }
+}

@@ -1,0 +1,381 @@
+# Stub code: what runs on the application's side of a channel.
+#
+# Position-independent; copied into a sealed file that every stub process maps at CODE. Three kinds of thread run it:
+#
+# - The agent, one in each process. It holds everything in registers, has no stack, blocks all signals, and takes its
+#   control flow from nothing that the application can write: orders come from a page that is read-only here, and results
+#   leave in the registers of a call that the seccomp filter reports to the Sentry.
+# - Application threads inside their signal handler. Their memory is the application's to spoil: it spoils itself alone.
+# - A thread on its way from the one to the other (thread_child): registers only, until its filter is in place.
+
+    .section .rodata.casemate_stub, "a"
+    .balign 4096
+    .globl casemate_stub_start
+casemate_stub_start:
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The zygote's way out of its old address space. Runs from a temporary copy: rdi = entries in the format of an order
+# page. All must succeed. The last has number -1 and the address to go on at.
+# ---------------------------------------------------------------------------------------------------------------------
+    .globl casemate_stub_boot
+casemate_stub_boot:
+    mov rbx, rdi
+1:  mov rax, [rbx]
+    cmp rax, -1
+    je 2f
+    mov rdi, [rbx + 8]
+    mov rsi, [rbx + 16]
+    mov rdx, [rbx + 24]
+    mov r10, [rbx + 32]
+    mov r8, [rbx + 40]
+    mov r9, [rbx + 48]
+    syscall
+    cmp rax, -4096
+    ja die
+    add rbx, {ORDER_SIZE}
+    jmp 1b
+2:  xor esp, esp
+    jmp [rbx + 8]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The agent.
+# ---------------------------------------------------------------------------------------------------------------------
+    .globl casemate_stub_zygote
+casemate_stub_zygote:
+    mov eax, {SYS_SECCOMP}
+    mov edi, 1                      # SECCOMP_SET_MODE_FILTER
+    mov esi, {LISTENER_FLAGS}
+    lea rdx, [rip + casemate_stub_agent_filter]
+    syscall
+    test rax, rax
+    js die
+    xor edi, edi
+    xor esi, esi
+    jmp agent_report
+
+# A process that an agent has just cloned. r14 = offset of its order page in the channel file. The answer to the
+# report is a descriptor of that file.
+    .globl casemate_stub_fork_child
+casemate_stub_fork_child:
+    mov eax, {SYS_NOTIFY}
+    syscall
+    .globl casemate_stub_fork_notify_end
+casemate_stub_fork_notify_end:
+    test rax, rax
+    js die
+    mov r8, rax
+    mov eax, {SYS_MMAP}
+    mov rdi, {ORDERS}
+    mov esi, 4096
+    mov edx, 1                      # PROT_READ
+    mov r10d, 0x11                  # MAP_SHARED | MAP_FIXED
+    mov r9, r14
+    syscall
+    .globl casemate_stub_fork_map_end
+casemate_stub_fork_map_end:
+    mov rdi, {ORDERS}
+    cmp rax, rdi
+    jne die
+    jmp agent_obey
+
+# rdi = result of the last call, rsi = index of the entry that failed, or the number of entries.
+agent_report:
+    mov eax, {SYS_NOTIFY}
+    syscall
+    .globl casemate_stub_notify_end
+casemate_stub_notify_end:
+    test rax, rax
+    js die                          # the Sentry is gone
+agent_obey:
+    mov rbx, {ORDERS}
+    mov rbp, [rbx]                  # entries to do
+    xor r12d, r12d                  # index
+    add rbx, {ORDER_FIRST}
+    xor eax, eax
+1:  cmp r12, rbp
+    jae 2f
+    mov r15, [rbx + 56]             # where a child goes on
+    mov r14, [rbx + 64]             # its argument
+    mov rdi, [rbx + 8]
+    mov rsi, [rbx + 16]
+    mov rdx, [rbx + 24]
+    mov r10, [rbx + 32]
+    mov r8, [rbx + 40]
+    mov r9, [rbx + 48]
+    mov rax, [rbx]
+    syscall
+    .globl casemate_stub_call_end
+casemate_stub_call_end:
+    test r15, r15
+    jz 3f
+    test rax, rax
+    jnz 3f
+    jmp r15
+3:  cmp rax, -4096
+    ja 2f
+    inc r12
+    add rbx, {ORDER_SIZE}
+    jmp 1b
+2:  mov rdi, rax
+    mov rsi, r12
+    jmp agent_report
+
+die:
+    mov eax, {SYS_EXIT_GROUP}
+    mov edi, 70
+    syscall
+    .globl casemate_stub_exit_end
+casemate_stub_exit_end:
+    ud2
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A new application thread. r14 = its channel.
+# ---------------------------------------------------------------------------------------------------------------------
+    .globl casemate_stub_thread_child
+casemate_stub_thread_child:
+    mov rbx, r14
+    mov eax, {SYS_SECCOMP}
+    mov edi, 1
+    mov esi, {FILTER_FLAGS}
+    lea rdx, [rip + casemate_stub_thread_filter]
+    syscall
+    .globl casemate_stub_thread_filter_end
+casemate_stub_thread_filter_end:
+    test rax, rax
+    jnz die
+    jmp wait_for_run
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The signal handler of application threads: rdi = signal, rsi = siginfo, rdx = ucontext, stack in the channel.
+# ---------------------------------------------------------------------------------------------------------------------
+    .globl casemate_stub_handler
+casemate_stub_handler:
+    mov rbx, rsp
+    and rbx, {SLOT_MASK}
+    cmp edi, {SIGSYS}
+    jne not_a_call
+    rdfsbase rax
+    mov [rbx + {FS_BASE}], rax
+    rdgsbase rax
+    mov [rbx + {GS_BASE}], rax
+    mov [rbx + {SIGNAL}], edi
+    mov [rbx + {CONTEXT}], rdx
+    xor ecx, ecx
+    mov [rbx + {STAGE} + 8], rcx
+    mov [rbx + {STAGE} + 24], rcx
+    mov eax, [rdx + {UC_RAX}]
+    cmp eax, {STAGE_CALLS}
+    jae post
+    lea r8, [rip + casemate_stub_stage_table]
+    mov r12d, [r8 + rax * 4]
+    test r12d, r12d
+    jnz stage
+
+post:
+    mov eax, {POSTED}
+    xchg [rbx + {STATE}], eax
+    cmp dword ptr [rbx + {SLEEPERS}], 0
+    jne wake_worker
+wait_for_run:
+    cmp dword ptr [rbx + {STATE}], {RUN}
+    je resume
+    mov r9d, [rbx + {SPIN}]
+    test r9d, r9d
+    jz go_to_sleep
+    rdtsc
+    mov r8d, eax
+1:  cmp dword ptr [rbx + {STATE}], {RUN}
+    je resume
+    pause
+    cmp dword ptr [rbx + {SPIN}], 0
+    je go_to_sleep
+    rdtsc
+    sub eax, r8d
+    cmp eax, r9d
+    jb 1b
+go_to_sleep:
+    mov eax, {POSTED}
+    mov ecx, {ASLEEP}
+    lock cmpxchg [rbx + {STATE}], ecx
+    cmp dword ptr [rbx + {STATE}], {RUN}
+    je resume
+    mov eax, {SYS_FUTEX}
+    lea rdi, [rbx + {STATE}]
+    xor esi, esi                    # FUTEX_WAIT
+    mov edx, {ASLEEP}
+    xor r10d, r10d
+    syscall
+    .globl casemate_stub_futex_wait_end
+casemate_stub_futex_wait_end:
+    cmp dword ptr [rbx + {STATE}], {RUN}
+    jne go_to_sleep
+resume:
+    cmp dword ptr [rbx + {COMMAND}], 0
+    jne do_command
+    mov rax, [rbx + {FS_BASE}]
+    wrfsbase rax
+    mov rax, [rbx + {GS_BASE}]
+    wrgsbase rax
+    mov rsp, [rbx + {CONTEXT}]
+    mov eax, {SYS_RT_SIGRETURN}
+    syscall
+    .globl casemate_stub_sigreturn_end
+casemate_stub_sigreturn_end:
+    ud2
+
+wake_worker:
+    mov dword ptr [rbx + {SLEEPERS}], 0
+    mov eax, {SYS_FUTEX}
+    lea rdi, [rbx + {STATE}]
+    mov esi, 1                      # FUTEX_WAKE
+    mov edx, 1
+    syscall
+    .globl casemate_stub_futex_wake_end
+casemate_stub_futex_wake_end:
+    jmp wait_for_run
+
+# A signal that is no system call. A fault of the copies below is mended here and never seen by the Sentry.
+not_a_call:
+    mov r8, [rdx + {UC_RIP}]
+    lea rax, [rip + copy_start]
+    cmp r8, rax
+    jb 1f
+    lea rax, [rip + copy_end]
+    cmp r8, rax
+    jae 1f
+    lea rax, [rip + copy_failed]
+    mov [rdx + {UC_RIP}], rax
+    mov rsp, rdx
+    mov eax, {SYS_RT_SIGRETURN}
+    syscall
+    .globl casemate_stub_sigreturn2_end
+casemate_stub_sigreturn2_end:
+    ud2
+1:  rdfsbase rax
+    mov [rbx + {FS_BASE}], rax
+    rdgsbase rax
+    mov [rbx + {GS_BASE}], rax
+    mov [rbx + {SIGNAL}], edi
+    mov [rbx + {CONTEXT}], rdx
+    xor ecx, ecx
+    mov [rbx + {STAGE} + 8], rcx
+    mov [rbx + {STAGE} + 24], rcx
+    jmp post
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments that travel with the trap. r12d = two descriptions of 16 bits; rdx = ucontext.
+# ---------------------------------------------------------------------------------------------------------------------
+stage:
+    mov r13, rdx
+    lea r14, [rbx + {STAGE}]
+    lea r15, [rbx + {STAGE_DATA}]
+    lea r10, [rip + argument_offsets]
+stage_piece:
+    mov eax, r12d
+    and eax, 7
+    movzx ecx, byte ptr [r10 + rax]
+    mov rsi, [r13 + rcx]            # where it is
+    movzx ecx, byte ptr [r10 + rax + 1]
+    mov r9, [r13 + rcx]             # the argument after it
+    cmp rsi, 4096
+    jb stage_next
+    mov r11, rsi
+    mov rdi, r15
+    mov eax, r12d
+    shr eax, 3
+    and eax, 3
+    mov ecx, r12d
+    shr ecx, 8
+    and ecx, 0xff
+    cmp eax, 2
+    jb stage_string
+    ja stage_fixed
+    cmp r9, {STAGE_MAX}
+    ja stage_next
+    shl r9, cl
+    cmp r9, {STAGE_MAX}
+    ja stage_next
+    mov ecx, r9d
+stage_fixed:
+    mov r9d, ecx
+copy_start:
+    rep movsb
+    jmp stage_done
+stage_string:
+    xor r9d, r9d
+1:  mov al, [rsi + r9]
+    mov [rdi + r9], al
+    inc r9d
+    test al, al
+    jz stage_done
+    cmp r9d, 256
+    jb 1b
+stage_done:
+    mov [r14], r11
+    mov [r14 + 8], r9
+    jmp stage_next
+# Commands: one atomic operation on a word of the application.
+do_command:
+    mov ecx, [rbx + {COMMAND}]
+    mov rdi, [rbx + {COMMAND_ADDRESS}]
+    mov edx, [rbx + {COMMAND_OPERAND}]
+    mov eax, [rbx + {COMMAND_EXPECTED}]
+    xor r12d, r12d
+    cmp ecx, {CMD_STORE}
+    je 1f
+    cmp ecx, {CMD_ADD}
+    je 2f
+    cmp ecx, {CMD_COMPARE_EXCHANGE}
+    je 3f
+    mov eax, [rdi]
+4:  mov r8d, eax
+    cmp ecx, {CMD_OR}
+    je 5f
+    cmp ecx, {CMD_AND}
+    je 6f
+    xor r8d, edx
+    jmp 7f
+5:  or r8d, edx
+    jmp 7f
+6:  and r8d, edx
+7:  lock cmpxchg [rdi], r8d
+    jne 4b
+    jmp command_done
+1:  mov eax, edx
+    xchg [rdi], eax
+    jmp command_done
+2:  mov eax, edx
+    lock xadd [rdi], eax
+    jmp command_done
+3:  lock cmpxchg [rdi], edx
+command_done:
+    mov [rbx + {COMMAND_RESULT}], rax
+    mov qword ptr [rbx + {COMMAND_FAULT}], 0
+    mov dword ptr [rbx + {COMMAND}], 0
+    jmp post
+copy_end:
+
+copy_failed:
+    cmp dword ptr [rbx + {COMMAND}], 0
+    jne 1f
+stage_next:
+    add r14, 16
+    add r15, {STAGE_MAX}
+    shr r12d, 16
+    jnz stage_piece
+    jmp post
+1:  mov qword ptr [rbx + {COMMAND_FAULT}], 1
+    mov dword ptr [rbx + {COMMAND}], 0
+    jmp post
+
+# rdi, rsi, rdx, r10, r8, r9 in a ucontext; one more for the argument after the last.
+argument_offsets:
+    .byte 104, 112, 136, 56, 40, 48, 48, 48
+
+    .balign 64
+    .globl casemate_stub_end
+casemate_stub_end:
+# What follows in the image is appended by the Sentry before it is sealed. These are the places.
+    .set casemate_stub_agent_filter, casemate_stub_start + {AGENT_FILTER}
+    .set casemate_stub_thread_filter, casemate_stub_start + {THREAD_FILTER}
+    .set casemate_stub_stage_table, casemate_stub_start + {STAGE_TABLE}

@@ -1,0 +1,395 @@
+//! One host thread of application code, and the list of those that run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::task::Waker;
+
+use hostsys::futex::{self, WAIT_ANY_MAX, WaitWord};
+use parking_lot::Mutex;
+use platform::{Cause, Kick};
+
+use crate::agent::Process;
+use crate::frame::Channel;
+use crate::layout::{KICK, state, word};
+
+/// What the Sentry knows about a thread; the application cannot write it.
+mod phase {
+    /// At rest: a trap was taken, or it never ran.
+    pub const PARKED: u32 = 0;
+    /// Runs application code; is in the running list.
+    pub const RUNNING: u32 = 1;
+    /// Its trap has arrived and waits to be taken by the context.
+    pub const TRAPPED: u32 = 2;
+}
+
+/// How long a thread whose context was dropped may take to answer a kick.
+const ORPHAN_NS: u64 = 2_000_000_000;
+
+/// A host thread of a stub process.
+#[derive(Debug)]
+pub struct Thread {
+    pub process: Arc<Process>,
+    pub channel: Channel,
+    pub slot: u64,
+    phase: AtomicU32,
+    kicked: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+    /// The context is dropped: when the thread traps it goes to the spares. The time until which it may run on.
+    orphan_until_ns: Mutex<Option<u64>>,
+}
+
+impl Thread {
+    pub fn new(process: Arc<Process>, channel: Channel, slot: u64) -> Self {
+        Self {
+            process,
+            channel,
+            slot,
+            phase: AtomicU32::new(phase::PARKED),
+            kicked: AtomicBool::new(false),
+            waker: Mutex::new(None),
+            orphan_until_ns: Mutex::new(None),
+        }
+    }
+
+    fn state(&self) -> &AtomicU32 {
+        self.channel.window.u32(word::STATE)
+    }
+
+    /// Whether the stub has posted a trap since it was last resumed.
+    fn has_posted(&self) -> bool {
+        self.state().load(Ordering::Acquire) != state::RUN
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == phase::RUNNING
+    }
+
+    pub fn set_waker(&self, waker: &Waker) {
+        let mut slot = self.waker.lock();
+        match &mut *slot {
+            Some(old) => old.clone_from(waker),
+            None => *slot = Some(waker.clone()),
+        }
+    }
+
+    /// Lets the stub go on. It may spin for `spin_cycles` at its next trap.
+    pub fn resume(&self, spin_cycles: u32) {
+        self.channel.window.store32(word::SPIN, spin_cycles);
+        self.channel.window.store32(word::SLEEPERS, 0);
+        if self.state().swap(state::RUN, Ordering::AcqRel) == state::ASLEEP {
+            futex::wake(self.state(), 1, false);
+        }
+    }
+
+    /// Has the stub sleep at once if it is spinning.
+    pub fn stop_spinning(&self) {
+        self.channel.window.store32(word::SPIN, 0);
+    }
+
+    /// Sleeps until the stub posts, its process is gone, or `until_ns` has passed. For the few threads that no worker
+    /// waits for.
+    pub fn wait_posted(&self, until_ns: u64) -> bool {
+        while !self.has_posted() {
+            if self.process.is_gone() || futex::monotonic_ns() >= until_ns {
+                return false;
+            }
+            self.channel.window.store32(word::SLEEPERS, 1);
+            std::sync::atomic::fence(Ordering::SeqCst);
+            // Short sleeps: the process may be killed meanwhile.
+            let nap = futex::monotonic_ns() + 5_000_000;
+            let _ = futex::wait(self.state(), state::RUN, Some(nap.min(until_ns)), false);
+        }
+        true
+    }
+
+    /// Takes a kick that came while the thread was parked.
+    pub fn take_kick(&self) -> bool {
+        self.kicked.swap(false, Ordering::AcqRel)
+    }
+
+    fn send_kick(&self) {
+        // The thread's id lies in the channel, where the application may falsify it; the signal cannot leave the process
+        // though, which is named by what the Sentry knows.
+        let tid = self.channel.window.load32(word::TID) as i32;
+        let _ = self.process.with_pid(|pid| hostsys::process::tgkill(pid, tid, KICK));
+    }
+}
+
+impl Kick for Thread {
+    fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        if self.is_running() {
+            self.send_kick();
+        }
+    }
+}
+
+/// The threads that run application code, and the workers that wait for them.
+#[derive(Debug)]
+pub struct Running {
+    list: Mutex<Vec<Arc<Thread>>>,
+    /// Length of the list, to be read without the lock.
+    nr_running: AtomicUsize,
+    nr_orphans: AtomicUsize,
+    workers: Vec<Worker>,
+    /// One more than the highest worker that has parked.
+    nr_workers: AtomicUsize,
+    nr_parked: AtomicUsize,
+    spinner: AtomicBool,
+    nr_cpus: usize,
+    /// Cycles of the time-stamp counter that make up the longest spin.
+    spin_cycles: u32,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Worker {
+    /// One while an unpark is pending.
+    token: AtomicU32,
+}
+
+/// Workers that can park.
+const MAX_WORKERS: usize = 256;
+/// The longest spin.
+const SPIN_NS: u64 = 10_000;
+/// Threads that one sleep watches; with more, sleeps are short.
+const MAX_WATCHED: usize = WAIT_ANY_MAX - 1;
+const SHORT_SLEEP_NS: u64 = 500_000;
+
+impl Running {
+    pub fn new(nr_cpus: usize) -> Self {
+        Self {
+            list: Mutex::default(),
+            nr_running: AtomicUsize::new(0),
+            nr_orphans: AtomicUsize::new(0),
+            workers: std::iter::repeat_with(Worker::default).take(MAX_WORKERS).collect(),
+            nr_workers: AtomicUsize::new(0),
+            nr_parked: AtomicUsize::new(0),
+            spinner: AtomicBool::new(false),
+            nr_cpus,
+            spin_cycles: if nr_cpus > 1 { measure_spin_cycles() } else { 0 },
+        }
+    }
+
+    /// Cycles that a stub may spin now: none unless a CPU is free for it, with one for each running thread and for each
+    /// worker that is awake.
+    fn spin_allowance(&self, nr_running: usize) -> u32 {
+        let seen = self.nr_workers.load(Ordering::Relaxed).max(1);
+        let awake = seen.saturating_sub(self.nr_parked.load(Ordering::Relaxed)).max(1);
+        if nr_running + awake <= self.nr_cpus { self.spin_cycles } else { 0 }
+    }
+
+    /// Starts a parked thread whose frame is ready. False if a kick came first.
+    pub fn start(&self, thread: &Arc<Thread>) -> bool {
+        thread.phase.store(phase::RUNNING, Ordering::SeqCst);
+        if thread.take_kick() {
+            thread.phase.store(phase::PARKED, Ordering::SeqCst);
+            return false;
+        }
+        let nr_running = {
+            let mut list = self.list.lock();
+            list.push(Arc::clone(thread));
+            self.nr_running.store(list.len(), Ordering::Relaxed);
+            list.len()
+        };
+        thread.resume(self.spin_allowance(nr_running));
+        true
+    }
+
+    /// Takes the trap of a started thread, if it has one or its process is gone.
+    pub fn finish(&self, thread: &Arc<Thread>) -> bool {
+        if thread.is_running() {
+            if !thread.has_posted() && !thread.process.is_gone() {
+                return false;
+            }
+            let mut list = self.list.lock();
+            list.retain(|other| !Arc::ptr_eq(other, thread));
+            self.nr_running.store(list.len(), Ordering::Relaxed);
+        }
+        thread.phase.store(phase::PARKED, Ordering::SeqCst);
+        true
+    }
+
+    /// Wakes the tasks of all threads whose trap has arrived.
+    pub fn poll(&self) -> usize {
+        if self.nr_running.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        let mut arrived = Vec::new();
+        {
+            let mut list = self.list.lock();
+            let mut index = 0;
+            while let Some(thread) = list.get(index) {
+                if thread.has_posted() || thread.process.is_gone() {
+                    let thread = list.swap_remove(index);
+                    thread.phase.store(phase::TRAPPED, Ordering::SeqCst);
+                    arrived.push(thread);
+                } else {
+                    index += 1;
+                }
+            }
+            if !arrived.is_empty() {
+                self.nr_running.store(list.len(), Ordering::Relaxed);
+            }
+        }
+        let count = arrived.len();
+        for thread in arrived {
+            if self.retire_orphan(&thread) {
+                continue;
+            }
+            let waker = thread.waker.lock().take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+        if self.nr_orphans.load(Ordering::Relaxed) > 0 {
+            self.kill_stubborn_orphans();
+        }
+        count
+    }
+
+    /// Disposes of a thread whose context is dropped: at once if it is parked, else when it traps.
+    pub fn abandon(&self, thread: &Arc<Thread>) {
+        let deadline = futex::monotonic_ns() + ORPHAN_NS;
+        *thread.orphan_until_ns.lock() = Some(deadline);
+        self.nr_orphans.fetch_add(1, Ordering::Relaxed);
+        if thread.is_running() {
+            thread.send_kick();
+        } else {
+            self.retire_orphan(thread);
+        }
+    }
+
+    fn retire_orphan(&self, thread: &Arc<Thread>) -> bool {
+        let orphan = thread.orphan_until_ns.lock().take().is_some();
+        if orphan {
+            self.nr_orphans.fetch_sub(1, Ordering::Relaxed);
+            thread.process.spares.lock().push(thread.slot);
+        }
+        orphan
+    }
+
+    fn kill_stubborn_orphans(&self) {
+        let now = futex::monotonic_ns();
+        let list = self.list.lock();
+        for thread in list.iter() {
+            if thread.orphan_until_ns.lock().is_some_and(|until| until < now) {
+                thread.process.kill(Cause::Protocol("a thread did not stop when it was told to"));
+            }
+        }
+    }
+
+    /// [`platform::Platform::park`].
+    pub fn park(&self, worker: usize, until_ns: Option<u64>, spin: bool) {
+        self.nr_workers.fetch_max(worker + 1, Ordering::Relaxed);
+        let Some(own) = self.workers.get(worker) else {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+            return;
+        };
+        if own.token.swap(0, Ordering::AcqRel) != 0 {
+            return;
+        }
+        if spin && self.spin(own) {
+            own.token.store(0, Ordering::Release);
+            return;
+        }
+        self.nr_parked.fetch_add(1, Ordering::Relaxed);
+        self.sleep(own, until_ns);
+        self.nr_parked.fetch_sub(1, Ordering::Relaxed);
+        own.token.store(0, Ordering::Release);
+    }
+
+    /// Spins while a thread runs and a CPU is free. True when there is something to do.
+    fn spin(&self, own: &Worker) -> bool {
+        let nr_running = self.nr_running.load(Ordering::Relaxed);
+        if nr_running == 0
+            || self.spin_allowance(nr_running) == 0
+            || self.spinner.swap(true, Ordering::Acquire)
+        {
+            return false;
+        }
+        let watched: Vec<Arc<Thread>> = self.list.lock().iter().take(8).cloned().collect();
+        let start = cycles();
+        let mut found = false;
+        while !found && cycles().wrapping_sub(start) < u64::from(self.spin_cycles) {
+            std::hint::spin_loop();
+            found =
+                own.token.load(Ordering::Acquire) != 0 || watched.iter().any(|thread| thread.has_posted());
+        }
+        self.spinner.store(false, Ordering::Release);
+        found
+    }
+
+    fn sleep(&self, own: &Worker, until_ns: Option<u64>) {
+        let mut words = [WaitWord::default(); WAIT_ANY_MAX];
+        let mut used = 0;
+        let mut until_ns = until_ns;
+        // Holds what the words point into.
+        let mut watched: Vec<Arc<Thread>> = Vec::new();
+        {
+            let list = self.list.lock();
+            if list.len() > MAX_WATCHED || self.nr_orphans.load(Ordering::Relaxed) > 0 {
+                let short = futex::monotonic_ns() + SHORT_SLEEP_NS;
+                until_ns = Some(until_ns.map_or(short, |until| until.min(short)));
+            }
+            for thread in list.iter().take(MAX_WATCHED) {
+                if thread.has_posted() || thread.process.is_gone() {
+                    return;
+                }
+                thread.channel.window.store32(word::SLEEPERS, 1);
+                watched.push(Arc::clone(thread));
+            }
+        }
+        // The flags must be seen by a stub that posts after the kernel has looked at its word.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        for (slot, thread) in words.iter_mut().zip(&watched) {
+            *slot = WaitWord::new(thread.state(), state::RUN, false);
+            used += 1;
+        }
+        if let Some(slot) = words.get_mut(used) {
+            *slot = WaitWord::new(&own.token, 0, true);
+            used += 1;
+        }
+        let Some(words) = words.get(..used) else { return };
+        match futex::wait_any(words, until_ns) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                // Linux 5.15 has no futex_waitv: watch the own word alone, and look around often.
+                let short = futex::monotonic_ns() + SHORT_SLEEP_NS;
+                let until = until_ns.map_or(short, |until| until.min(short));
+                let _ = futex::wait(&own.token, 0, Some(until), true);
+            }
+            _ => {}
+        }
+    }
+
+    /// [`platform::Platform::unpark`].
+    pub fn unpark(&self, worker: usize) {
+        if let Some(worker) = self.workers.get(worker)
+            && worker.token.swap(1, Ordering::AcqRel) == 0
+        {
+            futex::wake(&worker.token, 1, true);
+        }
+    }
+
+    /// Wakes everything that waits for threads of a process that is gone.
+    pub fn process_gone(&self) {
+        self.poll();
+    }
+}
+
+/// The time-stamp counter.
+fn cycles() -> u64 {
+    // SAFETY: every x86-64 processor has RDTSC, and a process that may not use it could not run this platform's stubs.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// How many cycles the longest spin is, by the host's clock.
+fn measure_spin_cycles() -> u32 {
+    const SAMPLE_NS: u64 = 200_000;
+    let (start_ns, start) = (futex::monotonic_ns(), cycles());
+    while futex::monotonic_ns() - start_ns < SAMPLE_NS {
+        std::hint::spin_loop();
+    }
+    let spent = cycles().wrapping_sub(start);
+    u32::try_from(spent * SPIN_NS / SAMPLE_NS).unwrap_or(0)
+}

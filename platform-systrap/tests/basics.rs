@@ -1,0 +1,561 @@
+//! What applications may rely on: traps, mappings, threads, forks, kicks, copies.
+#![allow(unsafe_code, reason = "reads the addresses of the code that is copied into guests")]
+
+mod common;
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::*;
+use platform::{Advice, AtomicOp, Fault, FaultMode, MapSource, Platform, Prot, Regs, Sharing, TrapEvent};
+use platform_systrap::Systrap;
+
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+/// A page that no guest maps by itself.
+const SPARE: u64 = 0x6000_0000;
+
+guest_code!(count_calls, "2: mov eax, 39\n syscall\n add rbx, rax\n jmp 2b");
+
+fn system_calls_return_what_the_sentry_says(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, count_calls());
+    guest.regs.rdi = 7;
+    for turn in 0..1000 {
+        assert_eq!(guest.syscall(), 39);
+        assert_eq!(guest.regs.rbx, turn * 2);
+        assert_eq!(guest.regs.rdi, 7);
+        assert_eq!(guest.regs.rcx, guest.regs.rip);
+        guest.regs.rax = 2;
+    }
+    // The worker sleeps in between.
+    guest.spin = false;
+    for turn in 1000..1200 {
+        guest.syscall();
+        assert_eq!(guest.regs.rbx, turn * 2);
+        guest.regs.rax = 2;
+    }
+}
+
+guest_code!(
+    all_registers,
+    "syscall
+     inc rbx; inc rbp; inc r12; inc r13; inc r14; inc r15; inc rdx; inc rdi; inc rsi; inc r8; inc r9; inc r10
+     mov eax, 1
+     syscall"
+);
+
+fn every_register_is_carried(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, all_registers());
+    guest.syscall();
+    let base = 0x1111_2222_3333_0000;
+    let r = &mut guest.regs;
+    for (index, register) in [
+        &mut r.rbx, &mut r.rbp, &mut r.r12, &mut r.r13, &mut r.r14, &mut r.r15, &mut r.rdx, &mut r.rdi,
+        &mut r.rsi, &mut r.r8, &mut r.r9, &mut r.r10,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        *register = base + 16 * index as u64;
+    }
+    r.fs_base = 0x1234_5000;
+    r.gs_base = 0x2345_6000;
+    let rsp = r.rsp;
+    assert_eq!(guest.syscall(), 1);
+    let r = &guest.regs;
+    for (index, register) in
+        [r.rbx, r.rbp, r.r12, r.r13, r.r14, r.r15, r.rdx, r.rdi, r.rsi, r.r8, r.r9, r.r10]
+            .into_iter()
+            .enumerate()
+    {
+        assert_eq!(register, base + 16 * index as u64 + 1, "register {index}");
+    }
+    assert_eq!((r.rsp, r.fs_base, r.gs_base), (rsp, 0x1234_5000, 0x2345_6000));
+}
+
+guest_code!(
+    store_and_call,
+    "2: lock xadd [rdi], rsi
+     mov eax, 24
+     syscall
+     jmp 2b"
+);
+
+fn threads_share_memory(platform: &Arc<Systrap>) {
+    let mut first = Guest::new(platform, store_and_call());
+    // More than one group of channels.
+    let mut others: Vec<Guest> = (0..19).map(|_| Guest::on(platform, Arc::clone(&first.space))).collect();
+    first.regs.rdi = DATA;
+    first.regs.rsi = 1;
+    first.syscall();
+    for (index, other) in others.iter_mut().enumerate() {
+        other.regs.rdi = DATA;
+        other.regs.rsi = 1;
+        other.syscall();
+        assert_eq!(other.regs.rsi, index as u64 + 1);
+    }
+    assert_eq!(u64::from_ne_bytes(first.read(DATA)), 20);
+    // Threads of contexts that are gone serve again.
+    others.clear();
+    for _ in 0..50 {
+        let mut again = Guest::on(platform, Arc::clone(&first.space));
+        again.regs.rdi = DATA;
+        again.syscall();
+        assert_eq!(again.regs.rbx, 0, "a new context starts with clear registers");
+    }
+}
+
+fn fork_parts_ways(platform: &Arc<Systrap>) {
+    let mut parent = Guest::new(platform, store_and_call());
+    parent.regs.rdi = DATA;
+    parent.regs.rsi = 5;
+    parent.syscall();
+    let file = hostsys::memory::memfd(c"test").expect("memfd");
+    hostsys::memory::set_len(file.as_fd(), PAGE).expect("size");
+    let shared = MapSource::File { file: file.as_fd(), offset: 0, writable: true };
+    parent.space.map(range(SPARE, PAGE), shared, RW, Sharing::Shared).expect("map");
+    let wiped = DATA + 0x4000;
+    let skipped = DATA + 0x8000;
+    parent.space.copy_out(wiped, b"secret", FaultMode::Normal).expect("write");
+    let forked = parent.space.fork(&[range(skipped, PAGE)], &[range(wiped, PAGE)]).expect("fork");
+    let mut child = Guest::on(platform, forked);
+    child.regs = parent.regs;
+    // Both go on, each with its own memory.
+    parent.regs.rsi = 10;
+    parent.syscall();
+    child.regs.rsi = 100;
+    child.syscall();
+    assert_eq!(u64::from_ne_bytes(parent.read(DATA)), 15);
+    assert_eq!(u64::from_ne_bytes(child.read(DATA)), 105);
+    assert_eq!(&parent.read::<6>(wiped), b"secret");
+    assert_eq!(child.read::<6>(wiped), [0; 6]);
+    assert!(child.space.copy_in(skipped, &mut [0; 8], FaultMode::Normal).is_err());
+    assert!(parent.space.copy_in(skipped, &mut [0; 8], FaultMode::Normal).is_ok());
+    // Shared memory stays shared.
+    child.space.copy_out(SPARE, b"hello", FaultMode::Normal).expect("write");
+    assert_eq!(&parent.read::<5>(SPARE), b"hello");
+    // A grandchild, after the parent is gone.
+    drop(parent);
+    let mut grandchild = Guest::on(platform, child.space.fork(&[], &[]).expect("fork"));
+    grandchild.regs = child.regs;
+    drop(child);
+    grandchild.regs.rsi = 1000;
+    grandchild.syscall();
+    assert_eq!(u64::from_ne_bytes(grandchild.read(DATA)), 1105);
+}
+
+guest_code!(fault_read, "mov rax, [rdi]\n mov eax, 24\n syscall");
+guest_code!(fault_write, "mov [rdi], rax\n mov eax, 24\n syscall");
+guest_code!(fault_exec, "jmp rdi");
+guest_code!(
+    exceptions,
+    "int3\n ud2\n xor ecx, ecx\n div ecx\n mov rdi, 0x123456789abcdef0\n mov rax, [rdi]\n hlt"
+);
+
+fn faults_name_address_and_access(platform: &Arc<Systrap>) {
+    let at = SPARE + 0x123;
+    for (code, access) in
+        [(fault_read(), Prot::READ), (fault_write(), Prot::WRITE), (fault_exec(), Prot::EXEC)]
+    {
+        let mut guest = Guest::new(platform, code);
+        guest.regs.rdi = at;
+        assert_eq!(guest.run(), TrapEvent::Fault { addr: at, access });
+        // Mapped now, the same instruction goes on.
+        let prot = if access == Prot::READ { Prot::READ } else { RW };
+        guest.space.map(range(SPARE, PAGE), MapSource::Zero, prot, Sharing::Private).expect("map");
+        if access == Prot::EXEC {
+            assert_eq!(guest.run(), TrapEvent::Fault { addr: at, access });
+        } else {
+            assert_eq!(guest.syscall(), 24);
+        }
+    }
+    let mut guest = Guest::new(platform, fault_write());
+    guest.regs.rdi = CODE + 8;
+    assert_eq!(guest.run(), TrapEvent::Fault { addr: CODE + 8, access: Prot::WRITE });
+
+    let mut guest = Guest::new(platform, exceptions());
+    let mut signals = Vec::new();
+    // int3 stops after itself; the others are skipped by hand: ud2, div ecx, mov rax [rdi], hlt.
+    for length in [0, 2, 2, 3, 1] {
+        let TrapEvent::Exception(info) = guest.run() else { panic!("an exception") };
+        signals.push((info.signo, info.code));
+        guest.regs.rip += length;
+    }
+    let general = (libc::SIGSEGV, libc::SI_KERNEL);
+    assert_eq!(
+        signals,
+        [(libc::SIGTRAP, libc::SI_KERNEL), (libc::SIGILL, 2), (libc::SIGFPE, 1), general, general]
+    );
+}
+
+fn files_are_mapped_private_and_shared(platform: &Arc<Systrap>) {
+    let guest = Guest::new(platform, count_calls());
+    let file = hostsys::memory::memfd(c"test").expect("memfd");
+    hostsys::memory::set_len(file.as_fd(), 2 * PAGE).expect("size");
+    let file = std::fs::File::from(file);
+    file.write_all_at(b"first", 0).expect("write");
+    file.write_all_at(b"second", PAGE).expect("write");
+    let source = |offset| MapSource::File { file: file.as_fd(), offset, writable: true };
+    let shared = SPARE;
+    let private = SPARE + 0x10000;
+    guest.space.map(range(shared, 2 * PAGE), source(0), RW, Sharing::Shared).expect("map");
+    guest.space.map(range(private, PAGE), source(PAGE), RW, Sharing::Private).expect("map");
+    assert_eq!(&guest.read::<5>(shared), b"first");
+    assert_eq!(&guest.read::<6>(private), b"second");
+    guest.space.copy_out(private, b"mine!!", FaultMode::Normal).expect("write");
+    guest.space.copy_out(shared, b"ours!", FaultMode::Normal).expect("write");
+    let mut seen = [0; 6];
+    file.read_exact_at(&mut seen, PAGE).expect("read");
+    assert_eq!(&seen, b"second");
+    file.read_exact_at(&mut seen, 0).expect("read");
+    assert_eq!(&seen, b"ours!\0");
+    // A refused mapping leaves the agent usable, and says why.
+    let read_only = std::fs::File::open("/proc/self/exe").expect("open");
+    let source = MapSource::File { file: read_only.as_fd(), offset: 0, writable: false };
+    let refused = guest.space.map(range(private, PAGE), source, RW, Sharing::Shared);
+    assert_eq!(refused, Err(platform::SpaceError::Host(libc::EACCES)));
+    guest.space.map(range(private, PAGE), source, Prot::READ, Sharing::Shared).expect("map");
+    assert_eq!(&guest.read::<4>(private), b"\x7fELF");
+}
+
+fn pages_move(platform: &Arc<Systrap>) {
+    let guest = Guest::new(platform, count_calls());
+    guest.space.map(range(SPARE, 8 * PAGE), MapSource::Zero, RW, Sharing::Private).expect("map");
+    for page in 0..8 {
+        guest.space.copy_out(SPARE + page * PAGE, &[page as u8 + 1], FaultMode::Normal).expect("write");
+    }
+    // Several host mappings under what the application sees as one.
+    guest.space.protect(range(SPARE + 3 * PAGE, PAGE), Prot::READ).expect("protect");
+    let to = SPARE + 0x10_0000;
+    guest.space.move_pages(range(SPARE, 8 * PAGE), to, 8 * PAGE).expect("move");
+    for page in 0..8 {
+        assert_eq!(guest.read::<1>(to + page * PAGE), [page as u8 + 1]);
+    }
+    assert!(guest.space.copy_in(SPARE, &mut [0], FaultMode::Normal).is_err());
+    // Growing and shrinking.
+    guest.space.move_pages(range(to + 4 * PAGE, 4 * PAGE), SPARE, 16 * PAGE).expect("grow");
+    assert_eq!((guest.read::<1>(SPARE), guest.read::<1>(SPARE + 15 * PAGE)), ([5], [0]));
+    guest.space.move_pages(range(SPARE, 16 * PAGE), to + 0x10_0000, PAGE).expect("shrink");
+    assert_eq!(guest.read::<1>(to + 0x10_0000), [5]);
+    assert!(guest.space.copy_in(to + 0x10_1000, &mut [0], FaultMode::Normal).is_err());
+    guest.space.advise(range(to, PAGE), Advice::DontNeed).expect("advise");
+    assert_eq!(guest.read::<1>(to), [0]);
+}
+
+guest_code!(spin_forever, "2: inc rbx\n jmp 2b");
+
+fn kicks_are_never_lost(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, spin_forever());
+    let kicker = guest.context.kicker();
+    // Before the run.
+    kicker.kick();
+    assert_eq!(guest.run(), TrapEvent::Interrupted);
+    // During the run, again and again.
+    for _ in 0..200 {
+        let other = Arc::clone(&kicker);
+        let kick = std::thread::spawn(move || other.kick());
+        assert_eq!(guest.run(), TrapEvent::Interrupted);
+        kick.join().expect("the kicking thread");
+    }
+}
+
+fn kicks_race_with_traps(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, count_calls());
+    let kicker = guest.context.kicker();
+    let done = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&done);
+    let kicking = std::thread::spawn(move || {
+        let mut count = 0;
+        while !stop.load(Ordering::Relaxed) {
+            kicker.kick();
+            count += 1;
+            std::thread::yield_now();
+        }
+        count
+    });
+    let (mut calls, mut interrupted) = (0, 0);
+    while calls < 5000 {
+        match guest.run() {
+            TrapEvent::Syscall => {
+                calls += 1;
+                guest.regs.rax = 1;
+            }
+            TrapEvent::Interrupted => interrupted += 1,
+            other => panic!("{other:?}"),
+        }
+        // An interruption never loses or repeats a call.
+        assert!(guest.regs.rbx == calls || guest.regs.rbx + 1 == calls, "{} {calls}", guest.regs.rbx);
+    }
+    done.store(true, Ordering::Relaxed);
+    assert!(kicking.join().expect("the kicking thread") > 0);
+    assert!(interrupted > 0);
+}
+
+fn copies_stop_at_the_first_bad_page(platform: &Arc<Systrap>) {
+    let guest = Guest::new(platform, count_calls());
+    guest.space.map(range(SPARE, 2 * PAGE), MapSource::Zero, RW, Sharing::Private).expect("map");
+    let from = SPARE + PAGE;
+    let mut buffer = vec![0; 3 * PAGE as usize];
+    assert_eq!(guest.space.copy_in(from + 100, &mut buffer, FaultMode::Normal), Ok(PAGE as usize - 100));
+    assert_eq!(guest.space.copy_out(from + 100, &buffer, FaultMode::Normal), Ok(PAGE as usize - 100));
+    let beyond = SPARE + 2 * PAGE;
+    let fault = |addr, access| Err(Fault { addr, access });
+    assert_eq!(guest.space.copy_in(beyond, &mut buffer, FaultMode::Normal), fault(beyond, Prot::READ));
+    guest.space.protect(range(SPARE, PAGE), Prot::READ).expect("protect");
+    assert_eq!(guest.space.copy_out(SPARE, &buffer, FaultMode::Normal), fault(SPARE, Prot::WRITE));
+    assert_eq!(guest.space.copy_in(beyond, &mut [], FaultMode::Normal), Ok(0));
+    // Beyond what applications may use there is nothing to copy, though the stub is mapped there.
+    let stub = platform.user_range().end;
+    assert_eq!(guest.space.copy_in(stub, &mut buffer, FaultMode::Normal), fault(stub, Prot::READ));
+    let high = u64::MAX - 10;
+    assert_eq!(guest.space.copy_out(high, &buffer, FaultMode::Normal), fault(high, Prot::WRITE));
+    guest.space.map(range(SPARE, PAGE), MapSource::Reserve, RW, Sharing::Private).expect("reserve");
+    assert_eq!(guest.space.copy_in(SPARE, &mut buffer, FaultMode::Normal), fault(SPARE, Prot::READ));
+}
+
+guest_code!(call_clock, "mov edi, 1\n mov rsi, rbx\n call r12\n mov r13, rax\n mov eax, 24\n syscall");
+
+/// Address of a function in an ELF image that is loaded at `base`.
+fn symbol(image: &[u8], base: u64, name: &str) -> Option<u64> {
+    let word = |at: u64| u64::from_le_bytes(image[at as usize..][..8].try_into().expect("a word"));
+    let half =
+        |at: u64| u64::from(u16::from_le_bytes(image[at as usize..][..2].try_into().expect("two bytes")));
+    let int = |at: u64| word(at) & 0xffff_ffff;
+    let sections = (0..half(60)).map(|index| word(40) + index * half(58));
+    let table = sections.clone().find(|at| int(at + 4) == 11)?;
+    let strings = word(word(40) + int(table + 40) * half(58) + 24);
+    let (start, size) = (word(table + 24), word(table + 32));
+    (start..start + size).step_by(24).find_map(|at| {
+        let text = &image[(strings + int(at)) as usize..];
+        let end = text.iter().position(|byte| *byte == 0)?;
+        (text[..end] == *name.as_bytes()).then(|| base + word(at + 8))
+    })
+}
+
+fn time_is_read_without_a_trap(platform: &Arc<Systrap>) {
+    let vdso = platform.vdso().expect("this host has a vDSO");
+    let mut guest = Guest::new(platform, call_clock());
+    let mut image = vec![0; vdso.len() as usize];
+    assert_eq!(guest.space.copy_in(vdso.start, &mut image, FaultMode::Normal), Ok(image.len()));
+    guest.regs.r12 = symbol(&image, vdso.start, "__vdso_clock_gettime").expect("the symbol");
+    guest.regs.rbx = DATA;
+    let before = hostsys::futex::monotonic_ns();
+    assert_eq!(guest.syscall(), 24, "the first trap is the call after the vDSO returned");
+    let after = hostsys::futex::monotonic_ns();
+    assert_eq!(guest.regs.r13, 0);
+    let [seconds, ns] = [DATA, DATA + 8].map(|at| u64::from_ne_bytes(guest.read(at)));
+    assert!((before..=after).contains(&(seconds * 1_000_000_000 + ns)));
+}
+
+guest_code!(
+    vector_registers,
+    "mov rax, 0x1122334455667788
+     movq xmm5, rax
+     pinsrq xmm5, rbx, 1
+     mov eax, 24
+     syscall
+     2:
+     movq r12, xmm5
+     pextrq r13, xmm5, 1
+     stmxcsr [rsp - 8]
+     mov r14d, [rsp - 8]
+     mov eax, 24
+     syscall
+     jmp 2b"
+);
+
+fn extended_state_survives_and_moves(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, vector_registers());
+    guest.regs.rbx = 42;
+    guest.syscall();
+    let state = guest.context.fpu().expect("the state");
+    assert!(state.0.len() > 512);
+    let mut child = Guest::on(platform, guest.space.fork(&[], &[]).expect("fork"));
+    child.regs = guest.regs;
+    child.context.set_fpu(&state).expect("the parent's state is good");
+    // Another context in the space starts clean.
+    let mut clean = Guest::on(platform, Arc::clone(&guest.space));
+    clean.regs.rip = guest.regs.rip;
+    for (guest, low, high) in
+        [(&mut guest, 0x1122334455667788, 42), (&mut child, 0x1122334455667788, 42), (&mut clean, 0, 0)]
+    {
+        guest.syscall();
+        assert_eq!((guest.regs.r12, guest.regs.r13, guest.regs.r14), (low, high, 0x1f80));
+    }
+    // And back: the round trip is exact.
+    assert_eq!(child.context.fpu().expect("the state"), guest.context.fpu().expect("the state"));
+    child.context.set_fpu(&platform::FpuState::default()).expect("the initial state");
+    child.syscall();
+    assert_eq!((child.regs.r12, child.regs.r13), (0, 0));
+
+    // Images that the host would refuse are errors, and change nothing.
+    let spoil = |at: usize, value: u8| {
+        let mut bad = state.clone();
+        bad.0[at] = value;
+        bad
+    };
+    let end = state.0.len() - 1;
+    for (what, bad) in [
+        ("MXCSR with reserved bits", spoil(27, 0xff)),
+        ("compacted", spoil(527, 0x80)),
+        ("unknown components", spoil(519, 0x7f)),
+        ("reserved header", spoil(540, 1)),
+        ("no magic", spoil(464, 0)),
+        ("no second magic", spoil(end, 0)),
+        ("wrong length", platform::FpuState(state.0[..end - 3].to_vec())),
+        ("short", platform::FpuState(vec![1; 100])),
+    ] {
+        assert!(guest.context.set_fpu(&bad).is_err(), "{what}");
+    }
+    guest.syscall();
+    assert_eq!((guest.regs.r12, guest.regs.r13), (0x1122334455667788, 42));
+}
+
+fn a_task_goes_to_another_space(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, count_calls());
+    for _ in 0..20 {
+        guest.syscall();
+        let mut next = Guest::new(platform, store_and_call());
+        next.regs.rdi = DATA;
+        next.regs.rsi = 3;
+        guest = next;
+        guest.syscall();
+        assert_eq!(u64::from_ne_bytes(guest.read(DATA)), 3);
+    }
+}
+
+guest_code!(call_rax, "2: syscall\n mov rax, rbx\n jmp 2b");
+
+fn arguments_come_along(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, call_rax());
+    guest.space.copy_out(DATA, b"/usr/bin/env\0rest", FaultMode::Normal).expect("write");
+    let call = |number: i64, regs: Regs, guest: &mut Guest| {
+        let rip = guest.regs.rip;
+        guest.regs = Regs { rax: number as u64, rbx: number as u64, rsp: STACK - 64, rip, ..regs };
+        guest.syscall();
+        guest.regs.rip = CODE;
+    };
+    call(libc::SYS_openat, Regs { rsi: DATA, ..Regs::default() }, &mut guest);
+    assert_eq!(guest.context.staged(DATA), Some(&b"/usr/bin/env\0"[..]));
+    assert_eq!(guest.context.staged(DATA + 1), None);
+    call(libc::SYS_write, Regs { rsi: DATA + 13, rdx: 4, ..Regs::default() }, &mut guest);
+    assert_eq!(guest.context.staged(DATA + 13), Some(&b"rest"[..]));
+    assert_eq!(guest.context.staged(DATA), None, "of the last call");
+    call(libc::SYS_rename, Regs { rdi: DATA, rsi: DATA + 4, ..Regs::default() }, &mut guest);
+    assert_eq!(guest.context.staged(DATA), Some(&b"/usr/bin/env\0"[..]));
+    assert_eq!(guest.context.staged(DATA + 4), Some(&b"/bin/env\0"[..]));
+    // What is too long or not there does not come along, and the call arrives all the same.
+    call(libc::SYS_write, Regs { rsi: DATA, rdx: 4096, ..Regs::default() }, &mut guest);
+    assert_eq!(guest.context.staged(DATA), None);
+    call(libc::SYS_openat, Regs { rsi: SPARE, ..Regs::default() }, &mut guest);
+    assert_eq!(guest.context.staged(SPARE), None);
+    assert_eq!(guest.regs.rsi, SPARE);
+    call(libc::SYS_rename, Regs { rdi: SPARE, rsi: DATA, ..Regs::default() }, &mut guest);
+    assert_eq!(guest.context.staged(DATA), Some(&b"/usr/bin/env\0"[..]));
+    call(libc::SYS_writev, Regs { rsi: DATA, rdx: u64::MAX, ..Regs::default() }, &mut guest);
+    assert_eq!(guest.context.staged(DATA), None);
+    call(39, Regs::default(), &mut guest);
+    assert_eq!(guest.context.staged(DATA), None);
+}
+
+fn atomic_operations_are_atomic_and_fault(platform: &Arc<Systrap>) {
+    let guest = Guest::new(platform, count_calls());
+    let at = DATA + 4;
+    let mut expected = 0u32;
+    for (op, next) in [
+        (AtomicOp::Store(5), 5),
+        (AtomicOp::Add(u32::MAX), 4),
+        (AtomicOp::Or(0x8000_0000), 0x8000_0004),
+        (AtomicOp::And(0x8000_00ff), 0x8000_0004),
+        (AtomicOp::Xor(0x8000_0001), 5),
+        (AtomicOp::CompareExchange { current: 6, new: 7 }, 5),
+        (AtomicOp::CompareExchange { current: 5, new: 7 }, 7),
+        (AtomicOp::Load, 7),
+    ] {
+        assert_eq!(guest.space.atomic_u32(at, op), Ok(expected), "{op:?}");
+        expected = next;
+        assert_eq!(u32::from_ne_bytes(guest.read(at)), expected, "{op:?}");
+    }
+    for bad in [SPARE, CODE, DATA + 2, platform.user_range().end + 8] {
+        assert!(guest.space.atomic_u32(bad, AtomicOp::Add(1)).is_err());
+    }
+    assert_eq!(guest.space.atomic_u32(at, AtomicOp::Add(1)), Ok(7), "a fault leaves the helper usable");
+}
+
+fn contexts_may_be_dropped_at_any_time(platform: &Arc<Systrap>) {
+    let space = Guest::new(platform, spin_forever()).space;
+    for _ in 0..30 {
+        let mut guest = Guest::on(platform, Arc::clone(&space));
+        let waker = std::task::Waker::noop();
+        let polled = guest.context.poll_switch(&mut std::task::Context::from_waker(waker), &mut guest.regs);
+        assert!(polled.is_pending());
+        drop(guest);
+        platform.poll_traps();
+    }
+    drop(space);
+    // A space goes with everything in it.
+    let mut guest = Guest::new(platform, spin_forever());
+    let waker = std::task::Waker::noop();
+    assert!(
+        guest.context.poll_switch(&mut std::task::Context::from_waker(waker), &mut guest.regs).is_pending()
+    );
+    drop(guest);
+    let mut guest = Guest::new(platform, count_calls());
+    guest.syscall();
+}
+
+fn several_workers_serve_many_processes(platform: &Arc<Systrap>) {
+    let threads: Vec<_> = (0..6)
+        .map(|worker| {
+            let platform = Arc::clone(platform);
+            std::thread::spawn(move || {
+                let mut guest = Guest::new(&platform, count_calls());
+                guest.worker = worker;
+                guest.spin = worker % 2 == 0;
+                for turn in 0..2000 {
+                    guest.syscall();
+                    guest.regs.rax = 1;
+                    if turn % 100 == 0 {
+                        let child = guest.space.fork(&[], &[]).expect("fork");
+                        let mut child = Guest::on(&platform, child);
+                        child.worker = worker;
+                        child.syscall();
+                        let at = range(SPARE + turn * PAGE, PAGE);
+                        guest.space.map(at, MapSource::Zero, RW, Sharing::Private).expect("map");
+                    }
+                }
+                assert_eq!(guest.regs.rbx, 1999);
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().expect("a worker");
+    }
+}
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
+}
+
+fn main() {
+    run(cases![
+        system_calls_return_what_the_sentry_says,
+        every_register_is_carried,
+        threads_share_memory,
+        fork_parts_ways,
+        faults_name_address_and_access,
+        files_are_mapped_private_and_shared,
+        pages_move,
+        kicks_are_never_lost,
+        kicks_race_with_traps,
+        copies_stop_at_the_first_bad_page,
+        time_is_read_without_a_trap,
+        extended_state_survives_and_moves,
+        a_task_goes_to_another_space,
+        arguments_come_along,
+        atomic_operations_are_atomic_and_fault,
+        contexts_may_be_dropped_at_any_time,
+        several_workers_serve_many_processes,
+    ]);
+}

@@ -1,0 +1,5 @@
+//! What applications may not do.
+mod common;
+fn main() {
+    common::run(&[]);
+}
