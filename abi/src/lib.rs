@@ -3,3 +3,14 @@
 //! Layouts are plain data with `zerocopy` derives, so that they can be read from and written to application
 //! memory as bytes without `unsafe`. Flag constants come from the `libc` crate where it has them.
 #![no_std]
+pub mod elf;
+mod names;
+pub mod process;
+pub mod signal;
+pub mod time;
+
+pub mod net;
+pub mod poll;
+pub mod tty;
+
+pub use names::{syscall_name, syscall_number};

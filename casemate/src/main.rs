@@ -1,6 +1,21 @@
-//! The `casemate` binary: one static program that holds every process of a sandbox.
+//! The `casemate` binary: one program that holds every process of a sandbox.
 //!
-//! The command line lives in `runsc-compat`; the sandbox process and the gofer are started by re-executing
-//! this binary under an internal first argument.
+//! The command line lives in `runsc-compat`. The sandbox process and the gofer are this binary again, executed by
+//! descriptor under a name of their own; they expect descriptors that only the command lays out, so that starting them
+//! by hand does nothing but fail.
 
-fn main() {}
+use std::env;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().collect();
+    let is = |at: usize, name: &str| args.get(at).is_some_and(|arg| arg == name);
+    if is(0, "casemate-sentry") {
+        return sentry_boot::main();
+    }
+    if is(0, "casemate-gofer") && is(1, gofer::launch::SUBCOMMAND) {
+        return gofer::main();
+    }
+    runsc_compat::main(args)
+}

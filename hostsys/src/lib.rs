@@ -8,17 +8,31 @@
 //!
 //! **Files.** One area each: [`futex`], [`memory`] (memfd, mappings, copies to and from other processes), [`process`]
 //! (pidfd, wait, signals, prctl), [`seccomp`] (filters and the notification descriptor), [`sock`] (packets with
-//! descriptors), [`fs`] (paths).
+//! descriptors), [`fs`] (paths), [`mount`], [`fd`] (inherited descriptors).
 #![allow(unsafe_code, reason = "raw system calls are what this crate wraps")]
 // A raw call passes every argument as a machine word; each cast is to or from that word.
 #![allow(clippy::cast_possible_truncation, reason = "system call arguments and results are machine words")]
 
+pub mod clock;
+pub mod cpu;
+pub mod credentials;
+pub mod empty_root;
+pub mod fd;
 pub mod fs;
 pub mod futex;
+pub mod launch;
 pub mod memory;
+pub mod mount;
+pub mod pidfd;
+pub mod polling;
 pub mod process;
+pub mod random;
+pub mod sealed;
 pub mod seccomp;
+pub mod signals;
 pub mod sock;
+pub mod syscall_names;
+pub mod terminal;
 
 use std::io;
 

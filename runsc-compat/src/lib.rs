@@ -1,1 +1,65 @@
-//! TBD
+//! The `casemate` command line: a drop-in for `runc`, and `do`.
+//!
+//! Flags, output formats and error sentences follow runc's, which engines parse. One error is one line on standard
+//! error, and one entry in the log file if there is one.
+//!
+//! **Invariants.** Every exit is by a returned code, so that what a run owns is dropped first.
+
+mod args;
+mod commands;
+mod output;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use runtime::log::{Format, Level, Log};
+
+use crate::args::{Arguments, Parsed};
+
+/// Runs the command line `args`, the program's name first.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    match args::parse(args) {
+        Parsed::Run(arguments) => with_log(*arguments),
+        Parsed::Shown => ExitCode::SUCCESS,
+        Parsed::Wrong { log, json, message } => {
+            let format = if json { Format::Json } else { Format::Text };
+            let log = Log::open(log.as_deref(), format, false).unwrap_or_default();
+            fail(&log, &message, 1)
+        }
+    }
+}
+
+fn with_log(arguments: Arguments) -> ExitCode {
+    let format = match arguments.global.log_format.as_str() {
+        "text" => Format::Text,
+        "json" => Format::Json,
+        other => return fail(&Log::default(), &format!("invalid log-format: {other}"), 1),
+    };
+    // runc's default, which its callers sometimes spell out: what is no file of its own goes to standard error.
+    let path = arguments.global.log.as_deref().filter(|path| *path != Path::new("/dev/stderr"));
+    let log = match Log::open(path, format, arguments.global.debug) {
+        Ok(log) => log,
+        Err(error) => {
+            let path = path.unwrap_or(Path::new("")).display();
+            return fail(&Log::default(), &format!("open log file {path}: {error}"), 1);
+        }
+    };
+    match commands::run(arguments, &log) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let code = error.downcast_ref::<runtime::Error>().map_or(1, runtime::Error::exit_code);
+            fail(&log, &format!("{error:#}"), code)
+        }
+    }
+}
+
+/// Says what went wrong, in one line. A signal during the start has nothing to say.
+fn fail(log: &Log, message: &str, code: u8) -> ExitCode {
+    let message = message.trim().replace('\n', " ");
+    if !message.is_empty() {
+        log.write(Level::Error, &message);
+        eprintln!("casemate: {message}");
+    }
+    ExitCode::from(code)
+}

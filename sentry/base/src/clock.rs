@@ -21,6 +21,13 @@ pub fn real_now() -> Nanos {
         .unwrap_or(0)
 }
 
+/// `CLOCK_BOOTTIME` now: monotonic time with the host's suspended time added.
+pub fn boot_now() -> Nanos {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    host_clock(libc::CLOCK_BOOTTIME, &mut ts);
+    to_nanos(ts.tv_sec, ts.tv_nsec)
+}
+
 fn host_clock(clock: libc::clockid_t, ts: &mut libc::timespec) {
     hostsys::clock::gettime(clock, ts);
 }
@@ -30,4 +37,11 @@ fn to_nanos(sec: i64, nsec: i64) -> Nanos {
         .unwrap_or(0)
         .saturating_mul(1_000_000_000)
         .saturating_add(u64::try_from(nsec).unwrap_or(0))
+}
+
+/// `CLOCK_MONOTONIC` as of the last clock tick: a few nanoseconds to read, a few milliseconds exact.
+pub fn coarse_now() -> Nanos {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    host_clock(libc::CLOCK_MONOTONIC_COARSE, &mut ts);
+    to_nanos(ts.tv_sec, ts.tv_nsec)
 }

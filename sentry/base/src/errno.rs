@@ -17,6 +17,14 @@ impl Errno {
         }
     }
 
+    /// A signal is due and the call is to be made again after it (`include/linux/errno.h`). Never shown to an
+    /// application: the system-call edge turns it into a restart. For objects that send the caller a stop signal and
+    /// have no wait of their own to be interrupted (terminals).
+    pub const ERESTARTSYS: Self = match NonZeroU16::new(512) {
+        Some(n) => Self(n),
+        None => Self(NonZeroU16::MIN),
+    };
+
     pub fn raw(self) -> i32 {
         i32::from(self.0.get())
     }
@@ -60,7 +68,7 @@ mod consts {
         EOPNOTSUPP EPFNOSUPPORT EAFNOSUPPORT EADDRINUSE EADDRNOTAVAIL ENETDOWN ENETUNREACH ENETRESET
         ECONNABORTED ECONNRESET ENOBUFS EISCONN ENOTCONN ESHUTDOWN ETOOMANYREFS ETIMEDOUT ECONNREFUSED
         EHOSTDOWN EHOSTUNREACH EALREADY EINPROGRESS ESTALE EDQUOT ECANCELED EOWNERDEAD ENOTRECOVERABLE EPROTO
-        EUSERS EILSEQ ENOKEY
+        EUSERS EILSEQ ENOKEY ELIBBAD
     }
 }
 

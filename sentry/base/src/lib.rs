@@ -15,7 +15,7 @@ pub mod rand;
 pub mod timer;
 pub mod wait;
 
-pub use clock::{Nanos, mono_now, real_now};
+pub use clock::{Nanos, boot_now, mono_now, real_now};
 pub use errno::{Errno, Result};
 pub use executor::{Executor, Reactor};
 pub use lock::{Mutex, MutexGuard, RwLock};

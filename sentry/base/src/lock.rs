@@ -10,9 +10,11 @@ pub mod rank {
     pub const RENAME: u16 = 30;
     /// Ancestor first, then by id.
     pub const DIR_INODE: u16 = 40;
+    /// Outside of file data: an epoll instance asks its files for their readiness under it. Nested instances: outer
+    /// first.
+    pub const EPOLL_INTEREST: u16 = 48;
     /// Two files: by id.
     pub const FILE_DATA: u16 = 50;
-    pub const EPOLL_INTEREST: u16 = 55;
     pub const FD_TABLE: u16 = 60;
     pub const TASK_SET: u16 = 70;
     /// Two processes: by id.
@@ -149,6 +151,10 @@ impl<T, const RANK: u16> RwLock<T, RANK> {
     pub fn write(&self) -> WriteGuard<'_, T, RANK> {
         check::take(RANK);
         WriteGuard(self.0.write())
+    }
+
+    pub fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut()
     }
 }
 

@@ -1,1 +1,48 @@
-//! TBD
+//! The user-space kernel's core: tasks, processes, sessions, signals, futexes, timers, exec, exit and wait.
+//!
+//! A task is one future ([`run`]) and a stored state; what a task does next is decided from that state and never
+//! from a suspended stack. The kernel sees a platform and a system-call table as traits and nothing of files beyond
+//! the VFS.
+//!
+//! **Lock ranks:** `TaskSet` 70, `SigHand` 80, `Task` 90, `FutexBucket` 140.
+//!
+//! **Threat.** Everything in registers and user memory is the application's. Nothing here may panic on it.
+
+mod attributes;
+mod clone;
+mod cpu;
+pub mod current;
+mod exec;
+mod exit;
+mod futex;
+mod group;
+mod init;
+mod jobs;
+mod kernel;
+mod limits;
+mod no_space;
+pub mod pidfd;
+mod robust;
+mod run;
+pub mod signal;
+pub mod syscall;
+pub mod task;
+mod task_set;
+mod timers;
+mod wait;
+
+pub use clone::{CloneSpec, clone_task};
+pub use current::{BlockEnd, Current};
+pub use exec::{ExecSpec, execve};
+pub use futex::{FutexTable, FutexWaiter, MATCH_ANY};
+pub use group::ThreadGroup;
+pub use init::InitError;
+pub use kernel::{RELEASE, VERSION, InitSpec, Kernel, KernelConfig, TraceSink, Unsupported, UtsNames};
+pub use limits::Limits;
+pub use sentry_mm::Mm;
+pub use sentry_vfs::{FdTable, FsContext, MountNamespace, Vfs};
+pub use syscall::{Call, Handler, IntoRax, Restart, Row, Stop, SysResult, SyscallTable};
+pub use task::{RestartBlock, Scheduling, Task, TaskState};
+pub use task_set::PID_MAX;
+pub use timers::{TimerClock, TimerKey, TimerSetting};
+pub use wait::{WaitFor, WaitOptions, Waited, try_wait};

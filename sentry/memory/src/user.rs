@@ -207,12 +207,14 @@ impl<'a> UserWriter<'a> {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Source<'a> {
     User { mem: &'a dyn UserMemory, segs: &'a [IoSeg] },
     Buffer(&'a [u8]),
 }
 
-/// Where the bytes of a write come from.
+/// Where the bytes of a write come from. A clone is a second cursor at the same place: for looking before taking.
+#[derive(Clone)]
 pub struct UserReader<'a> {
     source: Source<'a>,
     used: usize,
@@ -243,6 +245,29 @@ impl<'a> UserReader<'a> {
     /// Bytes taken so far.
     pub fn taken(&self) -> usize {
         self.done
+    }
+
+    /// Moves past up to `n` bytes without looking at them; returns how many.
+    pub fn skip(&mut self, n: usize) -> usize {
+        let mut left = n.min(self.remaining());
+        let moved = left;
+        self.done += moved;
+        match &mut self.source {
+            Source::Buffer(_) => self.used += moved,
+            Source::User { segs, .. } => {
+                while let Some(seg) = segs.first() {
+                    let rest = usize::try_from(seg.len).unwrap_or(usize::MAX).saturating_sub(self.used);
+                    if left < rest {
+                        self.used += left;
+                        break;
+                    }
+                    left -= rest;
+                    *segs = segs.get(1..).unwrap_or_default();
+                    self.used = 0;
+                }
+            }
+        }
+        moved
     }
 
     /// Copies up to `dst.len()` bytes out of the source and moves past them: take no more than can be stored. Returns the bytes copied before a bad
@@ -335,6 +360,10 @@ mod tests {
         let mut buf = [0; 16];
         assert_eq!(r.read(&mut buf).unwrap(), 5);
         assert_eq!(&buf[..5], b"abcde");
+        let mut r = UserReader::user(&mem, &segs);
+        assert_eq!(r.skip(4), 4);
+        assert_eq!(r.read(&mut buf[..1]).unwrap(), 1);
+        assert_eq!(buf[0], b'e');
     }
 
     #[test]

@@ -1,1 +1,15 @@
-//! TBD
+//! The system calls: one file a family, each a list of rows and the short functions behind them.
+//!
+//! A row gives number, name, arguments, dispatch, trace and support note. A function takes typed arguments, calls
+//! into the object that does the work, and returns its result or errno; it holds no lock over a wait.
+//!
+//! **Threat.** Every argument is the application's.
+
+mod args;
+mod sys_cred;
+mod sys_futex;
+mod sys_misc;
+mod sys_time;
+mod table;
+
+pub use table::Table;

@@ -1,13 +1,26 @@
 //! File descriptions: what descriptors name and `dup` and `fork` share (`open(2)`, "open file description").
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::Arc;
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
-use sentry_base::{Mutex, Result};
+use sentry_base::{Mutex, Result, lock::rank};
 
+use crate::lock_table::{FileLocks, LockOwner};
 use crate::{Attr, FileOps, Inode, Location, OpenFlags};
 
-/// An open file description.
+/// Somebody who must know when a description goes away: an epoll instance that watches it.
+pub trait CloseWatcher: Send + Sync {
+    /// The description with this id is being dropped; `ops` is still whole. Called without locks.
+    fn closed(&self, id: u64, ops: &Arc<dyn FileOps>);
+}
+
+impl core::fmt::Debug for dyn CloseWatcher {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("CloseWatcher")
+    }
+}
+
+/// An open file description. Drop it without locks held: closing a file may take that file's.
 #[derive(Debug)]
 pub struct FileDescription {
     id: u64,
@@ -16,6 +29,25 @@ pub struct FileDescription {
     /// Where it was opened; `None` for pipes, sockets and the like.
     location: Option<Location>,
     position: Mutex<u64, 45>,
+    /// Set once it has taken an OFD lock or a `flock`, to be given up with the description.
+    locks: OnceLock<Arc<FileLocks>>,
+    /// `F_SETOWN` and `F_SETSIG`.
+    owner: AtomicI32,
+    signal: AtomicI32,
+    watchers: Mutex<Vec<Weak<dyn CloseWatcher>>, { rank::LEAF }>,
+}
+
+impl Drop for FileDescription {
+    fn drop(&mut self) {
+        if let Some(locks) = self.locks.get() {
+            locks.release(self.lock_owner());
+        }
+        for watcher in core::mem::take(self.watchers.get_mut()) {
+            if let Some(watcher) = watcher.upgrade() {
+                watcher.closed(self.id, &self.ops);
+            }
+        }
+    }
 }
 
 impl FileDescription {
@@ -27,7 +59,19 @@ impl FileDescription {
             flags: AtomicU32::new(flags.bits()),
             location,
             position: Mutex::new(0),
+            locks: OnceLock::new(),
+            owner: AtomicI32::new(0),
+            signal: AtomicI32::new(0),
+            watchers: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Tells `watcher` when this description goes away.
+    pub fn watch_close(&self, watcher: Weak<dyn CloseWatcher>) {
+        let mut watchers = self.watchers.lock();
+        // The same epoll instance may watch one description under many descriptors.
+        watchers.retain(|w| w.strong_count() > 0 && !w.ptr_eq(&watcher));
+        watchers.push(watcher);
     }
 
     /// Unique in this sandbox; orders locks and names lock owners.
@@ -69,5 +113,31 @@ impl FileDescription {
             (None, Some(inode)) => inode.attr(),
             (None, None) => Err(sentry_base::Errno::EBADF),
         }
+    }
+
+    /// The owner of this description's OFD locks and `flock`s.
+    pub fn lock_owner(&self) -> LockOwner {
+        LockOwner::Description(self.id)
+    }
+
+    /// Remembers the locks of its file, to give up its own with the last descriptor.
+    pub fn note_locks(&self, locks: &Arc<FileLocks>) {
+        drop(self.locks.set(Arc::clone(locks)));
+    }
+
+    /// The process (or, negative, process group) of `F_SETOWN`.
+    pub fn owner(&self) -> &AtomicI32 {
+        &self.owner
+    }
+
+    /// The signal of `F_SETSIG`.
+    pub fn signal(&self) -> &AtomicI32 {
+        &self.signal
+    }
+}
+
+impl sentry_mm::MappedFile for FileDescription {
+    fn as_any(&self) -> &dyn core::any::Any {
+        self
     }
 }

@@ -3,7 +3,7 @@
 use core::any::Any;
 use std::sync::Arc;
 
-use sentry_base::{Errno, Events, Result, WaitQueue};
+use sentry_base::{Errno, Events, Nanos, Result, WaitQueue};
 use sentry_memory::{UserReader, UserWriter};
 use sentry_mm::Mappable;
 
@@ -52,6 +52,14 @@ pub enum IoStart<T> {
     Done(T),
     /// Nothing was moved. Wait on the file's queue and call again; a non-blocking caller gets `EAGAIN`.
     WouldBlock,
+}
+
+/// How long a blocking transfer may wait, and what it gives then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitLimit {
+    pub ns: Nanos,
+    /// The result where one last attempt after `ns` still finds nothing.
+    pub then: Result<usize>,
 }
 
 /// Where a transfer takes place.
@@ -110,6 +118,13 @@ pub trait FileOps: Send + Sync {
     fn try_write(&self, io: &IoCtx<'_>, src: &mut UserReader<'_>, pos: Pos) -> Result<IoStart<usize>> {
         let _ = (io, src, pos);
         Err(Errno::EINVAL)
+    }
+
+    /// The limit of the wait for a read or, with `writing`, a write that would block now (`SO_RCVTIMEO`, `VTIME`).
+    /// Asked anew before each wait.
+    fn wait_limit(&self, writing: bool) -> Option<WaitLimit> {
+        let _ = writing;
+        None
     }
 
     /// Whether the file has a position (`lseek`, `pread`); others give `ESPIPE`.

@@ -11,18 +11,43 @@
 //! **Threat.** Paths, names and flags come from the application; replies of a file system on the gofer's side have
 //! been validated by that file system.
 
+mod access;
 mod attr;
+mod attrs;
 mod caller;
 mod creds;
+mod dentry;
 mod description;
+mod dir;
+mod fd_table;
 mod file;
+mod fs_context;
 mod inode;
+mod lock_table;
+mod modify;
 mod mount;
+mod open;
+mod vfs;
+mod walk;
 
+pub mod pseudo;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use access::{Access, check_attr, check_inode, check_location, is_owner};
 pub use attr::{Attr, FileKind, SetAttr, SetTime, StatFs, Timestamp};
+pub use attrs::without_set_ids;
 pub use caller::{Caller, JobControl, SignalSink, Terminal};
 pub use creds::{CapSet, Credentials, cap};
-pub use description::FileDescription;
-pub use file::{FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence};
+pub use dentry::{Dentry, SuperBlock};
+pub use description::{CloseWatcher, FileDescription};
+pub use dir::{DirFile, as_dir};
+pub use fd_table::{FdTable, NR_OPEN};
+pub use file::{FileOps, IoCtx, IoStart, OpenFlags, Pos, WaitLimit, Whence};
+pub use fs_context::{FsContext, FsContextView};
 pub use inode::{Attachment, DirEntry, FileSystem, Inode, Owner, RenameFlags};
-pub use mount::{Dentry, Location, Mount};
+pub use lock_table::{FileKey, FileLocks, LockOwner, LockTable, RangeLock};
+pub use mount::{Location, Mount, MountFlags, MountInfo, MountMap, MountNamespace, PathText, UmountFlags};
+pub use open::{OpenHow, Opened, PendingOpen, anonymous};
+pub use vfs::{DeviceOpener, FifoOpen, FifoOpener, FifoWait, FsType, Vfs, anonymous_dev};
+pub use walk::{Last, LookupFlags, NAME_MAX, PATH_MAX, Parent, PathCx};

@@ -1,0 +1,40 @@
+//! `do`: a host command on the host's files, none of which it can change.
+
+use std::env;
+use std::io;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result};
+use control_protocol::TerminalSize;
+use hostsys::{credentials, terminal};
+use runtime::HostCommand;
+use runtime::log::Log;
+
+use crate::args::{Do, Global};
+
+pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
+    let cwd = env::current_dir().context("the working directory")?;
+    // With a pipe on either side the command is part of something larger, and gets exactly that pipe.
+    let on_terminal = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()]
+        .into_iter()
+        .all(terminal::is_terminal);
+    let command = HostCommand {
+        args: command.command,
+        env: env::vars_os().collect(),
+        cwd,
+        uid: credentials::effective_uid(),
+        gid: credentials::effective_gid(),
+        groups: credentials::groups().context("the supplementary groups")?,
+        umask: credentials::umask(),
+        limits: credentials::limits(),
+        terminal: on_terminal.then(TerminalSize::default),
+    };
+    let id = format!("do-{}", std::process::id());
+    let plan = runtime::of_host_command(&id, command, super::options(global, log));
+    let report = runtime::run(plan, None, log)?;
+    for call in &report.unsupported {
+        eprintln!("casemate: {call}");
+    }
+    log.warnings(report.unsupported.iter().map(ToString::to_string));
+    Ok(super::conclude(&report, log))
+}

@@ -1,0 +1,154 @@
+//! What the command asks the Sentry to run, checked and resolved.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Text;
+
+/// Everything that the Sentry needs to start one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// Both sides come from one binary, so any other value is a mistake.
+    pub version: u32,
+    pub id: String,
+    pub process: Process,
+    pub hostname: Option<String>,
+    pub domainname: Option<String>,
+    pub root: Root,
+    /// In the order in which they are mounted.
+    pub mounts: Vec<Mount>,
+    pub masked_paths: Vec<String>,
+    pub readonly_paths: Vec<String>,
+    pub options: Options,
+    /// What the descriptors that came along with this message are, in their order.
+    pub descriptors: Vec<Descriptor>,
+}
+
+impl Boot {
+    pub const VERSION: u32 = 1;
+}
+
+/// The role of a descriptor that travels with the boot message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Descriptor {
+    /// Becomes this descriptor of the container's init.
+    Guest(u32),
+    /// A connection to the gofer that serves the attach points.
+    Gofer,
+    /// The log, opened for appending.
+    Log,
+    /// A stream socket to relay to the master side of init's terminal.
+    Console,
+}
+
+/// The container's init process.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Process {
+    /// Never empty.
+    pub args: Vec<Text>,
+    /// `NAME=value` each.
+    pub env: Vec<Text>,
+    /// Absolute.
+    pub cwd: Text,
+    pub uid: u32,
+    pub gid: u32,
+    pub additional_gids: Vec<u32>,
+    pub umask: Option<u32>,
+    /// Set if init gets a pseudo-terminal of the sandbox as its descriptors 0, 1 and 2.
+    pub terminal: Option<TerminalSize>,
+    pub rlimits: Vec<Rlimit>,
+    pub no_new_privileges: bool,
+    pub capabilities: Capabilities,
+    pub oom_score_adj: Option<i32>,
+}
+
+/// Rows and columns, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TerminalSize {
+    pub rows: u16,
+    pub columns: u16,
+}
+
+/// A limit by its number in `getrlimit(2)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    pub resource: u32,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// Sets of capabilities; bit `n` is capability number `n` (`capabilities(7)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Capabilities {
+    pub bounding: u64,
+    pub effective: u64,
+    pub inheritable: u64,
+    pub permitted: u64,
+    pub ambient: u64,
+}
+
+/// The root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// The gofer's attach point.
+    pub attach: u32,
+    /// With `readonly` nothing can be written; else writes go to an upper layer inside the sandbox.
+    pub readonly: bool,
+}
+
+/// One mount below the root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute, without `.`, `..` and empty components; created if it is missing.
+    pub destination: Text,
+    pub kind: MountKind,
+    pub flags: MountFlags,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MountKind {
+    Proc,
+    Sysfs,
+    /// A tmpfs with the sandbox's device nodes in it.
+    Dev {
+        data: String,
+    },
+    Devpts {
+        data: String,
+    },
+    Mqueue,
+    Cgroup,
+    Tmpfs {
+        /// Options of the file system itself, such as `size=64k,mode=755`.
+        data: String,
+    },
+    /// A file or directory of the host.
+    Bind {
+        attach: u32,
+        is_directory: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MountFlags {
+    pub readonly: bool,
+    pub nosuid: bool,
+    pub nodev: bool,
+    pub noexec: bool,
+    pub noatime: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Log what the Sentry does.
+    pub debug: bool,
+    /// Log every system call of the container.
+    pub strace: bool,
+    /// Log lines are JSON objects.
+    pub log_json: bool,
+    /// CPUs that the container is told of; 0 for as many as the host lets us use.
+    pub cpus: u32,
+    /// Memory that the container is told of, in bytes; 0 for the host's.
+    pub memory: u64,
+}

@@ -1,0 +1,274 @@
+//! The state directory: what is kept of each container between commands.
+//!
+//! `<root>/<id>/state.json`, written whole or not at all. A container is running as long as its Sentry lives: the
+//! process that is named by number and start time, so that a reused number is not taken for it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error, Result, show};
+
+/// The state root of this user.
+pub fn default_root() -> PathBuf {
+    if hostsys::credentials::effective_uid() != 0
+        && let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())
+    {
+        return PathBuf::from(dir).join("casemate");
+    }
+    PathBuf::from("/run/casemate")
+}
+
+/// A process on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostProcess {
+    pub pid: u32,
+    /// Clock ticks since the host's start (`proc_pid_stat(5)`, field 22).
+    pub start_time: u64,
+}
+
+impl HostProcess {
+    /// The process that has this number now.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        Ok(Self { pid, start_time: start_time(pid)?.1 })
+    }
+
+    /// Whether it still runs; a zombie does not.
+    pub fn is_alive(&self) -> bool {
+        matches!(start_time(self.pid), Ok((state, start)) if start == self.start_time && !"ZX".contains(state))
+    }
+
+    /// A descriptor for it, or `None` if it is gone.
+    pub fn open(&self) -> io::Result<Option<std::os::fd::OwnedFd>> {
+        let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
+        let descriptor = match hostsys::process::pidfd_open(pid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            descriptor => descriptor?,
+        };
+        // Asked after the number was pinned: the answer is about the process that the descriptor names.
+        Ok(self.is_alive().then_some(descriptor))
+    }
+}
+
+fn start_time(pid: u32) -> io::Result<(char, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold anything, parentheses included.
+    let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let state = rest.chars().next().unwrap_or('X');
+    let start = rest.split(' ').nth(19).and_then(|field| field.parse().ok());
+    start.map(|start| (state, start)).ok_or_else(|| io::Error::other("/proc/PID/stat is not understood"))
+}
+
+/// What `state.json` holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    pub oci_version: String,
+    pub id: String,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    /// RFC 3339 with nanoseconds.
+    pub created: String,
+    pub owner: u32,
+    pub sandbox: HostProcess,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Control group directories that were made for the container.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
+}
+
+impl State {
+    pub fn status(&self) -> &'static str {
+        if self.sandbox.is_alive() { "running" } else { "stopped" }
+    }
+}
+
+/// A directory of containers.
+#[derive(Debug, Clone)]
+pub struct StateRoot {
+    path: PathBuf,
+    is_default: bool,
+}
+
+impl StateRoot {
+    /// `path`, or the default. Nothing is created yet.
+    pub fn new(path: Option<&Path>) -> Result<Self> {
+        let Some(given) = path else { return Ok(Self { path: default_root(), is_default: true }) };
+        let path = std::path::absolute(given).context(|| format!("--root {}", show(given)))?;
+        if crate::mounts::clean(&path) == Path::new("/") {
+            return Err(Error::Config("--root: must not be the root directory".into()));
+        }
+        Ok(Self { path, is_default: false })
+    }
+
+    /// Makes the directory of a new container. Whoever makes it owns the ID.
+    pub fn create(&self, id: &str) -> Result<ContainerDir> {
+        check_id(id)?;
+        make_private(&self.path).context(|| format!("create {}", show(&self.path)))?;
+        let path = self.path.join(id);
+        match DirBuilder::new().mode(0o711).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::AlreadyExists),
+            made => made.context(|| format!("create {}", show(&path)))?,
+        }
+        let inode = fs::metadata(&path).context(|| format!("stat {}", show(&path)))?.ino();
+        Ok(ContainerDir { path, inode, keep: false })
+    }
+
+    /// The state of one container.
+    pub fn load(&self, id: &str) -> Result<State> {
+        check_id(id)?;
+        let path = self.path.join(id).join(STATE);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::DoesNotExist),
+            text => text.context(|| format!("read {}", show(&path)))?,
+        };
+        serde_json::from_slice(&text).map_err(|error| Error::Config(format!("{}: {error}", show(&path))))
+    }
+
+    /// Every container, by ID.
+    pub fn list(&self) -> Result<Vec<State>> {
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_default => return Ok(Vec::new()),
+            entries => entries.context(|| format!("open {}", show(&self.path)))?,
+        };
+        let mut states = Vec::new();
+        for entry in entries {
+            let entry = entry.context(|| format!("read {}", show(&self.path)))?;
+            let Ok(id) = entry.file_name().into_string() else { continue };
+            match self.load(&id) {
+                // Not a container, one that is being made, or one that has just gone.
+                Err(Error::DoesNotExist | Error::InvalidId(_)) => {}
+                state => states.push(state?),
+            }
+        }
+        states.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(states)
+    }
+
+    /// Removes what is left of a container; what is not there is no error.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        check_id(id)?;
+        let path = self.path.join(id);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.context(|| format!("remove {}", show(&path))),
+        }
+    }
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+const STATE: &str = "state.json";
+
+/// The directory of a container that this process has made; dropped, it is removed.
+#[derive(Debug)]
+pub struct ContainerDir {
+    path: PathBuf,
+    inode: u64,
+    keep: bool,
+}
+
+impl ContainerDir {
+    pub fn write(&self, state: &State) -> Result<()> {
+        let text = serde_json::to_vec(state).map_err(|error| Error::Config(error.to_string()))?;
+        let path = self.path.join(STATE);
+        write_whole(&path, &text, 0o600).context(|| format!("write {}", show(&path)))
+    }
+
+    /// Leaves the directory in place.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for ContainerDir {
+    fn drop(&mut self) {
+        // Somebody may have deleted the container and made another with its ID.
+        let ours = fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode);
+        if ours && !self.keep {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Writes a file so that readers see all of it or none (`rename(2)`).
+pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    let temporary = path.with_file_name(hidden);
+    let open = || fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary);
+    let mut file: File = match open() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(&temporary)?;
+            open()?
+        }
+        file => file?,
+    };
+    let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Letters, digits and `_+.-`, but neither `.` nor `..`.
+pub fn check_id(id: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_+.-".contains(c);
+    if id.is_empty() || id.len() > 255 || id == "." || id == ".." || !id.chars().all(plain) {
+        return Err(Error::InvalidId(id.to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids() {
+        for id in ["a", "A.b_c+d-9", "...", "-"] {
+            assert!(check_id(id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", "a/b", "a b", "é", "a\0"] {
+            assert!(check_id(id).is_err(), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_owned_once_and_goes_with_its_owner() {
+        let base = std::env::temp_dir().join(format!("casemate-state-{}", std::process::id()));
+        let root = StateRoot::new(Some(&base)).unwrap();
+        let dir = root.create("one").unwrap();
+        assert!(matches!(root.create("one"), Err(Error::AlreadyExists)));
+        assert!(matches!(root.load("one"), Err(Error::DoesNotExist)));
+        let state = State {
+            oci_version: "1.0.2".into(),
+            id: "one".into(),
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: String::new(),
+            owner: 0,
+            sandbox: HostProcess::of(std::process::id()).unwrap(),
+            annotations: BTreeMap::new(),
+            cgroups: Vec::new(),
+        };
+        dir.write(&state).unwrap();
+        assert_eq!(root.load("one").unwrap(), state);
+        assert_eq!(state.status(), "running");
+        let reused = HostProcess { start_time: state.sandbox.start_time + 1, ..state.sandbox };
+        assert!(!reused.is_alive());
+        assert_eq!(root.list().unwrap().len(), 1);
+        drop(dir);
+        assert!(root.list().unwrap().is_empty());
+        fs::remove_dir(&base).unwrap();
+    }
+}

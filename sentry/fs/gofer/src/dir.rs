@@ -1,0 +1,192 @@
+//! What is known of a directory: its children by name, and a listing with cookies that stay valid.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
+
+use sentry_base::Nanos;
+use sentry_vfs::{Attr, DirEntry, FileKind};
+
+use crate::GoferInode;
+
+/// Attributes that came along with a name, until an inode is made of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Seed {
+    pub attr: Attr,
+    /// Device and inode number on the host.
+    pub host: (u64, u64),
+    /// Of a symbolic link.
+    pub target: Box<[u8]>,
+    pub checked: Nanos,
+}
+
+#[derive(Debug)]
+struct Child {
+    live: Weak<GoferInode>,
+    seed: Option<Seed>,
+    ino: u64,
+    kind: FileKind,
+    /// Its place in the listing, once there is one.
+    cookie: Option<u64>,
+}
+
+impl Child {
+    fn of(attr: &Attr) -> Self {
+        Self { live: Weak::new(), seed: None, ino: attr.ino, kind: attr.kind(), cookie: None }
+    }
+}
+
+/// What is known of one name.
+#[derive(Debug)]
+pub(crate) enum Known {
+    Live(Arc<GoferInode>),
+    Seed(Seed),
+    Absent,
+    Unknown,
+}
+
+/// The children of a directory that are known.
+#[derive(Debug)]
+pub(crate) struct DirCache {
+    children: HashMap<Arc<[u8]>, Child>,
+    /// Names that a walk found missing, until they are asked for.
+    absent: HashMap<Box<[u8]>, Nanos>,
+    listing: BTreeMap<u64, Arc<[u8]>>,
+    next_cookie: u64,
+    /// When the listing was fetched; a name that is in it nowhere does not exist.
+    listed: Option<Nanos>,
+    /// Lookups that had to ask the gofer.
+    pub misses: u32,
+    /// The number of children at which dead entries are swept out.
+    sweep_at: usize,
+}
+
+impl Default for DirCache {
+    fn default() -> Self {
+        Self {
+            children: HashMap::new(),
+            absent: HashMap::new(),
+            listing: BTreeMap::new(),
+            // The VFS needs cookies above 2.
+            next_cookie: 3,
+            listed: None,
+            misses: 0,
+            sweep_at: 64,
+        }
+    }
+}
+
+impl DirCache {
+    /// `fresh` says whether something checked at that time still holds.
+    pub fn known(&mut self, name: &[u8], fresh: impl Fn(Nanos) -> bool) -> Known {
+        if let Some(child) = self.children.get(name) {
+            if let Some(inode) = child.live.upgrade() {
+                return Known::Live(inode);
+            }
+            return match &child.seed {
+                Some(seed) if fresh(seed.checked) => Known::Seed(seed.clone()),
+                _ => Known::Unknown,
+            };
+        }
+        if self.listed.is_some_and(&fresh) {
+            return Known::Absent;
+        }
+        // The VFS remembers absence itself: once is enough here.
+        match self.absent.remove(name) {
+            Some(checked) if fresh(checked) => Known::Absent,
+            _ => Known::Unknown,
+        }
+    }
+
+    pub fn is_listed(&self, fresh: impl Fn(Nanos) -> bool) -> bool {
+        self.listed.is_some_and(fresh)
+    }
+
+    /// Remembers that a walk did not find `name`.
+    pub fn note_absent(&mut self, name: &[u8], now: Nanos) {
+        self.remove(name);
+        if self.absent.len() >= 64 {
+            self.absent.clear();
+        }
+        self.absent.insert(name.into(), now);
+    }
+
+    /// Remembers the inode of a name. Unless `fixed`, its attributes may change from now on, and only the inode knows.
+    pub fn set_live(&mut self, name: &[u8], inode: &Arc<GoferInode>, attr: &Attr, fixed: bool) {
+        self.sweep();
+        let child = self.child(name, attr);
+        child.live = Arc::downgrade(inode);
+        if !fixed {
+            child.seed = None;
+        }
+    }
+
+    pub fn set_seed(&mut self, name: &[u8], seed: Seed) {
+        let attr = seed.attr;
+        self.child(name, &attr).seed = Some(seed);
+    }
+
+    fn child(&mut self, name: &[u8], attr: &Attr) -> &mut Child {
+        self.absent.remove(name);
+        let key: Arc<[u8]> = match self.children.get_key_value(name) {
+            Some((key, _)) => Arc::clone(key),
+            None => Arc::from(name),
+        };
+        let child = self.children.entry(Arc::clone(&key)).or_insert_with(|| Child::of(attr));
+        (child.ino, child.kind) = (attr.ino, attr.kind());
+        if self.listed.is_some() && child.cookie.is_none() {
+            child.cookie = Some(self.next_cookie);
+            self.listing.insert(self.next_cookie, key);
+            self.next_cookie += 1;
+        }
+        child
+    }
+
+    /// Forgets a name; in a listed directory it is absent from now on.
+    pub fn remove(&mut self, name: &[u8]) {
+        if let Some(cookie) = self.children.remove(name).and_then(|child| child.cookie) {
+            self.listing.remove(&cookie);
+        }
+    }
+
+    /// Takes over a complete listing. Names that stay keep their cookies.
+    pub fn set_listing(&mut self, entries: Vec<(Vec<u8>, Seed)>, now: Nanos) {
+        self.absent.clear();
+        self.listed = Some(now);
+        let mut before = core::mem::take(&mut self.children);
+        self.listing.clear();
+        for (name, seed) in entries {
+            let (key, mut child) = before
+                .remove_entry(name.as_slice())
+                .unwrap_or_else(|| (Arc::from(name), Child::of(&seed.attr)));
+            if child.live.strong_count() == 0 {
+                child.seed = Some(seed);
+            }
+            let cookie = *child.cookie.get_or_insert_with(|| {
+                self.next_cookie += 1;
+                self.next_cookie - 1
+            });
+            self.listing.insert(cookie, Arc::clone(&key));
+            self.children.insert(key, child);
+        }
+    }
+
+    /// At most `max` entries after `cookie`.
+    pub fn after(&self, cookie: u64, max: usize) -> Vec<DirEntry> {
+        let from = (core::ops::Bound::Excluded(cookie), core::ops::Bound::Unbounded);
+        let entry = |(cookie, name): (&u64, &Arc<[u8]>)| {
+            let child = self.children.get(name)?;
+            Some(DirEntry { name: name.to_vec(), ino: child.ino, kind: child.kind, next_cookie: *cookie })
+        };
+        self.listing.range(from).take(max).filter_map(entry).collect()
+    }
+
+    /// Drops entries that tell nothing any more.
+    fn sweep(&mut self) {
+        if self.children.len() > self.sweep_at {
+            if self.listed.is_none() {
+                self.children.retain(|_, c| c.seed.is_some() || c.live.strong_count() > 0);
+            }
+            self.sweep_at = (self.children.len() * 2).max(64);
+        }
+    }
+}

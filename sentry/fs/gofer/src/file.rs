@@ -1,0 +1,189 @@
+//! Open files of a gofer mount: data goes through the donated descriptor, without the gofer.
+
+use std::any::Any;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::ReadWriteFlags;
+use sentry_base::{Errno, Result};
+use sentry_memory::{UserReader, UserWriter};
+use sentry_mm::{Mappable, MappedPiece};
+use sentry_vfs::{FileKind, FileOps, IoCtx, IoStart, Pos, Whence};
+
+use crate::{GoferFs, GoferInode, from_rustix};
+
+/// The most bytes that one call moves from application memory at once.
+const CHUNK: usize = 64 * 1024;
+
+/// An open directory. Listing goes by the inode.
+#[derive(Debug)]
+pub(crate) struct GoferDir;
+
+impl FileOps for GoferDir {
+    fn try_read(&self, _io: &IoCtx<'_>, _dst: &mut UserWriter<'_>, _pos: Pos) -> Result<IoStart<usize>> {
+        Err(Errno::EISDIR)
+    }
+
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn sync(&self, _data_only: bool) -> Result<()> {
+        Ok(())
+    }
+
+    fn kind(&self) -> FileKind {
+        FileKind::Directory
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// An open regular file.
+#[derive(Debug)]
+pub(crate) struct GoferFile {
+    inode: Arc<GoferInode>,
+    fs: Arc<GoferFs>,
+}
+
+impl GoferFile {
+    /// The inode has counted one more open file.
+    pub fn new(inode: Arc<GoferInode>, fs: Arc<GoferFs>) -> Self {
+        Self { inode, fs }
+    }
+
+    fn read_file(&self) -> Result<Arc<OwnedFd>> {
+        self.inode.file_to_read(&self.fs)
+    }
+
+    fn write_file(&self) -> Result<Arc<OwnedFd>> {
+        self.inode.file_to_write(&self.fs)
+    }
+}
+
+impl Drop for GoferFile {
+    fn drop(&mut self) {
+        self.inode.closed();
+    }
+}
+
+fn offset_of(pos: Pos) -> Result<u64> {
+    match pos {
+        Pos::At(offset) => Ok(offset),
+        Pos::Stream | Pos::Append => Err(Errno::EINVAL),
+    }
+}
+
+impl FileOps for GoferFile {
+    fn try_read(&self, _io: &IoCtx<'_>, dst: &mut UserWriter<'_>, pos: Pos) -> Result<IoStart<usize>> {
+        let start = offset_of(pos)?;
+        let file = self.read_file()?;
+        let limit = dst.remaining();
+        dst.fill(limit, |buf, done| {
+            let at = start.checked_add(done as u64).ok_or(Errno::EINVAL)?;
+            rustix::io::pread(&file, buf, at).map_err(from_rustix)
+        })
+        .map(IoStart::Done)
+    }
+
+    fn try_write(&self, _io: &IoCtx<'_>, src: &mut UserReader<'_>, pos: Pos) -> Result<IoStart<usize>> {
+        let file = self.write_file()?;
+        let mut buf = vec![0_u8; src.remaining().min(CHUNK)];
+        let mut done = 0_usize;
+        while src.remaining() > 0 {
+            let got = match src.read(&mut buf) {
+                Ok(got) => got,
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            };
+            let part = buf.get(..got).unwrap_or_default();
+            let wrote = if pos == Pos::Append {
+                let slices = [std::io::IoSlice::new(part)];
+                rustix::io::pwritev2(&file, &slices, 0, ReadWriteFlags::APPEND)
+            } else {
+                let at = offset_of(pos)?.checked_add(done as u64).ok_or(Errno::EFBIG)?;
+                rustix::io::pwrite(&file, part, at)
+            };
+            match wrote {
+                Ok(n) => {
+                    done += n;
+                    if n < got {
+                        break;
+                    }
+                }
+                Err(e) if done == 0 => return Err(from_rustix(e)),
+                Err(_) => break,
+            }
+        }
+        Ok(IoStart::Done(done))
+    }
+
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn seek(&self, offset: i64, whence: Whence, current: u64, size: u64) -> Result<u64> {
+        let unsigned = || u64::try_from(offset).map_err(|_| Errno::ENXIO);
+        let base = match whence {
+            Whence::Set => 0,
+            Whence::Current => current,
+            Whence::End => size,
+            Whence::Data | Whence::Hole => {
+                let to = if whence == Whence::Data {
+                    SeekFrom::Data(unsigned()?)
+                } else {
+                    SeekFrom::Hole(unsigned()?)
+                };
+                return rustix::fs::seek(self.read_file()?, to).map_err(from_rustix);
+            }
+        };
+        base.checked_add_signed(offset).filter(|p| i64::try_from(*p).is_ok()).ok_or(Errno::EINVAL)
+    }
+
+    fn mappable(&self) -> Result<Arc<dyn Mappable>> {
+        Ok(Arc::new(GoferMapping { inode: Arc::clone(&self.inode), fs: Arc::clone(&self.fs) }))
+    }
+
+    fn allocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let mode = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
+        rustix::fs::fallocate(self.write_file()?, mode, offset, len).map_err(from_rustix)
+    }
+
+    fn sync(&self, data_only: bool) -> Result<()> {
+        if self.fs.is_fixed() {
+            return Ok(());
+        }
+        let file = self.read_file()?;
+        let done = if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) };
+        done.map_err(from_rustix)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A regular file to be mapped: its host file, page by page.
+struct GoferMapping {
+    inode: Arc<GoferInode>,
+    fs: Arc<GoferFs>,
+}
+
+impl Mappable for GoferMapping {
+    fn pieces(&self, offset: u64, len: u64, write: bool) -> Result<Vec<MappedPiece>> {
+        let fd =
+            if write { self.inode.file_to_write(&self.fs)? } else { self.inode.file_to_read(&self.fs)? };
+        Ok(vec![MappedPiece { offset, len, fd, fd_offset: offset, pin: None }])
+    }
+
+    fn is_host_file(&self) -> bool {
+        true
+    }
+
+    fn identity(&self) -> (u64, u64) {
+        self.inode.identity()
+    }
+}

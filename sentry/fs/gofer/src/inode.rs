@@ -1,0 +1,962 @@
+//! Inodes of a gofer mount.
+
+use std::any::Any;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use gofer_protocol::{
+    Fid, FileHow, Name, Path, Place as WirePlace, Request, WireAttr, WireSetAttr, WireTime, set,
+};
+use sentry_base::{Errno, Mutex, Nanos, Result, mono_now};
+use sentry_vfs::{
+    Attachment, Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, Owner, RenameFlags,
+    SetAttr, SetTime, StatFs, Timestamp,
+};
+
+use crate::dir::{DirCache, Known, Seed};
+use crate::file::{GoferDir, GoferFile};
+use crate::{GoferFs, from_rustix, ranks};
+
+/// After so many lookups that had to ask, the whole directory is fetched.
+const LIST_AFTER_MISSES: u32 = 6;
+
+/// A directory whose own size is above this is not fetched as a whole for the sake of lookups, in bytes.
+const LIST_MAX_SIZE: u64 = 1 << 20;
+
+/// One name of an inode.
+#[derive(Debug)]
+struct Place {
+    parent: Arc<GoferInode>,
+    name: Arc<[u8]>,
+}
+
+#[derive(Debug)]
+struct State {
+    attr: Attr,
+    checked: Nanos,
+    /// The attributes have changed in a way that only the host knows.
+    stale: bool,
+    /// Empty for the root, and for an object that has lost its last name.
+    places: Vec<Place>,
+    /// Kept open on the gofer's side when the last name went while the file was open.
+    kept: Option<Fid>,
+    read: Option<Arc<OwnedFd>>,
+    write: Option<Arc<OwnedFd>>,
+    /// Whether `write` was opened for reading too.
+    write_reads: bool,
+    opens: u32,
+    /// Names of extended attributes with their values, on mounts where they cannot change.
+    xattrs: Vec<(Vec<u8>, Result<Vec<u8>>)>,
+}
+
+/// A file, directory or other object of a gofer mount.
+pub struct GoferInode {
+    fs: Weak<GoferFs>,
+    kind: FileKind,
+    host: (u64, u64),
+    is_root: bool,
+    target: Box<[u8]>,
+    state: Mutex<State, { ranks::INODE }>,
+    dir: Mutex<DirCache, { ranks::DIR }>,
+    attachment: Attachment,
+    this: Weak<GoferInode>,
+}
+
+impl core::fmt::Debug for GoferInode {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "GoferInode({:?}, {:?})", self.kind, self.host)
+    }
+}
+
+impl Drop for GoferInode {
+    fn drop(&mut self) {
+        let kept = self.state.get_mut().kept.take();
+        if let (Some(fid), Some(fs)) = (kept, self.fs.upgrade()) {
+            // A gofer that is gone has closed it already.
+            let _ = fs.session.call(&Request::Close { fid }, |_| Ok(()));
+        }
+        // A long chain of directories must not be dropped by recursion.
+        let mut next: Vec<Arc<Self>> = self.state.get_mut().places.drain(..).map(|p| p.parent).collect();
+        while let Some(parent) = next.pop() {
+            if let Some(mut last) = Arc::into_inner(parent) {
+                next.extend(last.state.get_mut().places.drain(..).map(|p| p.parent));
+            }
+        }
+    }
+}
+
+/// Where an inode is, in the form of the protocol.
+struct Located {
+    fid: Fid,
+    path: Vec<u8>,
+}
+
+impl Located {
+    fn at(&self) -> Result<WirePlace<'_>> {
+        Ok(WirePlace { fid: self.fid, path: Path::new(&self.path).map_err(|_| Errno::EINVAL)? })
+    }
+
+    fn child(mut self, name: &[u8]) -> Self {
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name);
+        self
+    }
+}
+
+impl GoferInode {
+    pub(crate) fn new(fs: &Weak<GoferFs>, seed: &Seed, place: Option<(Arc<GoferInode>, &[u8])>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            fs: Weak::clone(fs),
+            kind: seed.attr.kind(),
+            host: seed.host,
+            is_root: place.is_none(),
+            target: seed.target.clone(),
+            state: Mutex::new(State {
+                attr: seed.attr,
+                checked: seed.checked,
+                stale: false,
+                places: place
+                    .into_iter()
+                    .map(|(parent, name)| Place { parent, name: Arc::from(name) })
+                    .collect(),
+                kept: None,
+                read: None,
+                write: None,
+                write_reads: false,
+                opens: 0,
+                xattrs: Vec::new(),
+            }),
+            dir: Mutex::default(),
+            attachment: Attachment::new(),
+            this: Weak::clone(this),
+        })
+    }
+
+    pub(crate) fn fs(&self) -> Result<Arc<GoferFs>> {
+        self.fs.upgrade().ok_or(Errno::EIO)
+    }
+
+    fn writable_fs(&self) -> Result<Arc<GoferFs>> {
+        let fs = self.fs()?;
+        if fs.options.read_only { Err(Errno::EROFS) } else { Ok(fs) }
+    }
+
+    fn myself(&self) -> Result<Arc<Self>> {
+        self.this.upgrade().ok_or(Errno::EIO)
+    }
+
+    /// The present place. The tree lock is held, so that it stays right until the answer.
+    fn locate(&self, fs: &GoferFs) -> Result<Located> {
+        let mut names: Vec<Arc<[u8]>> = Vec::new();
+        let mut at: Option<Arc<Self>> = None;
+        loop {
+            let inode: &Self = at.as_deref().unwrap_or(self);
+            if inode.is_root {
+                break;
+            }
+            let parent = {
+                let state = inode.state.lock();
+                match (state.places.first(), state.kept) {
+                    (Some(place), _) => {
+                        names.push(Arc::clone(&place.name));
+                        Arc::clone(&place.parent)
+                    }
+                    (None, Some(fid)) if names.is_empty() => return Ok(Located { fid, path: Vec::new() }),
+                    (None, _) => return Err(Errno::ENOENT),
+                }
+            };
+            at = Some(parent);
+        }
+        let mut path = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
+        for name in names.iter().rev() {
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name);
+        }
+        Ok(Located { fid: fs.fid, path })
+    }
+
+    /// Asks for the attributes of this inode and of names below it. The last number is the errno of the name at which
+    /// the walk stopped, 0 if it found all or met something that is no directory.
+    fn walk(&self, fs: &GoferFs, names: &[&[u8]]) -> Result<(Vec<Seed>, i32)> {
+        let now = mono_now();
+        let joined = names.join(&b'/');
+        let (found, stop) = {
+            let _tree = fs.tree.read();
+            let place = self.locate(fs)?;
+            let names = Path::new(&joined).map_err(|_| Errno::EINVAL)?;
+            fs.session.call(&Request::WalkPlus { at: place.at()?, names }, |reply| {
+                let mut found: Vec<(WireAttr, Vec<u8>)> = Vec::new();
+                while let Some(entry) = reply.body.entry()? {
+                    found.push((entry.attr, entry.target.to_vec()));
+                }
+                Ok((found, reply.body.value().cast_signed()))
+            })?
+        };
+        if found.is_empty() || found.len() > names.len() + 1 {
+            return Err(Errno::EIO);
+        }
+        Ok((found.iter().map(|(attr, target)| fs.seed(attr, target, now)).collect(), stop))
+    }
+
+    /// The inode of `name`, from attributes that have just been learned.
+    fn adopt(&self, fs: &GoferFs, name: &[u8], seed: &Seed) -> Result<Arc<Self>> {
+        let me = self.myself()?;
+        let mut dir = self.dir.lock();
+        // A linked file that is known under another name.
+        let several = seed.attr.nlink > 1 && seed.attr.kind() != FileKind::Directory;
+        let live = match dir.known(name, |_| true) {
+            Known::Live(inode) if inode.is_same(seed) => Some(inode),
+            _ if several => {
+                let found = fs.linked.lock().get(&seed.host).and_then(Weak::upgrade);
+                found.filter(|inode| inode.is_same(seed))
+            }
+            _ => None,
+        };
+        let inode = match live {
+            Some(inode) => {
+                let mut state = inode.state.lock();
+                state.attr = seed.attr;
+                state.checked = seed.checked;
+                state.stale = false;
+                if !state.places.iter().any(|p| *p.name == *name && Arc::ptr_eq(&p.parent, &me)) {
+                    state.places.push(Place { parent: me, name: Arc::from(name) });
+                }
+                drop(state);
+                inode
+            }
+            None => Self::new(&self.fs, seed, Some((me, name))),
+        };
+        if fs.is_fixed() {
+            dir.set_seed(name, seed.clone());
+        }
+        dir.set_live(name, &inode, &seed.attr, fs.is_fixed());
+        drop(dir);
+        if several {
+            let mut linked = fs.linked.lock();
+            linked.insert(seed.host, Arc::downgrade(&inode));
+            if linked.len() > 1024 && linked.len().is_power_of_two() {
+                linked.retain(|_, weak| weak.strong_count() > 0);
+            }
+        }
+        Ok(inode)
+    }
+
+    fn is_same(&self, seed: &Seed) -> bool {
+        self.host == seed.host && self.kind == seed.attr.kind()
+    }
+
+    fn is_fresh(&self, fs: &GoferFs) -> bool {
+        let state = self.state.lock();
+        !state.stale && fs.fresh_enough(state.checked)
+    }
+
+    fn lookup_child(&self, name: &[u8]) -> Result<Arc<Self>> {
+        if self.kind != FileKind::Directory {
+            return Err(Errno::ENOTDIR);
+        }
+        let fs = self.fs()?;
+        for attempt in 0..2 {
+            let known = self.dir.lock().known(name, |checked| fs.fresh_enough(checked));
+            match known {
+                Known::Live(inode) if !fs.options.shared || inode.is_fresh(&fs) => {
+                    fs.forget_recent(&inode);
+                    return Ok(inode);
+                }
+                Known::Seed(seed) => return self.adopt(&fs, name, &seed),
+                Known::Absent => return Err(Errno::ENOENT),
+                Known::Live(_) | Known::Unknown => {}
+            }
+            if attempt == 0 && self.should_list(&fs) {
+                self.fetch_listing(&fs)?;
+            } else {
+                break;
+            }
+        }
+        let (found, stop) = self.walk(&fs, &[name])?;
+        if let Some(seed) = found.get(1) {
+            return self.adopt(&fs, name, seed);
+        }
+        let errno = Errno::from_raw(stop);
+        if errno == Errno::ENOENT {
+            self.dir.lock().remove(name);
+        }
+        Err(errno)
+    }
+
+    /// Whether a lookup that must ask should rather fetch the whole directory.
+    fn should_list(&self, fs: &GoferFs) -> bool {
+        if fs.options.shared {
+            return false;
+        }
+        let small = self.state.lock().attr.size <= LIST_MAX_SIZE;
+        let mut dir = self.dir.lock();
+        dir.misses = dir.misses.saturating_add(1);
+        small && dir.misses > LIST_AFTER_MISSES && !dir.is_listed(|_| true)
+    }
+
+    fn fetch_listing(&self, fs: &GoferFs) -> Result<()> {
+        let now = mono_now();
+        let mut entries = Vec::new();
+        let mut cookie = 0;
+        loop {
+            let (found, complete) = {
+                let _tree = fs.tree.read();
+                let place = self.locate(fs)?;
+                fs.session.call(&Request::ListPlus { at: place.at()?, cookie }, |reply| {
+                    let mut found: Vec<(Vec<u8>, WireAttr, Vec<u8>, u64)> = Vec::new();
+                    while let Some(e) = reply.body.entry()? {
+                        let name = Name::new(e.name)?.as_bytes().to_vec();
+                        found.push((name, e.attr, e.target.to_vec(), e.cookie));
+                    }
+                    Ok((found, reply.body.value() == 1))
+                })?
+            };
+            let last = found.last().map(|(.., cookie)| *cookie);
+            entries.extend(
+                found.into_iter().map(|(name, attr, target, _)| (name, fs.seed(&attr, &target, now))),
+            );
+            match last {
+                Some(last) if !complete => cookie = last,
+                _ => break,
+            }
+        }
+        self.dir.lock().set_listing(entries, now);
+        Ok(())
+    }
+
+    /// Makes a child; a new regular file comes with its descriptor.
+    fn add(&self, name: &[u8], new: New<'_>, owner: Owner) -> Result<(Arc<Self>, Option<OwnedFd>)> {
+        let fs = self.writable_fs()?;
+        let Owner { uid, gid } = owner;
+        let (wire, file) = {
+            let _tree = fs.tree.read();
+            let place = self.locate(&fs)?.child(name);
+            let at = place.at()?;
+            let request = match new {
+                New::File { mode } => {
+                    Request::Create { at, mode, uid, gid, how: FileHow::READ | FileHow::WRITE }
+                }
+                New::Directory { mode } => Request::MakeDir { at, mode, uid, gid },
+                New::Symlink { target } => Request::MakeSymlink { at, target, uid, gid },
+                New::Node { mode } => Request::MakeNode { at, mode, uid, gid },
+            };
+            fs.session.call(&request, |reply| Ok((reply.body.attr()?, reply.file.take())))?
+        };
+        self.state.lock().stale = true;
+        let target = if let New::Symlink { target } = new { target } else { b"" };
+        let child = self.adopt(&fs, name, &fs.seed(&wire, target, mono_now()))?;
+        Ok((child, file))
+    }
+
+    /// Keeps an open file reachable when its last name is about to go.
+    fn pin(&self) -> Result<()> {
+        let fs = self.fs()?;
+        let written = {
+            let state = self.state.lock();
+            let last = state.attr.nlink <= 1;
+            if self.kind != FileKind::Regular || state.opens == 0 || state.kept.is_some() || !last {
+                return Ok(());
+            }
+            state.write.is_some()
+        };
+        // What is open for writing may be truncated later.
+        let access = if written { FileHow::READ | FileHow::WRITE } else { FileHow::READ };
+        let (fid, file) = self.open_host(&fs, access | FileHow::KEEP)?;
+        let mut state = self.state.lock();
+        if fid != Fid::NONE {
+            state.kept = Some(fid);
+        }
+        state.read.get_or_insert(file);
+        Ok(())
+    }
+
+    /// One of the names is gone.
+    fn lost_name(&self, parent: &Self, name: &[u8]) {
+        let mut state = self.state.lock();
+        let gone: Vec<Place> = {
+            let is_it = |p: &mut Place| *p.name == *name && core::ptr::eq(Arc::as_ptr(&p.parent), parent);
+            state.places.extract_if(.., is_it).collect()
+        };
+        state.attr.nlink =
+            if self.kind == FileKind::Directory { 0 } else { state.attr.nlink.saturating_sub(1) };
+        state.attr.ctime = Timestamp::now();
+        drop(state);
+        drop(gone);
+    }
+
+    fn moved(&self, from: (&Self, &[u8]), to: (&Arc<Self>, &[u8])) {
+        let mut state = self.state.lock();
+        let mut old = None;
+        for place in &mut state.places {
+            if *place.name == *from.1 && core::ptr::eq(Arc::as_ptr(&place.parent), from.0) {
+                let new = Place { parent: Arc::clone(to.0), name: Arc::from(to.1) };
+                old = Some(core::mem::replace(place, new));
+                break;
+            }
+        }
+        state.attr.ctime = Timestamp::now();
+        drop(state);
+        drop(old);
+    }
+
+    fn open_host(&self, fs: &GoferFs, how: FileHow) -> Result<(Fid, Arc<OwnedFd>)> {
+        let _tree = fs.tree.read();
+        let place = self.locate(fs)?;
+        let (fid, file) = fs.session.call(&Request::OpenFile { at: place.at()?, how }, |reply| {
+            Ok((reply.body.fid(), reply.file.take()))
+        })?;
+        Ok((fid, Arc::new(file.ok_or(Errno::EIO)?)))
+    }
+
+    /// The host file to read from, opened if need be.
+    pub(crate) fn file_to_read(&self, fs: &GoferFs) -> Result<Arc<OwnedFd>> {
+        {
+            let state = self.state.lock();
+            if state.write_reads
+                && let Some(file) = &state.write
+            {
+                return Ok(Arc::clone(file));
+            }
+            if let Some(file) = &state.read {
+                return Ok(Arc::clone(file));
+            }
+        }
+        let (_, file) = self.open_host(fs, FileHow::READ)?;
+        let mut state = self.state.lock();
+        Ok(Arc::clone(state.read.get_or_insert(file)))
+    }
+
+    /// The host file to write to, opened if need be; for reading too where the host allows it.
+    pub(crate) fn file_to_write(&self, fs: &GoferFs) -> Result<Arc<OwnedFd>> {
+        if let Some(file) = &self.state.lock().write {
+            return Ok(Arc::clone(file));
+        }
+        let (file, reads) = match self.open_host(fs, FileHow::READ | FileHow::WRITE) {
+            Ok((_, file)) => (file, true),
+            Err(Errno::EACCES) => (self.open_host(fs, FileHow::WRITE)?.1, false),
+            Err(e) => return Err(e),
+        };
+        Ok(self.set_write(file, reads))
+    }
+
+    fn set_write(&self, file: Arc<OwnedFd>, reads: bool) -> Arc<OwnedFd> {
+        let mut state = self.state.lock();
+        if let Some(first) = &state.write {
+            return Arc::clone(first);
+        }
+        state.write = Some(Arc::clone(&file));
+        state.write_reads = reads;
+        file
+    }
+
+    pub(crate) fn closed(self: &Arc<Self>) {
+        let idle = {
+            let mut state = self.state.lock();
+            state.opens = state.opens.saturating_sub(1);
+            state.opens == 0 && (state.read.is_some() || state.write.is_some())
+        };
+        if idle && let Ok(fs) = self.fs() {
+            fs.now_idle(self);
+        }
+    }
+
+    /// Gives up the host files if nobody has the file open.
+    pub(crate) fn close_idle(&self) {
+        let mut state = self.state.lock();
+        if state.opens == 0 {
+            let files = (state.read.take(), state.write.take());
+            if files.1.is_some() {
+                // What was written has changed the attributes on the host.
+                state.stale = true;
+            }
+            drop(state);
+            drop(files);
+        }
+    }
+
+    /// Device and inode number as the sandbox sees them.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        let attr = self.state.lock().attr;
+        (attr.dev, attr.ino)
+    }
+
+    fn current_attr(&self) -> Result<Attr> {
+        let fs = self.fs()?;
+        if fs.is_fixed() {
+            return Ok(self.state.lock().attr);
+        }
+        {
+            let mut state = self.state.lock();
+            let open = state.write.clone().or_else(|| state.read.clone().filter(|_| fs.options.shared));
+            if let Some(file) = open {
+                refresh_from(&mut state.attr, file.as_fd())?;
+                return Ok(state.attr);
+            }
+            let nameless = state.places.is_empty() && state.kept.is_none() && !self.is_root;
+            if nameless || (!state.stale && fs.fresh_enough(state.checked)) {
+                return Ok(state.attr);
+            }
+        }
+        let (found, _) = self.walk(&fs, &[])?;
+        let seed = found.first().ok_or(Errno::EIO)?;
+        if !self.is_same(seed) {
+            // Somebody replaced it on the host.
+            return Err(Errno::ESTALE);
+        }
+        let mut state = self.state.lock();
+        state.attr = seed.attr;
+        state.checked = seed.checked;
+        state.stale = false;
+        Ok(state.attr)
+    }
+
+    fn xattr_request(&self, name: &[u8]) -> Result<Vec<u8>> {
+        let fs = self.fs()?;
+        let _tree = fs.tree.read();
+        let place = self.locate(&fs)?;
+        let name = Name::new(name).map_err(|_| Errno::ENODATA)?;
+        fs.session
+            .call(&Request::GetXattr { at: place.at()?, name }, |reply| Ok(reply.body.bytes()?.to_vec()))
+    }
+}
+
+/// An object to make.
+#[derive(Clone, Copy)]
+enum New<'a> {
+    File {
+        mode: u32,
+    },
+    Directory {
+        mode: u32,
+    },
+    Symlink {
+        target: &'a [u8],
+    },
+    /// `mode` holds the type.
+    Node {
+        mode: u32,
+    },
+}
+
+/// Takes over what `fstat` says of an open file.
+fn refresh_from(attr: &mut Attr, file: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    let st = rustix::fs::fstat(file).map_err(from_rustix)?;
+    let time = |sec: i64, nsec: u64| Timestamp { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
+    attr.mode = st.st_mode;
+    attr.nlink = u32::try_from(st.st_nlink).unwrap_or(u32::MAX);
+    attr.uid = st.st_uid;
+    attr.gid = st.st_gid;
+    attr.size = st.st_size.cast_unsigned();
+    attr.blocks = st.st_blocks.cast_unsigned();
+    attr.atime = time(st.st_atime, st.st_atime_nsec);
+    attr.mtime = time(st.st_mtime, st.st_mtime_nsec);
+    attr.ctime = time(st.st_ctime, st.st_ctime_nsec);
+    Ok(())
+}
+
+fn wire_set_attr(change: &SetAttr) -> WireSetAttr {
+    let mut wire = WireSetAttr::default();
+    let mut word = |value: Option<u32>, bit: u32, field: &mut u32| {
+        if let Some(value) = value {
+            wire.mask |= bit;
+            *field = value;
+        }
+    };
+    let (mut mode, mut uid, mut gid) = (0, 0, 0);
+    word(change.mode.map(|m| m & 0o7777), set::MODE, &mut mode);
+    word(change.uid, set::UID, &mut uid);
+    word(change.gid, set::GID, &mut gid);
+    (wire.mode, wire.uid, wire.gid) = (mode, uid, gid);
+    if let Some(size) = change.size {
+        wire.mask |= set::SIZE;
+        wire.size = size;
+    }
+    let time = |value: Option<SetTime>, bit: u32, now: u32| match value {
+        None => (0, WireTime::default()),
+        Some(SetTime::Now) => (bit | now, WireTime::default()),
+        Some(SetTime::At(t)) => (bit, WireTime { sec: t.sec, nsec: t.nsec, reserved: 0 }),
+    };
+    let (atime, mtime) =
+        (time(change.atime, set::ATIME, set::ATIME_NOW), time(change.mtime, set::MTIME, set::MTIME_NOW));
+    wire.mask |= atime.0 | mtime.0;
+    (wire.atime, wire.mtime) = (atime.1, mtime.1);
+    wire
+}
+
+/// Extended attributes that the gofer shows. The others are answered here: programs ask for them on every file.
+fn is_served_xattr(name: &[u8]) -> Result<()> {
+    if name.starts_with(b"user.") || name == b"security.capability" {
+        Ok(())
+    } else if name.starts_with(b"security.") || name.starts_with(b"trusted.") {
+        Err(Errno::ENODATA)
+    } else {
+        Err(Errno::EOPNOTSUPP)
+    }
+}
+
+impl Inode for GoferInode {
+    fn kind(&self) -> FileKind {
+        self.kind
+    }
+
+    fn attr(&self) -> Result<Attr> {
+        self.current_attr()
+    }
+
+    fn set_attr(&self, change: &SetAttr) -> Result<()> {
+        let fs = self.writable_fs()?;
+        let wire = {
+            let _tree = fs.tree.read();
+            let place = self.locate(&fs)?;
+            let request = Request::SetAttr { at: place.at()?, change: wire_set_attr(change) };
+            fs.session.call(&request, |reply| Ok(reply.body.attr()?))?
+        };
+        let seed = fs.seed(&wire, b"", mono_now());
+        let mut state = self.state.lock();
+        state.attr = seed.attr;
+        state.checked = seed.checked;
+        state.stale = false;
+        Ok(())
+    }
+
+    fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>> {
+        Ok(self.lookup_child(name)?)
+    }
+
+    fn prefetch(&self, names: &[&[u8]]) {
+        let (Ok(fs), Ok(mut at)) = (self.fs(), self.myself()) else { return };
+        // Down the part that is known.
+        let mut rest = names;
+        while let Some((name, tail)) = rest.split_first() {
+            let known = at.dir.lock().known(name, |checked| fs.fresh_enough(checked));
+            at = match known {
+                Known::Live(inode) if !fs.options.shared || inode.is_fresh(&fs) => inode,
+                Known::Seed(seed) => match at.adopt(&fs, name, &seed) {
+                    Ok(inode) => {
+                        fs.remember(Arc::clone(&inode));
+                        inode
+                    }
+                    Err(_) => return,
+                },
+                Known::Live(_) | Known::Unknown => break,
+                Known::Absent => {
+                    // Asking forgot it; the lookup will ask again.
+                    at.dir.lock().note_absent(name, mono_now());
+                    return;
+                }
+            };
+            if at.kind != FileKind::Directory {
+                return;
+            }
+            rest = tail;
+        }
+        if rest.len() < 2 {
+            // The lookup itself asks for one name.
+            return;
+        }
+        let Ok((found, stop)) = at.walk(&fs, rest) else { return };
+        for (name, seed) in rest.iter().zip(found.iter().skip(1)) {
+            let Ok(inode) = at.adopt(&fs, name, seed) else { return };
+            fs.remember(Arc::clone(&inode));
+            at = inode;
+        }
+        if stop == libc::ENOENT
+            && let Some(missing) = rest.get(found.len() - 1)
+        {
+            at.dir.lock().note_absent(missing, mono_now());
+        }
+    }
+
+    fn create(&self, name: &[u8], mode: u32, owner: Owner) -> Result<Arc<dyn Inode>> {
+        let (child, file) = self.add(name, New::File { mode: mode & 0o7777 }, owner)?;
+        child.set_write(Arc::new(file.ok_or(Errno::EIO)?), true);
+        // If it is not opened after all, the descriptor is given up with the others.
+        self.fs()?.now_idle(&child);
+        Ok(child)
+    }
+
+    fn mkdir(&self, name: &[u8], mode: u32, owner: Owner) -> Result<Arc<dyn Inode>> {
+        Ok(self.add(name, New::Directory { mode: mode & 0o7777 }, owner)?.0)
+    }
+
+    fn symlink(&self, name: &[u8], target: &[u8], owner: Owner) -> Result<Arc<dyn Inode>> {
+        Ok(self.add(name, New::Symlink { target }, owner)?.0)
+    }
+
+    fn mknod(&self, name: &[u8], mode: u32, _rdev: u64, owner: Owner) -> Result<Arc<dyn Inode>> {
+        match FileKind::from_mode(mode) {
+            Some(FileKind::Regular) => self.create(name, mode, owner),
+            Some(FileKind::Fifo | FileKind::Socket) => Ok(self.add(name, New::Node { mode }, owner)?.0),
+            _ => Err(Errno::EPERM),
+        }
+    }
+
+    fn link(&self, name: &[u8], target: &Arc<dyn Inode>) -> Result<()> {
+        let fs = self.writable_fs()?;
+        let me = self.myself()?;
+        let target = Arc::clone(target).into_any().downcast::<Self>().map_err(|_| Errno::EXDEV)?;
+        let wire = {
+            let _tree = fs.tree.read();
+            let (from, to) = (target.locate(&fs)?, self.locate(&fs)?.child(name));
+            fs.session
+                .call(&Request::Link { from: from.at()?, to: to.at()? }, |reply| Ok(reply.body.attr()?))?
+        };
+        let seed = fs.seed(&wire, &target.target, mono_now());
+        self.state.lock().stale = true;
+        {
+            let mut state = target.state.lock();
+            state.places.push(Place { parent: me, name: Arc::from(name) });
+            state.attr = seed.attr;
+            state.stale = false;
+        }
+        fs.linked.lock().insert(seed.host, Arc::downgrade(&target));
+        self.dir.lock().set_live(name, &target, &seed.attr, false);
+        Ok(())
+    }
+
+    fn unlink(&self, name: &[u8]) -> Result<()> {
+        self.remove_name(name, false)
+    }
+
+    fn rmdir(&self, name: &[u8]) -> Result<()> {
+        self.remove_name(name, true)
+    }
+
+    fn rename(
+        &self,
+        name: &[u8],
+        new_dir: &Arc<dyn Inode>,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let fs = self.writable_fs()?;
+        let me = self.myself()?;
+        let to = Arc::clone(new_dir).into_any().downcast::<Self>().map_err(|_| Errno::EXDEV)?;
+        if flags.contains(RenameFlags::WHITEOUT) {
+            return Err(Errno::EINVAL);
+        }
+        let moved = self.lookup_child(name)?;
+        let victim = match to.lookup_child(new_name) {
+            Ok(victim) => Some(victim),
+            Err(Errno::ENOENT) => None,
+            Err(e) => return Err(e),
+        };
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        if let Some(victim) = &victim
+            && !exchange
+        {
+            victim.pin()?;
+        }
+        let _tree = fs.tree.write();
+        {
+            let (from, target) = (self.locate(&fs)?.child(name), to.locate(&fs)?.child(new_name));
+            let request = Request::Rename { from: from.at()?, to: target.at()?, flags: flags.bits() };
+            fs.session.call(&request, |_| Ok(()))?;
+        }
+        self.state.lock().stale = true;
+        to.state.lock().stale = true;
+        if victim.as_ref().is_some_and(|v| Arc::ptr_eq(v, &moved)) {
+            // Two names of one file: nothing happens (`rename(2)`).
+            return Ok(());
+        }
+        let attr_of = |inode: &Self| inode.state.lock().attr;
+        match (&victim, exchange) {
+            (Some(victim), true) => {
+                victim.moved((&to, new_name), (&me, name));
+                let attr = attr_of(victim);
+                self.dir.lock().set_live(name, victim, &attr, false);
+            }
+            (victim, _) => {
+                self.dir.lock().remove(name);
+                if let Some(victim) = victim {
+                    victim.lost_name(&to, new_name);
+                    to.dir.lock().remove(new_name);
+                }
+            }
+        }
+        moved.moved((self, name), (&to, new_name));
+        let attr = attr_of(&moved);
+        to.dir.lock().set_live(new_name, &moved, &attr, false);
+        Ok(())
+    }
+
+    fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
+        if self.kind != FileKind::Directory {
+            return Err(Errno::ENOTDIR);
+        }
+        let fs = self.fs()?;
+        let known = self.dir.lock().is_listed(|checked| cookie != 0 || fs.fresh_enough(checked));
+        if !known {
+            self.fetch_listing(&fs)?;
+        }
+        let mut after = cookie;
+        loop {
+            let batch = self.dir.lock().after(after, 128);
+            let Some(last) = batch.last() else { return Ok(()) };
+            after = last.next_cookie;
+            for entry in batch {
+                if !sink(entry) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn readlink(&self, _caller: &dyn Caller) -> Result<Vec<u8>> {
+        if self.kind == FileKind::Symlink { Ok(self.target.to_vec()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn open(self: Arc<Self>, flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+        let fs = self.fs()?;
+        match self.kind {
+            FileKind::Directory => Ok(Arc::new(GoferDir)),
+            FileKind::Regular => {
+                // Counted first, so that nobody gives up what is opened next.
+                self.state.lock().opens += 1;
+                let file = GoferFile::new(Arc::clone(&self), Arc::clone(&fs));
+                if flags.writes() {
+                    self.writable_fs()?;
+                    self.file_to_write(&fs)?;
+                }
+                if flags.reads() && fs.options.shared {
+                    self.file_to_read(&fs)?;
+                }
+                Ok(Arc::new(file))
+            }
+            _ => Err(Errno::ENXIO),
+        }
+    }
+
+    fn get_xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
+        is_served_xattr(name)?;
+        if !matches!(self.kind, FileKind::Regular | FileKind::Directory) {
+            return Err(Errno::ENODATA);
+        }
+        let fixed = self.fs()?.is_fixed();
+        if fixed && let Some((_, value)) = self.state.lock().xattrs.iter().find(|(n, _)| n == name) {
+            return value.clone();
+        }
+        let value = self.xattr_request(name);
+        if fixed {
+            let mut state = self.state.lock();
+            if state.xattrs.len() < 8 {
+                state.xattrs.push((name.to_vec(), value.clone()));
+            }
+        }
+        value
+    }
+
+    fn set_xattr(&self, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        let fs = self.writable_fs()?;
+        is_served_xattr(name)?;
+        let _tree = fs.tree.read();
+        let place = self.locate(&fs)?;
+        let name = Name::new(name).map_err(|_| Errno::ERANGE)?;
+        let request = Request::SetXattr { at: place.at()?, name, value, flags: flags.cast_unsigned() };
+        fs.session.call(&request, |_| Ok(()))
+    }
+
+    fn remove_xattr(&self, name: &[u8]) -> Result<()> {
+        let fs = self.writable_fs()?;
+        is_served_xattr(name)?;
+        let _tree = fs.tree.read();
+        let place = self.locate(&fs)?;
+        let name = Name::new(name).map_err(|_| Errno::ENODATA)?;
+        fs.session.call(&Request::RemoveXattr { at: place.at()?, name }, |_| Ok(()))
+    }
+
+    fn list_xattr(&self) -> Result<Vec<Vec<u8>>> {
+        if !matches!(self.kind, FileKind::Regular | FileKind::Directory) {
+            return Ok(Vec::new());
+        }
+        let fs = self.fs()?;
+        let _tree = fs.tree.read();
+        let place = self.locate(&fs)?;
+        let names = fs
+            .session
+            .call(&Request::ListXattr { at: place.at()? }, |reply| Ok(reply.body.bytes()?.to_vec()))?;
+        let shown = names.split(|b| *b == 0).filter(|n| !n.is_empty() && is_served_xattr(n).is_ok());
+        Ok(shown.map(<[u8]>::to_vec).collect())
+    }
+
+    fn volatile_names(&self) -> bool {
+        self.fs.upgrade().is_some_and(|fs| fs.options.shared)
+    }
+
+    fn attachment(&self) -> Option<&Attachment> {
+        Some(&self.attachment)
+    }
+
+    fn filesystem(&self) -> Arc<dyn FileSystem> {
+        match self.fs.upgrade() {
+            Some(fs) => fs,
+            None => Arc::new(Unmounted),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl GoferInode {
+    fn remove_name(&self, name: &[u8], directory: bool) -> Result<()> {
+        let fs = self.writable_fs()?;
+        let known = self.dir.lock().known(name, |_| true);
+        let child = if let Known::Live(child) = known { Some(child) } else { None };
+        if let Some(child) = &child {
+            child.pin()?;
+        }
+        {
+            let _tree = fs.tree.read();
+            let place = self.locate(&fs)?.child(name);
+            fs.session.call(&Request::Unlink { at: place.at()?, directory }, |_| Ok(()))?;
+        }
+        self.state.lock().stale = true;
+        self.dir.lock().remove(name);
+        if let Some(child) = child {
+            child.lost_name(self, name);
+        }
+        Ok(())
+    }
+}
+
+/// What an inode that outlives its file system answers.
+#[derive(Debug)]
+struct Unmounted;
+
+impl FileSystem for Unmounted {
+    fn name(&self) -> &'static str {
+        "gofer"
+    }
+
+    fn root(&self) -> Arc<dyn Inode> {
+        let seed = Seed {
+            attr: Attr::new(FileKind::Directory, 0, 0, 0),
+            host: (0, 0),
+            target: Box::default(),
+            checked: 0,
+        };
+        GoferInode::new(&Weak::new(), &seed, None)
+    }
+
+    fn statfs(&self) -> Result<StatFs> {
+        Err(Errno::EIO)
+    }
+
+    fn dev(&self) -> u64 {
+        0
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

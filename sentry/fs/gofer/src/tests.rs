@@ -1,0 +1,301 @@
+//! A file system over a gofer that serves a scratch directory.
+
+use std::any::Any;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sentry_memory::{UserMemory, UserReader, UserWriter};
+use sentry_vfs::{
+    Caller, Credentials, FileKind, FileOps, Inode, IoCtx, IoStart, JobControl, OpenFlags, Owner, Pos,
+    RenameFlags, SetAttr, Terminal,
+};
+
+use super::*;
+
+const ROOT: Owner = Owner { uid: 0, gid: 0 };
+
+/// A caller that owns nothing and whose memory is all bad.
+struct Nobody;
+
+impl UserMemory for Nobody {
+    fn copy_in_partial(&self, _: u64, _: &mut [u8]) -> Result<usize> {
+        Err(Errno::EFAULT)
+    }
+    fn copy_out_partial(&self, _: u64, _: &[u8]) -> Result<usize> {
+        Err(Errno::EFAULT)
+    }
+}
+
+impl JobControl for Nobody {
+    fn pgid(&self) -> i32 {
+        1
+    }
+    fn sid(&self) -> i32 {
+        1
+    }
+    fn session_of_group(&self, _: i32) -> Option<i32> {
+        None
+    }
+    fn group_is_orphaned(&self) -> bool {
+        false
+    }
+    fn ignores_or_blocks(&self, _: i32) -> bool {
+        false
+    }
+    fn signal_group(&self, _: i32, _: i32) {}
+    fn controlling_terminal(&self) -> Option<Arc<dyn Terminal>> {
+        None
+    }
+    fn set_controlling_terminal(&self, _: Arc<dyn Terminal>, _: bool) -> Result<()> {
+        Err(Errno::EPERM)
+    }
+    fn drop_controlling_terminal(&self) -> Result<()> {
+        Err(Errno::ENOTTY)
+    }
+}
+
+impl Caller for Nobody {
+    fn creds(&self) -> Arc<Credentials> {
+        Arc::new(Credentials::root())
+    }
+    fn mem(&self) -> &dyn UserMemory {
+        self
+    }
+    fn tid(&self) -> i32 {
+        1
+    }
+    fn pid(&self) -> i32 {
+        1
+    }
+    fn rlimit(&self, _: u32) -> u64 {
+        u64::MAX
+    }
+    fn signal_self(&self, _: i32) {}
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+struct Scratch {
+    dir: PathBuf,
+    session: Arc<Session>,
+    /// Reads the gofer's messages for as long as the session lives.
+    fs: Arc<GoferFs>,
+}
+
+impl Scratch {
+    fn new(read_only: bool, shared: bool, fill: impl FnOnce(&std::path::Path)) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("fs-gofer-test-{}-{n}", std::process::id()));
+        fs::create_dir_all(dir.join("0")).unwrap();
+        fill(&dir.join("0"));
+        let session = Session::connect(serve(&dir, read_only)).unwrap();
+        let fs = GoferFs::attach(&session, 0, Options { read_only, shared, dev: 77 }).unwrap();
+        Self { dir, session, fs }
+    }
+
+    fn host(&self, path: &str) -> PathBuf {
+        self.dir.join("0").join(path)
+    }
+
+    fn root(&self) -> Arc<dyn Inode> {
+        self.fs.root()
+    }
+
+    fn at(&self, path: &str) -> Result<Arc<dyn Inode>> {
+        path.split('/')
+            .filter(|n| !n.is_empty())
+            .try_fold(self.root(), |dir, name| dir.lookup(name.as_bytes()))
+    }
+
+    /// Requests that `work` makes.
+    fn calls(&self, work: impl FnOnce()) -> u64 {
+        let before = self.session.calls();
+        work();
+        self.session.calls() - before
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A gofer's serving threads, in this process and without the jail.
+fn serve(dir: &std::path::Path, read_only: bool) -> Vec<OwnedFd> {
+    let mounts = vec![gofer::Mount { source: dir.into(), read_only, allow_special: true }];
+    gofer::serve_unjailed(dir, mounts, 2).unwrap()
+}
+
+fn read(file: &dyn FileOps, at: u64) -> Result<Vec<u8>> {
+    let mut buf = vec![0; 100];
+    let io = IoCtx { caller: &Nobody, flags: OpenFlags::empty() };
+    match file.try_read(&io, &mut UserWriter::buffer(&mut buf), Pos::At(at))? {
+        IoStart::Done(n) => buf.truncate(n),
+        IoStart::WouldBlock => panic!("a regular file blocks"),
+    }
+    Ok(buf)
+}
+
+fn write(file: &dyn FileOps, pos: Pos, text: &[u8]) -> usize {
+    let io = IoCtx { caller: &Nobody, flags: OpenFlags::empty() };
+    match file.try_write(&io, &mut UserReader::buffer(text), pos).unwrap() {
+        IoStart::Done(n) => n,
+        IoStart::WouldBlock => panic!("a regular file blocks"),
+    }
+}
+
+fn names(dir: &dyn Inode) -> Vec<String> {
+    let mut names = Vec::new();
+    dir.list(0, &mut |e| {
+        names.push(String::from_utf8(e.name).unwrap());
+        true
+    })
+    .unwrap();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_is_known_is_not_asked_again() {
+    let s = Scratch::new(true, false, |d| {
+        fs::create_dir_all(d.join("usr/lib/deep")).unwrap();
+        fs::write(d.join("usr/lib/deep/file"), "hello").unwrap();
+        fs::write(d.join("usr/lib/other"), "x").unwrap();
+        symlink("lib/other", d.join("usr/link")).unwrap();
+    });
+    // One request for a walk of four names; none for the walk itself afterwards.
+    assert_eq!(s.calls(|| s.root().prefetch(&[b"usr", b"lib", b"deep", b"file"])), 1);
+    let mut file = None;
+    assert_eq!(s.calls(|| file = s.at("usr/lib/deep/file").ok()), 0);
+    let file = file.unwrap();
+    // A missing name at the end of a walk is remembered for the lookup that follows.
+    assert_eq!(s.calls(|| s.root().prefetch(&[b"usr", b"lib", b"missing", b"more"])), 1);
+    let lib = s.at("usr/lib").unwrap();
+    assert_eq!(s.calls(|| assert_eq!(lib.lookup(b"missing").unwrap_err(), Errno::ENOENT)), 0);
+
+    // Open, stat and close ask nothing; the first read does; a second open and read do not.
+    let open = || Arc::clone(&file).open(OpenFlags::empty(), &Nobody).unwrap();
+    assert_eq!(s.calls(|| assert_eq!((open().kind(), file.attr().unwrap().size), (FileKind::Regular, 5))), 0);
+    assert_eq!(s.calls(|| assert_eq!(read(&*open(), 1).unwrap(), b"ello")), 1);
+    assert_eq!(s.calls(|| assert_eq!(read(&*open(), 0).unwrap(), b"hello")), 0);
+
+    // A listing brings attributes, link targets and absence.
+    let usr = s.at("usr").unwrap();
+    assert_eq!(s.calls(|| assert_eq!(names(&*usr), ["lib", "link"])), 1);
+    let rest = || {
+        let link = usr.lookup(b"link").unwrap();
+        assert_eq!(link.readlink(&Nobody).unwrap(), b"lib/other");
+        assert_eq!(link.attr().unwrap().kind(), FileKind::Symlink);
+        assert_eq!(usr.lookup(b"nothing").unwrap_err(), Errno::ENOENT);
+    };
+    assert_eq!(s.calls(rest), 0);
+    assert_eq!(usr.create(b"new", 0o644, ROOT).unwrap_err(), Errno::EROFS);
+    assert_eq!(Arc::clone(&file).open(OpenFlags::WRONLY, &Nobody).unwrap_err(), Errno::EROFS);
+}
+
+#[test]
+fn many_lookups_become_one_listing() {
+    let s = Scratch::new(true, false, |d| {
+        for n in 0..200 {
+            fs::write(d.join(format!("f{n}")), "").unwrap();
+        }
+    });
+    let root = s.root();
+    let all = || (0..200).for_each(|n| drop(root.lookup(format!("f{n}").as_bytes()).unwrap()));
+    assert!(s.calls(all) < 10);
+    assert_eq!(s.calls(all), 0);
+}
+
+#[test]
+fn changes_reach_the_host_and_the_cache() {
+    let s = Scratch::new(false, false, |_| {});
+    let root = s.root();
+    let file = root.create(b"f", 0o640, ROOT).unwrap();
+    assert_eq!(file.attr().unwrap().mode & 0o7777, 0o640);
+    let open = Arc::clone(&file).open(OpenFlags::RDWR, &Nobody).unwrap();
+    assert_eq!(write(&*open, Pos::At(0), b"hello"), 5);
+    assert_eq!(write(&*open, Pos::Append, b" world"), 6);
+    assert_eq!(file.attr().unwrap().size, 11);
+    assert_eq!(fs::read(s.host("f")).unwrap(), b"hello world");
+
+    let dir = root.mkdir(b"d", 0o755, ROOT).unwrap();
+    root.rename(b"f", &dir, b"g", RenameFlags::empty()).unwrap();
+    assert_eq!(names(&*root), ["d"]);
+    assert_eq!(names(&*dir), ["g"]);
+    assert!(Arc::ptr_eq(&dir.lookup(b"g").unwrap(), &file));
+    // The moved directory is known under its new name.
+    root.rename(b"d", &root, b"e", RenameFlags::empty()).unwrap();
+    file.set_attr(&SetAttr { mode: Some(0o600), ..SetAttr::default() }).unwrap();
+    assert_eq!(fs::metadata(s.host("e/g")).unwrap().mode() & 0o7777, 0o600);
+
+    // A second name is the same inode.
+    dir.link(b"h", &file).unwrap();
+    assert!(Arc::ptr_eq(&dir.lookup(b"h").unwrap(), &file));
+    assert_eq!(file.attr().unwrap().nlink, 2);
+    dir.unlink(b"g").unwrap();
+    assert_eq!(file.attr().unwrap().nlink, 1);
+    // The last name goes while the file is open.
+    dir.unlink(b"h").unwrap();
+    file.set_attr(&SetAttr { size: Some(5), ..SetAttr::default() }).unwrap();
+    assert_eq!(read(&*open, 0).unwrap(), b"hello");
+    assert_eq!(file.attr().unwrap().nlink, 0);
+    root.rmdir(b"e").unwrap();
+    assert_eq!(root.lookup(b"e").unwrap_err(), Errno::ENOENT);
+    assert!(names(&*root).is_empty());
+}
+
+#[test]
+fn a_lazily_opened_file_outlives_its_name() {
+    let s = Scratch::new(false, false, |d| fs::write(d.join("f"), "text").unwrap());
+    let open = s.at("f").unwrap().open(OpenFlags::empty(), &Nobody).unwrap();
+    s.root().unlink(b"f").unwrap();
+    assert_eq!(read(&*open, 0).unwrap(), b"text");
+    let open = {
+        let f = s.root().create(b"a", 0o644, ROOT).unwrap();
+        let open = f.open(OpenFlags::RDWR, &Nobody).unwrap();
+        write(&*open, Pos::At(0), b"old");
+        open
+    };
+    s.root().create(b"b", 0o644, ROOT).unwrap();
+    s.root().rename(b"b", &s.root(), b"a", RenameFlags::empty()).unwrap();
+    assert_eq!(read(&*open, 0).unwrap(), b"old");
+}
+
+#[test]
+fn a_shared_mount_shows_what_the_host_changed() {
+    let s = Scratch::new(false, true, |d| fs::write(d.join("f"), "1").unwrap());
+    let root = s.root();
+    let file = root.lookup(b"f").unwrap();
+    assert_eq!(names(&*root), ["f"]);
+    fs::write(s.host("f"), "12345").unwrap();
+    fs::write(s.host("g"), "").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    assert_eq!(file.attr().unwrap().size, 5);
+    assert_eq!(names(&*root), ["f", "g"]);
+    assert!(Arc::ptr_eq(&root.lookup(b"f").unwrap(), &file));
+    fs::remove_file(s.host("f")).unwrap();
+    fs::create_dir(s.host("f")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    assert_eq!(root.lookup(b"f").unwrap().kind(), FileKind::Directory);
+    assert!(root.volatile_names());
+}
+
+#[test]
+fn a_lost_gofer_is_an_io_error() {
+    let (ours, theirs) = hostsys::sock::packet_pair().unwrap();
+    let mut hello = Vec::new();
+    gofer_protocol::Hello::Ready { version: gofer_protocol::VERSION }.encode(&mut hello);
+    use std::os::fd::AsFd;
+    hostsys::sock::send(theirs.as_fd(), &hello, &[], 0).unwrap();
+    let session = Session::connect(vec![ours]).unwrap();
+    drop(theirs);
+    let options = Options { read_only: true, shared: false, dev: 1 };
+    assert_eq!(GoferFs::attach(&session, 0, options).unwrap_err(), Errno::EIO);
+    assert!(session.is_lost());
+}

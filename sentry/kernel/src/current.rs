@@ -1,0 +1,167 @@
+//! The running task as its system calls see it: the task, its registers and its platform context.
+
+use core::ops::Deref;
+use std::sync::Arc;
+
+use platform::{Context, Regs};
+use sentry_base::{Errno, Events, Nanos, Observer, Result, WaitClass, WaitEnd, WaitQueue};
+use sentry_memory::{UserMemory, copy_in_cstr};
+use sentry_vfs::IoStart;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::signal::FaultRecord;
+use crate::task::VforkGate;
+use crate::{Restart, Stop, Task};
+
+/// The task that runs, with what only it may touch. Owned by the task's future.
+pub struct Current {
+    pub task: Arc<Task>,
+    pub regs: Regs,
+    pub context: Box<dyn Context>,
+    /// The number of the present or last system call.
+    pub syscall_nr: u64,
+    /// The last call was interrupted, and goes on like this unless a handler runs.
+    pub(crate) restart: Option<Restart>,
+    pub(crate) last_fault: FaultRecord,
+    /// A child made with `CLONE_VFORK` that is to be waited for.
+    pub(crate) vfork: Option<Arc<VforkGate>>,
+}
+
+impl core::fmt::Debug for Current {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Current({})", self.task.tid())
+    }
+}
+
+impl Deref for Current {
+    type Target = Task;
+    fn deref(&self) -> &Task {
+        &self.task
+    }
+}
+
+/// Why a blocking attempt ended without its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockEnd {
+    Errno(Errno),
+    TimedOut,
+    /// A signal is due (or the task is being killed).
+    Interrupted,
+}
+
+impl From<Errno> for BlockEnd {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl BlockEnd {
+    /// The usual edge of a call without a timeout of its own: restart after a signal.
+    pub fn or_restart(self, restart: Restart) -> Stop {
+        match self {
+            Self::Errno(errno) => Stop::from(errno),
+            Self::TimedOut => Stop::Errno(Errno::EAGAIN),
+            Self::Interrupted => Stop::Restart(restart),
+        }
+    }
+}
+
+impl From<BlockEnd> for Stop {
+    fn from(end: BlockEnd) -> Self {
+        end.or_restart(Restart::Sys)
+    }
+}
+
+/// The longest path, its NUL included (`PATH_MAX`, `limits.h`).
+pub const PATH_MAX: usize = 4096;
+
+impl Current {
+    pub(crate) fn new(task: Arc<Task>, regs: Regs, context: Box<dyn Context>) -> Self {
+        Self {
+            task,
+            regs,
+            context,
+            syscall_nr: 0,
+            restart: None,
+            last_fault: FaultRecord::default(),
+            vfork: None,
+        }
+    }
+
+    /// A path argument. Uses what the trap carried along, else copies.
+    pub fn path(&self, addr: u64) -> Result<Vec<u8>> {
+        if let Some(staged) = self.context.staged(addr)
+            && let Some(end) = staged.iter().take(PATH_MAX).position(|b| *b == 0)
+        {
+            return Ok(staged.get(..end).unwrap_or_default().to_vec());
+        }
+        copy_in_cstr(self.task.as_ref(), addr, PATH_MAX, Errno::ENAMETOOLONG)
+    }
+
+    /// Copies in from user memory; small structures often need no host call.
+    pub fn copy_in(&self, addr: u64, dst: &mut [u8]) -> Result<()> {
+        if let Some(staged) = self.context.staged(addr).and_then(|s| s.get(..dst.len())) {
+            dst.copy_from_slice(staged);
+            return Ok(());
+        }
+        self.task.copy_in(addr, dst)
+    }
+
+    pub fn copy_out(&self, addr: u64, src: &[u8]) -> Result<()> {
+        self.task.copy_out(addr, src)
+    }
+
+    /// A structure argument.
+    pub fn read_obj<T: FromBytes + IntoBytes + zerocopy::Immutable>(&self, addr: u64) -> Result<T> {
+        let mut value = T::new_zeroed();
+        self.copy_in(addr, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    pub fn write_obj<T: IntoBytes + zerocopy::Immutable>(&self, addr: u64, value: &T) -> Result<()> {
+        self.copy_out(addr, value.as_bytes())
+    }
+
+    /// Tries until `attempt` is done, waiting on `queue` for `events` in between.
+    ///
+    /// The attempt runs again after the waiter is queued, so that no event is missed. `deadline` is
+    /// `CLOCK_MONOTONIC`.
+    pub async fn block_on<T>(
+        &mut self,
+        queue: &WaitQueue,
+        events: Events,
+        deadline: Option<Nanos>,
+        mut attempt: impl FnMut(&Task) -> Result<IoStart<T>> + Send,
+    ) -> Result<T, BlockEnd> {
+        if let IoStart::Done(value) = attempt(&self.task)? {
+            return Ok(value);
+        }
+        let sleeper = Arc::clone(self.task.sleeper());
+        sleeper.arm();
+        let id = queue.add(events, Arc::clone(&sleeper) as Arc<dyn Observer>);
+        let result = loop {
+            match attempt(&self.task) {
+                Ok(IoStart::Done(value)) => break Ok(value),
+                Ok(IoStart::WouldBlock) => {}
+                Err(errno) => break Err(BlockEnd::Errno(errno)),
+            }
+            match self.sleep(WaitClass::Interruptible, deadline).await {
+                WaitEnd::Ready => {}
+                WaitEnd::TimedOut => break Err(BlockEnd::TimedOut),
+                WaitEnd::Interrupted | WaitEnd::Killed => break Err(BlockEnd::Interrupted),
+            }
+        };
+        queue.remove(id);
+        result
+    }
+
+    /// Sleeps on the task's sleeper until it is woken. Arm it before it is shared.
+    pub async fn sleep(&mut self, class: WaitClass, deadline: Option<Nanos>) -> WaitEnd {
+        self.context.will_block();
+        self.task.cpu.block();
+        let task = Arc::clone(&self.task);
+        let end = task.sleeper().sleep(class, deadline, task.kernel().executor().timers()).await;
+        self.task.cpu.unblock();
+        end
+    }
+}

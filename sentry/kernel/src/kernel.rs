@@ -1,0 +1,370 @@
+//! The kernel of one sandbox: what all its tasks share.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use abi::process::{Rlimit, WaitStatus};
+use platform::{AddrRange, Cause, Platform};
+use sentry_base::{Executor, Mutex, MutexGuard, Nanos, Reactor, lock::rank, mono_now, real_now};
+use sentry_loader::Machine;
+use sentry_memory::MemoryFile;
+use sentry_mm::{Mm, MmConfig};
+use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
+
+use crate::no_space::NoSpace;
+use crate::task_set::TaskSet;
+use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup, Vfs};
+
+/// The kernel that the sandbox shows (`uname -r`): the interface that the calls follow.
+pub const RELEASE: &str = "6.12.0-casemate";
+/// Its build, as `uname -v` and `/proc/version` show it.
+pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
+
+/// Where trace lines go (`--strace`).
+pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What a kernel is made from.
+pub struct KernelConfig {
+    pub platform: Arc<dyn Platform>,
+    pub memory: Arc<MemoryFile>,
+    pub vfs: Arc<Vfs>,
+    /// The processor's features, from the host's auxiliary vector.
+    pub machine: Machine,
+    pub table: Arc<dyn SyscallTable>,
+    pub hostname: Vec<u8>,
+    pub domainname: Vec<u8>,
+    /// CPUs that the application sees: what its quota allows, rounded up.
+    pub nr_cpus: u32,
+    /// Bytes of memory that the application sees.
+    pub total_memory: u64,
+    /// Tasks at the same time; more get `EAGAIN`.
+    pub max_tasks: usize,
+    pub trace: Option<TraceSink>,
+}
+
+impl core::fmt::Debug for KernelConfig {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("KernelConfig")
+    }
+}
+
+/// The first process of a container.
+pub struct InitSpec {
+    /// `argv[0]` is looked up in `PATH` of `env` unless it holds a slash.
+    pub argv: Vec<Vec<u8>>,
+    pub env: Vec<Vec<u8>>,
+    pub creds: Credentials,
+    /// Resource number, soft and hard limit; others are Linux's for init.
+    pub rlimits: Vec<(u32, Rlimit)>,
+    pub fds: Arc<FdTable>,
+    pub mount_ns: Arc<MountNamespace>,
+    pub root: Location,
+    /// Absolute, inside `root`.
+    pub cwd: Vec<u8>,
+    pub umask: u32,
+    /// Becomes the controlling terminal of init's session.
+    pub terminal: Option<Arc<dyn Terminal>>,
+    pub oom_score_adj: i32,
+    /// Whether signals that init does not handle are dropped, as in a PID namespace. False makes it an ordinary
+    /// process, for a command that its user wants to interrupt.
+    pub shielded: bool,
+    /// Called once, on a worker, when init has ended and every other task is gone.
+    pub on_exit: Option<Box<dyn FnOnce(WaitStatus) + Send>>,
+}
+
+impl core::fmt::Debug for InitSpec {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "InitSpec({:?})", self.argv.first().map(|a| String::from_utf8_lossy(a)))
+    }
+}
+
+/// Host and domain name (`uts_namespaces(7)`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UtsNames {
+    pub hostname: Vec<u8>,
+    pub domainname: Vec<u8>,
+}
+
+/// A call that the table does not have, with who made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    pub name: String,
+    pub comm: String,
+    pub count: u64,
+}
+
+/// The kernel of one sandbox.
+pub struct Kernel {
+    executor: Arc<Executor>,
+    platform: Arc<dyn Platform>,
+    table: Arc<dyn SyscallTable>,
+    vfs: Arc<Vfs>,
+    machine: Machine,
+    uts: Mutex<UtsNames, { rank::LEAF }>,
+    boot_mono: Nanos,
+    boot_real: Nanos,
+    nr_cpus: u32,
+    total_memory: u64,
+    pub(crate) max_tasks: usize,
+    pub(crate) trace: Option<TraceSink>,
+    tasks: Mutex<TaskSet, { rank::TASK_SET }>,
+    unsupported: Mutex<BTreeMap<(String, String), u64>, { rank::LEAF }>,
+    no_mm: Arc<Mm>,
+    no_fds: Arc<FdTable>,
+    init_exit: InitExit,
+    init_shielded: AtomicBool,
+    futexes: FutexTable,
+    memory: Arc<MemoryFile>,
+    host_deaths: Mutex<Vec<String>, { rank::LEAF }>,
+}
+
+/// How init ended, for whoever waits for it.
+#[derive(Default)]
+pub(crate) struct InitExit {
+    /// Known as soon as init has ended, while others still do.
+    pending: parking_lot::Mutex<Option<WaitStatus>>,
+    status: parking_lot::Mutex<Option<WaitStatus>>,
+    changed: parking_lot::Condvar,
+    callback: parking_lot::Mutex<Option<Box<dyn FnOnce(WaitStatus) + Send>>>,
+}
+
+impl core::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Kernel")
+    }
+}
+
+/// The platform as the executor's source of events.
+struct Traps(Arc<dyn Platform>);
+
+impl Reactor for Traps {
+    fn poll(&self) -> usize {
+        self.0.poll_traps()
+    }
+    fn park(&self, worker: usize, until: Option<Nanos>, spin: bool) {
+        self.0.park(worker, until, spin);
+    }
+    fn unpark(&self, worker: usize) {
+        self.0.unpark(worker);
+    }
+}
+
+impl Kernel {
+    /// A kernel without tasks. Run its workers with [`Executor::run_worker`].
+    pub fn new(config: KernelConfig) -> Arc<Self> {
+        Arc::new(Self {
+            executor: Executor::new(Arc::new(Traps(Arc::clone(&config.platform)))),
+            no_mm: Mm::over(
+                Arc::new(NoSpace),
+                AddrRange { start: 0, end: 0 },
+                None,
+                &config.memory,
+                MmConfig { randomize: false, stack_limit: 0 },
+            ),
+            no_fds: FdTable::new(),
+            memory: config.memory,
+            platform: config.platform,
+            table: config.table,
+            vfs: config.vfs,
+            machine: config.machine,
+            uts: Mutex::new(UtsNames { hostname: config.hostname, domainname: config.domainname }),
+            boot_mono: mono_now(),
+            boot_real: real_now(),
+            nr_cpus: config.nr_cpus.max(1),
+            total_memory: config.total_memory,
+            max_tasks: config.max_tasks,
+            trace: config.trace,
+            tasks: Mutex::new(TaskSet::default()),
+            unsupported: Mutex::new(BTreeMap::new()),
+            init_exit: InitExit::default(),
+            init_shielded: AtomicBool::new(true),
+            futexes: FutexTable::default(),
+            host_deaths: Mutex::new(Vec::new()),
+        })
+    }
+
+    pub fn executor(&self) -> &Arc<Executor> {
+        &self.executor
+    }
+
+    pub fn platform(&self) -> &Arc<dyn Platform> {
+        &self.platform
+    }
+
+    pub fn table(&self) -> &Arc<dyn SyscallTable> {
+        &self.table
+    }
+
+    pub fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
+    }
+
+    pub fn uts(&self) -> UtsNames {
+        self.uts.lock().clone()
+    }
+
+    pub fn set_uts(&self, names: UtsNames) {
+        *self.uts.lock() = names;
+    }
+
+    /// `CLOCK_MONOTONIC` at boot.
+    pub fn boot_mono(&self) -> Nanos {
+        self.boot_mono
+    }
+
+    /// `CLOCK_REALTIME` at boot (`btime` of `/proc/stat`).
+    pub fn boot_real(&self) -> Nanos {
+        self.boot_real
+    }
+
+    pub fn futexes(&self) -> &FutexTable {
+        &self.futexes
+    }
+
+    pub fn nr_cpus(&self) -> u32 {
+        self.nr_cpus
+    }
+
+    pub fn total_memory(&self) -> u64 {
+        self.total_memory
+    }
+
+    pub(crate) fn task_set(&self) -> MutexGuard<'_, TaskSet, { rank::TASK_SET }> {
+        self.tasks.lock()
+    }
+
+    pub(crate) fn no_mm(&self) -> &Arc<Mm> {
+        &self.no_mm
+    }
+
+    pub(crate) fn no_fds(&self) -> &Arc<FdTable> {
+        &self.no_fds
+    }
+
+    /// Every task, zombie leaders included, in no order.
+    pub fn tasks(&self) -> Vec<Arc<Task>> {
+        self.tasks.lock().tasks.values().cloned().collect()
+    }
+
+    /// The task of a thread id.
+    pub fn task(&self, tid: i32) -> Option<Arc<Task>> {
+        self.tasks.lock().tasks.get(&tid).cloned()
+    }
+
+    /// Every process, zombies included, by process id.
+    pub fn processes(&self) -> Vec<Arc<ThreadGroup>> {
+        self.tasks.lock().processes.values().map(|p| Arc::clone(&p.group)).collect()
+    }
+
+    /// The process of a process id.
+    pub fn process(&self, pid: i32) -> Option<Arc<ThreadGroup>> {
+        self.tasks.lock().processes.get(&pid).map(|p| Arc::clone(&p.group))
+    }
+
+    /// Counts a call that is not there.
+    pub fn count_unsupported(&self, name: &str, task: &Task) {
+        let comm = String::from_utf8_lossy(&task.comm()).into_owned();
+        let mut counts = self.unsupported.lock();
+        // Names of programs are the application's: bounded.
+        if counts.len() < 1000 || counts.contains_key(&(name.to_owned(), comm.clone())) {
+            *counts.entry((name.to_owned(), comm)).or_insert(0) += 1;
+        }
+    }
+
+    /// What was called and is not there.
+    pub fn unsupported_report(&self) -> Vec<Unsupported> {
+        let counts = self.unsupported.lock();
+        counts
+            .iter()
+            .map(|((name, comm), count)| Unsupported {
+                name: name.clone(),
+                comm: comm.clone(),
+                count: *count,
+            })
+            .collect()
+    }
+
+    /// Waits, on a thread that is no worker, until init has ended and every other task is gone.
+    pub fn wait_init_exit(&self) -> WaitStatus {
+        let mut status = self.init_exit.status.lock();
+        loop {
+            if let Some(status) = *status {
+                return status;
+            }
+            self.init_exit.changed.wait(&mut status);
+        }
+    }
+
+    pub(crate) fn set_exit_callback(&self, callback: Option<Box<dyn FnOnce(WaitStatus) + Send>>) {
+        *self.init_exit.callback.lock() = callback;
+    }
+
+    pub(crate) fn set_init_shielded(&self, shielded: bool) {
+        self.init_shielded.store(shielded, Ordering::Relaxed);
+    }
+
+    /// What the processor offers, for the auxiliary vector.
+    pub(crate) fn machine(&self) -> Machine {
+        self.machine
+    }
+
+    /// The memory file that new address spaces are backed by.
+    pub fn memory(&self) -> &Arc<MemoryFile> {
+        &self.memory
+    }
+
+    pub(crate) fn init_is_shielded(&self) -> bool {
+        self.init_shielded.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_init_status(&self, status: WaitStatus) {
+        self.init_exit.pending.lock().get_or_insert(status);
+    }
+
+    pub(crate) fn init_status(&self) -> Option<WaitStatus> {
+        *self.init_exit.pending.lock()
+    }
+
+    /// The last task is gone.
+    pub(crate) fn finish(&self, status: WaitStatus) {
+        let callback = self.init_exit.callback.lock().take();
+        if let Some(callback) = callback {
+            callback(status);
+        }
+        let mut done = self.init_exit.status.lock();
+        done.get_or_insert(status);
+        self.init_exit.changed.notify_all();
+    }
+
+    /// A context was lost on the host: its process is killed, and the cause is kept for the report at the end.
+    pub(crate) fn record_host_death(&self, task: &Task, cause: Cause) {
+        let comm = String::from_utf8_lossy(&task.comm()).into_owned();
+        let text = match cause {
+            Cause::HostSignal(signal) => {
+                format!("process {} ({comm}) was killed on the host by signal {signal}", task.pid())
+            }
+            Cause::Protocol(what) => {
+                format!(
+                    "process {} ({comm}) was killed: its host process broke the protocol: {what}",
+                    task.pid()
+                )
+            }
+        };
+        let mut deaths = self.host_deaths.lock();
+        if deaths.len() < 100 {
+            deaths.push(text);
+        }
+    }
+
+    /// Processes that were lost on the host, one sentence each.
+    pub fn host_deaths(&self) -> Vec<String> {
+        self.host_deaths.lock().clone()
+    }
+}
+
+impl SignalSink for Kernel {
+    fn signal_group(&self, pgid: i32, signal: i32) {
+        self.signal_process_group(pgid, signal);
+    }
+}

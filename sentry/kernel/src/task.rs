@@ -1,0 +1,526 @@
+//! Tasks: threads of application code (`struct task_struct` of Linux).
+
+use core::any::Any;
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use abi::signal::{SigSet, StackT};
+use platform::Kick;
+use sentry_base::{Errno, Mutex, Nanos, Result, Sleeper, lock::rank};
+use sentry_memory::UserMemory;
+use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Terminal};
+
+use crate::cpu::CpuClock;
+use crate::signal::Pending;
+use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, ThreadGroup};
+
+/// What a task does now; what it does next is decided from this and its [`work`] flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TaskState {
+    /// Runs application code.
+    App,
+    /// Runs a system call or a fault.
+    Syscall,
+    /// Delivers signals on the way back to the application.
+    Interrupt,
+    /// Stopped by job control.
+    Stopped,
+    /// Waits for a child made with `CLONE_VFORK`.
+    VforkWait,
+    /// Has a new image, changes credentials.
+    ExecCreds,
+    /// Waits for sibling threads to be gone.
+    ExecSiblings,
+    Exiting,
+    Dead,
+}
+
+impl TaskState {
+    const ALL: [Self; 9] = [
+        Self::App,
+        Self::Syscall,
+        Self::Interrupt,
+        Self::Stopped,
+        Self::VforkWait,
+        Self::ExecCreds,
+        Self::ExecSiblings,
+        Self::Exiting,
+        Self::Dead,
+    ];
+}
+
+/// What a task has to look at before it goes back to its application.
+pub(crate) mod work {
+    /// A signal may be deliverable.
+    pub const SIGNAL: u32 = 1;
+    /// The process stops.
+    pub const STOP: u32 = 2;
+    /// The task ends.
+    pub const KILL: u32 = 4;
+    /// A temporary signal mask is to be put back.
+    pub const RESTORE_MASK: u32 = 8;
+}
+
+/// A task's own signal state.
+#[derive(Debug, Default)]
+pub(crate) struct TaskSignals {
+    pub pending: Pending,
+    pub mask: SigSet,
+    /// The mask to put back after a call that set one for its time (`sigsuspend`, `ppoll`).
+    pub saved_mask: Option<SigSet>,
+    /// The mask outside of a `sigtimedwait`, while one runs.
+    pub waited_for: SigSet,
+    pub alt_stack: StackT,
+    /// The task stands still for job control.
+    pub stopped: bool,
+    /// Ends with this status if the process as a whole does not end.
+    pub exit: Option<abi::process::WaitStatus>,
+}
+
+/// Memory places that the kernel writes when the task exits.
+#[derive(Debug, Default)]
+pub(crate) struct ExitPlaces {
+    /// `set_tid_address(2)`; 0 for none.
+    pub clear_child_tid: AtomicU64,
+    /// `set_robust_list(2)`; 0 for none.
+    pub robust_list: AtomicU64,
+}
+
+/// How a call that was interrupted goes on (`restart_syscall(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartBlock {
+    /// A sleep until `deadline` (`CLOCK_MONOTONIC`); what is left goes to `remaining`.
+    Sleep { deadline: Nanos, remaining: u64 },
+    /// A futex wait.
+    Futex { addr: u64, value: u32, bitset: u32, shared: bool, deadline: Nanos },
+    /// `poll(2)` on `nfds` entries at `fds`.
+    Poll { fds: u64, nfds: u64, deadline: Option<Nanos> },
+}
+
+/// A task: one thread of application code.
+pub struct Task {
+    tid: AtomicI32,
+    kernel: Arc<Kernel>,
+    group: Arc<ThreadGroup>,
+    sleeper: Arc<Sleeper>,
+    state: AtomicU8,
+    /// Bits of [`work`].
+    work: AtomicU32,
+    in_app: AtomicBool,
+    kicker: Mutex<Option<Arc<dyn Kick>>, { rank::LEAF }>,
+    creds: Mutex<Arc<Credentials>, { rank::LEAF }>,
+    mm: Mutex<Arc<Mm>, { rank::LEAF }>,
+    fds: Mutex<Arc<FdTable>, { rank::LEAF }>,
+    fs: Mutex<Arc<FsContext>, { rank::LEAF }>,
+    mount_ns: Mutex<Arc<MountNamespace>, { rank::LEAF }>,
+    comm: Mutex<[u8; 16], { rank::LEAF }>,
+    exe: Mutex<Option<Arc<FileDescription>>, { rank::LEAF }>,
+    pub(crate) signals: Mutex<TaskSignals, { rank::TASK }>,
+    pub(crate) exit_places: ExitPlaces,
+    /// The parent that waits in `vfork`, to be woken when this task executes or exits.
+    pub(crate) vfork_parent: Mutex<Option<Arc<VforkGate>>, { rank::LEAF }>,
+    pub(crate) pdeath_signal: AtomicI32,
+    pub(crate) cpu: CpuClock,
+    pub(crate) scheduling: Mutex<Scheduling, { rank::LEAF }>,
+    pub(crate) restart_block: Mutex<Option<RestartBlock>, { rank::LEAF }>,
+    pub(crate) keep_caps: AtomicBool,
+    pub(crate) timer_slack: AtomicU64,
+    pub(crate) personality: AtomicU32,
+}
+
+/// Opens when a child made with `CLONE_VFORK` has left its parent's memory.
+#[derive(Debug)]
+pub(crate) struct VforkGate {
+    pub open: AtomicBool,
+    pub parent: Arc<Sleeper>,
+}
+
+impl VforkGate {
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    pub fn release(&self) {
+        self.open.store(true, Ordering::SeqCst);
+        self.parent.wake();
+    }
+}
+
+/// What the scheduling calls set and get; the host schedules.
+#[derive(Debug, Clone, Copy)]
+pub struct Scheduling {
+    pub policy: i32,
+    pub priority: i32,
+    pub nice: i32,
+    pub reset_on_fork: bool,
+    /// CPUs by bit.
+    pub affinity: [u64; 2],
+}
+
+impl Scheduling {
+    /// The ordinary policy on the first `nr_cpus` CPUs.
+    pub(crate) fn of_cpus(nr_cpus: u32) -> Self {
+        let mask = |cpus: u32| if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
+        Self {
+            policy: libc::SCHED_OTHER,
+            priority: 0,
+            nice: 0,
+            reset_on_fork: false,
+            affinity: [mask(nr_cpus), mask(nr_cpus.saturating_sub(64))],
+        }
+    }
+}
+
+impl core::fmt::Debug for Task {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Task({}, {:?})", self.tid(), self.state())
+    }
+}
+
+/// What a new task starts with.
+pub(crate) struct TaskParts {
+    pub tid: i32,
+    pub kernel: Arc<Kernel>,
+    pub group: Arc<ThreadGroup>,
+    pub creds: Arc<Credentials>,
+    pub mm: Arc<Mm>,
+    pub fds: Arc<FdTable>,
+    pub fs: Arc<FsContext>,
+    pub mount_ns: Arc<MountNamespace>,
+    pub comm: [u8; 16],
+    pub mask: SigSet,
+    pub scheduling: Scheduling,
+}
+
+impl Task {
+    pub(crate) fn new(parts: TaskParts) -> Arc<Self> {
+        Arc::new(Self {
+            tid: AtomicI32::new(parts.tid),
+            kernel: parts.kernel,
+            group: parts.group,
+            sleeper: Arc::new(Sleeper::default()),
+            state: AtomicU8::new(TaskState::App as u8),
+            work: AtomicU32::new(0),
+            in_app: AtomicBool::new(false),
+            kicker: Mutex::new(None),
+            creds: Mutex::new(parts.creds),
+            mm: Mutex::new(parts.mm),
+            fds: Mutex::new(parts.fds),
+            fs: Mutex::new(parts.fs),
+            mount_ns: Mutex::new(parts.mount_ns),
+            comm: Mutex::new(parts.comm),
+            exe: Mutex::new(None),
+            signals: Mutex::new(TaskSignals {
+                mask: parts.mask,
+                alt_stack: StackT { flags: abi::signal::SS_DISABLE, ..StackT::default() },
+                ..TaskSignals::default()
+            }),
+            exit_places: ExitPlaces::default(),
+            vfork_parent: Mutex::new(None),
+            pdeath_signal: AtomicI32::new(0),
+            cpu: CpuClock::default(),
+            scheduling: Mutex::new(parts.scheduling),
+            restart_block: Mutex::new(None),
+            keep_caps: AtomicBool::new(false),
+            timer_slack: AtomicU64::new(50_000),
+            personality: AtomicU32::new(0),
+        })
+    }
+
+    /// The thread id.
+    pub fn tid(&self) -> i32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    /// Takes over the process id (`execve` by a thread that is not the leader).
+    pub(crate) fn set_tid(&self, tid: i32) {
+        self.tid.store(tid, Ordering::Relaxed);
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> i32 {
+        self.group.pid()
+    }
+
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
+    pub fn sleeper(&self) -> &Arc<Sleeper> {
+        &self.sleeper
+    }
+
+    pub fn group(&self) -> &Arc<ThreadGroup> {
+        &self.group
+    }
+
+    pub fn state(&self) -> TaskState {
+        let state = usize::from(self.state.load(Ordering::Relaxed));
+        TaskState::ALL.get(state).copied().unwrap_or(TaskState::Dead)
+    }
+
+    pub(crate) fn set_state(&self, state: TaskState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    pub fn creds(&self) -> Arc<Credentials> {
+        Arc::clone(&self.creds.lock())
+    }
+
+    pub fn set_creds(&self, creds: Arc<Credentials>) {
+        *self.creds.lock() = creds;
+    }
+
+    pub fn mm(&self) -> Arc<Mm> {
+        Arc::clone(&self.mm.lock())
+    }
+
+    pub(crate) fn set_mm(&self, mm: Arc<Mm>) {
+        let old = core::mem::replace(&mut *self.mm.lock(), mm);
+        drop(old);
+    }
+
+    pub fn fds(&self) -> Arc<FdTable> {
+        Arc::clone(&self.fds.lock())
+    }
+
+    /// Replaces the descriptor table (`unshare(CLONE_FILES)`, `execve`).
+    pub fn set_fds(&self, fds: Arc<FdTable>) {
+        let old = core::mem::replace(&mut *self.fds.lock(), fds);
+        drop(old);
+    }
+
+    /// The file of a descriptor; `EBADF` for one that is not open or was opened with `O_PATH`.
+    pub fn file(&self, fd: i32) -> Result<Arc<FileDescription>> {
+        let file = self.file_or_path(fd)?;
+        if file.flags().contains(OpenFlags::PATH) { Err(Errno::EBADF) } else { Ok(file) }
+    }
+
+    /// The file of a descriptor, `O_PATH` included.
+    pub fn file_or_path(&self, fd: i32) -> Result<Arc<FileDescription>> {
+        self.fds().get(fd)
+    }
+
+    pub fn fs(&self) -> Arc<FsContext> {
+        Arc::clone(&self.fs.lock())
+    }
+
+    /// Replaces root, working directory and umask (`unshare(CLONE_FS)`).
+    pub fn set_fs(&self, fs: Arc<FsContext>) {
+        let old = core::mem::replace(&mut *self.fs.lock(), fs);
+        drop(old);
+    }
+
+    pub fn mount_ns(&self) -> Arc<MountNamespace> {
+        Arc::clone(&self.mount_ns.lock())
+    }
+
+    pub fn rlimit(&self, resource: u32) -> u64 {
+        self.group.rlimit(resource)
+    }
+
+    /// The name that `PR_SET_NAME` sets, without its NULs.
+    pub fn comm(&self) -> Vec<u8> {
+        let comm = *self.comm.lock();
+        comm.iter().copied().take_while(|b| *b != 0).collect()
+    }
+
+    pub(crate) fn comm_raw(&self) -> [u8; 16] {
+        *self.comm.lock()
+    }
+
+    /// Sets the name; the rest after 15 bytes is cut.
+    pub fn set_comm(&self, name: &[u8]) {
+        *self.comm.lock() = comm_from(name);
+    }
+
+    /// The program that runs (`/proc/PID/exe`); `None` for a zombie.
+    pub fn exe(&self) -> Option<Arc<FileDescription>> {
+        self.exe.lock().clone()
+    }
+
+    pub(crate) fn set_exe(&self, exe: Option<Arc<FileDescription>>) {
+        let old = core::mem::replace(&mut *self.exe.lock(), exe);
+        drop(old);
+    }
+
+    /// User and system CPU time, in nanoseconds.
+    pub fn cpu_times(&self) -> (u64, u64) {
+        self.cpu.times()
+    }
+
+    /// Blocked signals.
+    pub fn signal_mask(&self) -> SigSet {
+        self.signals.lock().mask
+    }
+
+    /// Signals pending for this task or its process.
+    pub fn pending_signals(&self) -> SigSet {
+        let group = self.group.signals.lock();
+        let own = self.signals.lock().pending.set();
+        group.pending.set().union(own)
+    }
+
+    pub(crate) fn work(&self) -> u32 {
+        self.work.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn clear_work(&self, bits: u32) {
+        self.work.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Sets work flags of the running task itself.
+    pub(crate) fn add_work(&self, bits: u32) {
+        self.work.fetch_or(bits, Ordering::SeqCst);
+    }
+
+    /// Sets work flags and makes the task look at them: ends its sleep, or its run of application code.
+    pub(crate) fn notify(&self, bits: u32) {
+        self.work.fetch_or(bits, Ordering::SeqCst);
+        if bits & work::KILL != 0 {
+            self.sleeper.kill();
+        } else if bits & (work::SIGNAL | work::STOP) != 0 {
+            self.sleeper.interrupt();
+        }
+        // The run loop sets `in_app` before it looks at `work`: one of the two sees the other.
+        if self.in_app.load(Ordering::SeqCst) {
+            let kicker = self.kicker.lock().clone();
+            if let Some(kicker) = kicker {
+                kicker.kick();
+            }
+        }
+    }
+
+    /// Marks the task as running application code; false if there is work to do first.
+    pub(crate) fn enter_app(&self) -> bool {
+        self.in_app.store(true, Ordering::SeqCst);
+        if self.work() == 0 {
+            return true;
+        }
+        self.in_app.store(false, Ordering::SeqCst);
+        false
+    }
+
+    pub(crate) fn leave_app(&self) {
+        self.in_app.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn set_kicker(&self, kicker: Arc<dyn Kick>) {
+        *self.kicker.lock() = Some(kicker);
+    }
+
+    /// Takes over what a child has of its parent beyond [`TaskParts`].
+    pub(crate) fn inherit(&self, parent: &Self) {
+        self.set_exe(parent.exe());
+        let keep_caps = parent.keep_caps.load(Ordering::Relaxed);
+        self.keep_caps.store(keep_caps, Ordering::Relaxed);
+        self.timer_slack.store(parent.timer_slack.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.personality.store(parent.personality.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Lets a parent that waits in `vfork` go on.
+    pub(crate) fn open_vfork_gate(&self) {
+        let gate = self.vfork_parent.lock().take();
+        if let Some(gate) = gate {
+            gate.release();
+        }
+    }
+
+    /// Lets go of what a zombie does not keep: memory, files, places.
+    pub(crate) fn release_resources(&self) {
+        *self.kicker.lock() = None;
+        self.set_mm(Arc::clone(self.kernel.no_mm()));
+        self.set_fds(Arc::clone(self.kernel.no_fds()));
+        self.set_exe(None);
+    }
+}
+
+/// A `comm` from a name of any length.
+pub(crate) fn comm_from(name: &[u8]) -> [u8; 16] {
+    let mut comm = [0; 16];
+    for (slot, byte) in comm.iter_mut().zip(name.iter().take(15).take_while(|b| **b != 0)) {
+        *slot = *byte;
+    }
+    comm
+}
+
+impl UserMemory for Task {
+    fn copy_in_partial(&self, addr: u64, dst: &mut [u8]) -> Result<usize> {
+        self.mm().copy_in_partial(addr, dst)
+    }
+
+    fn copy_out_partial(&self, addr: u64, src: &[u8]) -> Result<usize> {
+        self.mm().copy_out_partial(addr, src)
+    }
+}
+
+impl Caller for Task {
+    fn creds(&self) -> Arc<Credentials> {
+        Self::creds(self)
+    }
+
+    fn mem(&self) -> &dyn UserMemory {
+        self
+    }
+
+    fn tid(&self) -> i32 {
+        Self::tid(self)
+    }
+
+    fn pid(&self) -> i32 {
+        Self::pid(self)
+    }
+
+    fn rlimit(&self, resource: u32) -> u64 {
+        Self::rlimit(self, resource)
+    }
+
+    fn signal_self(&self, signal: i32) {
+        self.send_to_self(signal);
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl JobControl for Task {
+    fn pgid(&self) -> i32 {
+        self.group.pgid()
+    }
+
+    fn sid(&self) -> i32 {
+        self.group.sid()
+    }
+
+    fn session_of_group(&self, pgid: i32) -> Option<i32> {
+        self.kernel.task_set().session_of_group(pgid)
+    }
+
+    fn group_is_orphaned(&self) -> bool {
+        self.kernel.task_set().is_orphaned(self.group.pgid(), None)
+    }
+
+    fn ignores_or_blocks(&self, signal: i32) -> bool {
+        let group = self.group.signals.lock();
+        let blocked = self.signals.lock().mask.has(signal);
+        blocked || group.actions.get(signal).handler == abi::signal::SIG_IGN
+    }
+
+    fn signal_group(&self, pgid: i32, signal: i32) {
+        self.kernel.signal_process_group(pgid, signal);
+    }
+
+    fn controlling_terminal(&self) -> Option<Arc<dyn Terminal>> {
+        self.kernel.task_set().sessions.get(&self.group.sid())?.terminal.clone()
+    }
+
+    fn set_controlling_terminal(&self, terminal: Arc<dyn Terminal>, steal: bool) -> Result<()> {
+        self.take_terminal(terminal, steal)
+    }
+
+    fn drop_controlling_terminal(&self) -> Result<()> {
+        self.give_up_terminal()
+    }
+}

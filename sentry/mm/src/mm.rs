@@ -1,0 +1,514 @@
+//! An address space: its mappings, its layout, its birth, copy and end.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use platform::{
+    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Fault, FaultMode, MapSource, PAGE_SIZE, Platform, Prot,
+    Sharing, SpaceError,
+};
+use sentry_base::lock::rank;
+use sentry_base::{Errno, Mutex, MutexGuard, Result};
+use sentry_memory::MemoryFile;
+
+use crate::flags::STACK_GUARD_GAP;
+use crate::tree::VmaTree;
+use crate::vma::{Backing, Vma};
+use crate::{Mappable, MappedFile, MmLimits, VmFlags};
+
+/// The lowest address that may be mapped (`vm.mmap_min_addr`).
+pub(crate) const MMAP_MIN: Addr = 0x1_0000;
+
+/// Where the parts of the program are (`struct mm_struct`, `/proc/PID/stat`, `prctl(PR_SET_MM)`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Layout {
+    pub start_code: Addr,
+    pub end_code: Addr,
+    pub start_data: Addr,
+    pub end_data: Addr,
+    pub start_brk: Addr,
+    pub brk: Addr,
+    pub start_stack: Addr,
+    pub arg_start: Addr,
+    pub arg_end: Addr,
+    pub env_start: Addr,
+    pub env_end: Addr,
+    /// The auxiliary vector as bytes (`/proc/PID/auxv`).
+    pub auxv: Vec<u8>,
+}
+
+/// What the lock protects.
+pub(crate) struct State {
+    pub tree: VmaTree,
+    pub layout: Layout,
+    /// Where the search for free addresses begins, downwards.
+    pub mmap_base: Addr,
+    /// The search resumes here, because all holes above are shorter than `passed_hole`.
+    pub search_from: Addr,
+    pub passed_hole: u64,
+    /// Flags for new mappings (`mlockall(MCL_FUTURE)`).
+    pub future: VmFlags,
+    /// `RLIMIT_STACK` as last seen, for stack growth.
+    pub stack_limit: u64,
+    /// The last address that faulted although its page was there, and how often in a row.
+    pub last_fault: (Addr, u32),
+    pub peak: u64,
+}
+
+/// How a new address space is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MmConfig {
+    /// False for `personality(ADDR_NO_RANDOMIZE)`.
+    pub randomize: bool,
+    /// `RLIMIT_STACK`, in bytes.
+    pub stack_limit: u64,
+}
+
+impl Default for MmConfig {
+    fn default() -> Self {
+        Self { randomize: true, stack_limit: MmLimits::DEFAULT.stack }
+    }
+}
+
+/// The memory of a process (`struct mm_struct`). Shared by the tasks that share memory.
+pub struct Mm {
+    id: u64,
+    myself: Weak<Mm>,
+    // Before `state`: the last owner of a space ends its host process, and only then may pinned pages be reused.
+    space: Arc<dyn AddressSpace>,
+    user: AddrRange,
+    vdso: Option<AddrRange>,
+    stack_top: Addr,
+    randomize: bool,
+    memory: Arc<MemoryFile>,
+    state: Mutex<State, { rank::MM_MAPPING }>,
+}
+
+impl core::fmt::Debug for Mm {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Mm({})", self.id)
+    }
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// What a refusal of the host means to the application.
+pub(crate) fn space_errno(error: SpaceError) -> Errno {
+    match error {
+        SpaceError::Host(errno) => Errno::from_raw(errno),
+        SpaceError::BadRange | SpaceError::Gone => Errno::ENOMEM,
+        SpaceError::Limit => Errno::EAGAIN,
+    }
+}
+
+/// A random page-aligned distance of at most `span`, which may be anything.
+pub(crate) fn random_pages(span: u64) -> u64 {
+    let pages = span / PAGE_SIZE;
+    if pages == 0 { 0 } else { sentry_base::rand::next_u64() % pages * PAGE_SIZE }
+}
+
+/// The stack starts at most this far below the top (`stack_maxrandom_size`).
+const STACK_RANDOM: u64 = 1 << 34;
+/// mmap_base is at most this far below its highest place (`mmap_rnd_bits` = 28).
+const MMAP_RANDOM: u64 = 1 << 40;
+
+impl Mm {
+    /// An empty address space on the platform.
+    pub fn new(platform: &dyn Platform, memory: &Arc<MemoryFile>, config: MmConfig) -> Result<Arc<Self>> {
+        let space = platform.new_space().map_err(space_errno)?;
+        Ok(Self::over(space, platform.user_range(), platform.vdso(), memory, config))
+    }
+
+    /// An address space without addresses, for tasks that have no memory (any more).
+    pub fn absent(memory: &Arc<MemoryFile>) -> Arc<Self> {
+        let nothing = AddrRange { start: MMAP_MIN, end: MMAP_MIN };
+        Self::over(Arc::new(NoSpace), nothing, None, memory, MmConfig { randomize: false, stack_limit: 0 })
+    }
+
+    /// An address space over an empty host one.
+    pub fn over(
+        space: Arc<dyn AddressSpace>,
+        user: AddrRange,
+        vdso: Option<AddrRange>,
+        memory: &Arc<MemoryFile>,
+        config: MmConfig,
+    ) -> Arc<Self> {
+        let user = AddrRange { start: user.start.max(MMAP_MIN), end: user.end.max(MMAP_MIN) };
+        // Linux's figures, scaled down for a platform that gives a smaller range.
+        let stack_random = STACK_RANDOM.min(user.len() / 64);
+        let mmap_random = MMAP_RANDOM.min(user.len() / 8);
+        let random = |span| if config.randomize { random_pages(span) } else { 0 };
+        let stack_top = user.end - random(stack_random);
+        // mmap_base(): room for the stack between 128 MiB and five sixths of everything.
+        let stack_room = config.stack_limit.saturating_add(STACK_GUARD_GAP).saturating_add(stack_random);
+        let stack_room = stack_room.clamp((128_u64 << 20).min(user.len() / 6), user.len() / 6 * 5);
+        let mmap_base = (user.end - stack_room - random(mmap_random)) & !(PAGE_SIZE - 1);
+        let state = State {
+            tree: VmaTree::default(),
+            layout: Layout::default(),
+            mmap_base,
+            search_from: mmap_base,
+            passed_hole: 0,
+            future: VmFlags::empty(),
+            stack_limit: config.stack_limit,
+            last_fault: (0, 0),
+            peak: 0,
+        };
+        Self::build(space, user, vdso, stack_top, config.randomize, Arc::clone(memory), state)
+    }
+
+    fn build(
+        space: Arc<dyn AddressSpace>,
+        user: AddrRange,
+        vdso: Option<AddrRange>,
+        stack_top: Addr,
+        randomize: bool,
+        memory: Arc<MemoryFile>,
+        state: State,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|myself| Self {
+            id: next_id(),
+            myself: Weak::clone(myself),
+            space,
+            user,
+            vdso,
+            stack_top,
+            randomize,
+            memory,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Unique in this sandbox; the private part of a futex key.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The platform's side, to create contexts in.
+    pub fn space(&self) -> &Arc<dyn AddressSpace> {
+        &self.space
+    }
+
+    pub fn memory_file(&self) -> &Arc<MemoryFile> {
+        &self.memory
+    }
+
+    /// Addresses that may be mapped.
+    pub fn user_range(&self) -> AddrRange {
+        self.user
+    }
+
+    pub fn vdso(&self) -> Option<AddrRange> {
+        self.vdso
+    }
+
+    /// The highest address of the stack, for the loader.
+    pub fn stack_top(&self) -> Addr {
+        self.stack_top
+    }
+
+    /// Whether addresses are randomized.
+    pub fn randomizes(&self) -> bool {
+        self.randomize
+    }
+
+    pub(crate) fn myself(&self) -> &Weak<Self> {
+        &self.myself
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State, { rank::MM_MAPPING }> {
+        self.state.lock()
+    }
+
+    /// A copy for `fork(2)`: private memory is copied on write, shared memory is shared. `EAGAIN` when the host is out
+    /// of processes, `ENOMEM` when it is out of memory.
+    pub fn fork(&self) -> Result<Arc<Self>> {
+        let state = self.lock();
+        let with = |flag| state.tree.iter().filter(move |v| v.flags.contains(flag)).map(Vma::range);
+        let skip: Vec<_> = with(VmFlags::DONTCOPY).collect();
+        let wipe: Vec<_> = with(VmFlags::WIPEONFORK).collect();
+        let space = self.space.fork(&skip, &wipe).map_err(space_errno)?;
+        let mut tree = VmaTree::default();
+        for vma in state.tree.iter().filter(|v| !v.flags.contains(VmFlags::DONTCOPY)) {
+            let mut vma = vma.clone();
+            vma.flags.remove(VmFlags::LOCK_MASK);
+            tree.insert(vma);
+        }
+        let child = State {
+            tree,
+            layout: state.layout.clone(),
+            mmap_base: state.mmap_base,
+            search_from: state.mmap_base,
+            passed_hole: 0,
+            future: VmFlags::empty(),
+            stack_limit: state.stack_limit,
+            last_fault: (0, 0),
+            peak: state.tree.totals().all,
+        };
+        let mm = Self::build(
+            space,
+            self.user,
+            self.vdso,
+            self.stack_top,
+            self.randomize,
+            Arc::clone(&self.memory),
+            child,
+        );
+        // Registered before this space's lock is released: a truncation that is under way either has been here
+        // already, or will find the child.
+        let child = mm.lock();
+        for vma in child.tree.iter() {
+            if let Some(mappings) = vma.file().and_then(|f| f.file.mappings()) {
+                mappings.register(mm.id, &mm.myself);
+            }
+        }
+        drop(child);
+        drop(state);
+        Ok(mm)
+    }
+
+    /// Where the program's parts are.
+    pub fn layout(&self) -> Layout {
+        self.lock().layout.clone()
+    }
+
+    /// Changes the layout (`prctl(PR_SET_MM)`, the loader).
+    pub fn set_layout(&self, change: impl FnOnce(&mut Layout)) {
+        change(&mut self.lock().layout);
+    }
+
+    /// `RLIMIT_STACK` has changed to this many bytes.
+    pub fn set_stack_limit(&self, bytes: u64) {
+        self.lock().stack_limit = bytes;
+    }
+
+    /// Figures for `/proc/PID/{status,statm,stat}` and `getrusage(2)`.
+    pub fn usage(&self) -> Usage {
+        let state = self.lock();
+        let totals = state.tree.totals();
+        let (peak, count) = (state.peak.max(totals.all), state.tree.count());
+        drop(state);
+        Usage {
+            total: totals.all,
+            peak,
+            data: totals.data,
+            exec: totals.exec,
+            stack: totals.stack,
+            locked: totals.locked,
+            shared: totals.shared,
+            count,
+        }
+    }
+
+    /// Every mapping in order, the vDSO included.
+    pub fn maps(&self) -> Vec<MapInfo> {
+        let state = self.lock();
+        let mut out: Vec<_> = state.tree.iter().map(|vma| MapInfo::of(vma, &state.layout)).collect();
+        drop(state);
+        if let Some(vdso) = self.vdso {
+            let access =
+                VmFlags::READ | VmFlags::EXEC | VmFlags::MAYREAD | VmFlags::MAYEXEC | VmFlags::MAYWRITE;
+            let info = MapInfo {
+                range: vdso,
+                flags: access,
+                offset: 0,
+                identity: (0, 0),
+                name: MapName::Vdso,
+                is_anon: false,
+            };
+            let at = out.partition_point(|m| m.range.start < vdso.start);
+            out.insert(at, info);
+        }
+        out
+    }
+
+    /// The mapping that holds `addr`.
+    pub fn find(&self, addr: Addr) -> Option<MapInfo> {
+        let state = self.lock();
+        state.tree.find(addr).map(|vma| MapInfo::of(vma, &state.layout))
+    }
+
+    /// The file that is mapped at `addr`, with the byte of it (`/proc/PID/map_files`, core dumps, `uprobes`).
+    pub fn file_at(&self, addr: Addr) -> Option<FileAt> {
+        let state = self.lock();
+        let vma = state.tree.find(addr)?;
+        let file = vma.file()?;
+        Some(FileAt {
+            file: Arc::clone(&file.file),
+            name: file.name.clone(),
+            offset: file.offset + (addr - vma.start),
+        })
+    }
+
+    /// Takes the pages of `file` from byte `from` on out of this space; [`crate::FileMappings::revoke`].
+    pub(crate) fn revoke(&self, file: &dyn Mappable, from: u64) {
+        let from = from.next_multiple_of(PAGE_SIZE);
+        let mut dropped = Vec::new();
+        let mut state = self.lock();
+        let hits: Vec<(Addr, AddrRange, u64)> = state
+            .tree
+            .iter()
+            .filter_map(|vma| {
+                let backing = vma.file().filter(|f| f.is_file(file))?;
+                let keep = from.saturating_sub(backing.offset);
+                (keep < vma.len()).then(|| {
+                    let range = AddrRange { start: vma.start + keep, end: vma.end };
+                    (vma.start, range, backing.offset + keep)
+                })
+            })
+            .collect();
+        for (start, range, offset) in hits {
+            let Some(vma) = state.tree.get_mut(start) else { continue };
+            let ranges = vma.resident_ranges(range);
+            let gone = ranges.iter().all(|r| {
+                // A host process that is gone shows nothing to anybody.
+                matches!(self.space.unmap(*r), Ok(()) | Err(SpaceError::Gone))
+            });
+            if gone && let Backing::File(file) = &mut vma.backing {
+                // Pins are dropped after the lock.
+                dropped.extend(file.resident.iter().filter(|p| p.offset + p.len > offset).cloned());
+                vma.drop_resident(offset, u64::MAX);
+            }
+        }
+        drop(state);
+        drop(dropped);
+    }
+}
+
+impl Drop for Mm {
+    fn drop(&mut self) {
+        if Arc::strong_count(&self.space) == 1 {
+            return;
+        }
+        // A context still holds the host process. Pages that are pinned for a mapping must not be there when the pins go.
+        for vma in self.state.get_mut().tree.iter() {
+            let pinned = vma.file().is_some_and(|f| f.resident.iter().any(|r| r.pin.is_some()));
+            if pinned {
+                for range in vma.resident_ranges(vma.range()) {
+                    let _ = self.space.unmap(range);
+                }
+            }
+        }
+    }
+}
+
+/// The host side of [`Mm::absent`]: everything is refused.
+#[derive(Debug)]
+struct NoSpace;
+
+impl AddressSpace for NoSpace {
+    fn map(&self, _: AddrRange, _: MapSource<'_>, _: Prot, _: Sharing) -> Result<(), SpaceError> {
+        Err(SpaceError::Gone)
+    }
+    fn unmap(&self, _: AddrRange) -> Result<(), SpaceError> {
+        Err(SpaceError::Gone)
+    }
+    fn protect(&self, _: AddrRange, _: Prot) -> Result<(), SpaceError> {
+        Err(SpaceError::Gone)
+    }
+    fn move_pages(&self, _: AddrRange, _: Addr, _: u64) -> Result<(), SpaceError> {
+        Err(SpaceError::Gone)
+    }
+    fn advise(&self, _: AddrRange, _: Advice) -> Result<(), SpaceError> {
+        Err(SpaceError::Gone)
+    }
+    fn fork(&self, _: &[AddrRange], _: &[AddrRange]) -> Result<Arc<dyn AddressSpace>, SpaceError> {
+        Err(SpaceError::Gone)
+    }
+    fn copy_in(&self, addr: Addr, _: &mut [u8], _: FaultMode) -> Result<usize, Fault> {
+        Err(Fault { addr, access: Prot::READ })
+    }
+    fn copy_out(&self, addr: Addr, _: &[u8], _: FaultMode) -> Result<usize, Fault> {
+        Err(Fault { addr, access: Prot::WRITE })
+    }
+    fn atomic_u32(&self, addr: Addr, _: AtomicOp) -> Result<u32, Fault> {
+        Err(Fault { addr, access: Prot::READ })
+    }
+}
+
+/// The file behind an address.
+#[derive(Debug, Clone)]
+pub struct FileAt {
+    pub file: Arc<dyn Mappable>,
+    pub name: Option<Arc<dyn MappedFile>>,
+    /// Byte of the file.
+    pub offset: u64,
+}
+
+/// Sizes of an address space, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub total: u64,
+    /// The largest `total` so far.
+    pub peak: u64,
+    pub data: u64,
+    pub exec: u64,
+    pub stack: u64,
+    pub locked: u64,
+    pub shared: u64,
+    /// Mappings.
+    pub count: usize,
+}
+
+/// What `/proc/PID/maps` shows in its last column.
+#[derive(Debug, Clone)]
+pub enum MapName {
+    None,
+    Heap,
+    Stack,
+    Vdso,
+    File(Arc<dyn MappedFile>),
+    /// A name without a file, such as `/dev/zero (deleted)` or `[anon:name]`.
+    Text(Vec<u8>),
+}
+
+/// One mapping, for `/proc/PID/{maps,smaps}`.
+#[derive(Debug, Clone)]
+pub struct MapInfo {
+    pub range: AddrRange,
+    pub flags: VmFlags,
+    /// Byte of the file; zero for anonymous memory.
+    pub offset: u64,
+    /// Device and inode; zero for anonymous memory.
+    pub identity: (u64, u64),
+    pub name: MapName,
+    pub is_anon: bool,
+}
+
+impl MapInfo {
+    fn of(vma: &Vma, layout: &Layout) -> Self {
+        let (offset, identity) = vma.file().map_or((0, (0, 0)), |f| (f.offset, f.file.identity()));
+        let name = match vma.file() {
+            Some(file) => match &file.name {
+                Some(name) => MapName::File(Arc::clone(name)),
+                None => MapName::Text(b"/dev/zero (deleted)".to_vec()),
+            },
+            None => {
+                if let Some(name) = &vma.anon_name {
+                    MapName::Text([b"[anon:", name.as_ref(), b"]"].concat())
+                } else if vma.start < layout.brk && vma.end > layout.start_brk {
+                    MapName::Heap
+                } else if vma.start <= layout.start_stack && layout.start_stack < vma.end {
+                    MapName::Stack
+                } else {
+                    MapName::None
+                }
+            }
+        };
+        Self { range: vma.range(), flags: vma.flags, offset, identity, name, is_anon: vma.is_anon() }
+    }
+
+    /// The second column of `/proc/PID/maps`, such as `rw-p`.
+    pub fn access(&self) -> [u8; 4] {
+        let bit = |flag, yes, no| if self.flags.contains(flag) { yes } else { no };
+        [
+            bit(VmFlags::READ, b'r', b'-'),
+            bit(VmFlags::WRITE, b'w', b'-'),
+            bit(VmFlags::EXEC, b'x', b'-'),
+            bit(VmFlags::MAYSHARE, b's', b'p'),
+        ]
+    }
+}

@@ -1,0 +1,144 @@
+//! Changing attributes and extended attributes (`fs/attr.c`, `fs/open.c`, `xattr(7)`).
+
+use sentry_base::{Errno, Result};
+
+use crate::access::{Access, check_inode, is_owner};
+use crate::{Attr, Credentials, FileKind, Location, PathCx, SetAttr, SetTime, cap};
+
+/// The mode without the set-id bits that a write by `creds` takes away; `None` where none is (`file_remove_privs`).
+pub fn without_set_ids(attr: &Attr, creds: &Credentials) -> Option<u32> {
+    let mut drop = attr.mode & libc::S_ISUID;
+    if attr.mode & 0o2010 == 0o2010 {
+        drop |= libc::S_ISGID;
+    }
+    let keeps = drop == 0 || attr.kind() != FileKind::Regular || creds.has_cap(cap::FSETID);
+    (!keeps).then_some(attr.mode & 0o7777 & !drop)
+}
+
+fn may_write(at: &Location) -> Result<()> {
+    if at.mount.is_read_only() { Err(Errno::EROFS) } else { Ok(()) }
+}
+
+impl PathCx<'_> {
+    /// `chmod(2)`.
+    pub fn chmod(&self, at: &Location, mode: u32) -> Result<()> {
+        may_write(at)?;
+        if at.inode().kind() == FileKind::Symlink {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let attr = at.inode().attr()?;
+        if !is_owner(&attr, self.creds) {
+            return Err(Errno::EPERM);
+        }
+        let mut mode = mode & 0o7777;
+        if !self.creds.in_group(attr.gid) && !self.creds.has_cap(cap::FSETID) {
+            mode &= !libc::S_ISGID;
+        }
+        at.inode().set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })
+    }
+
+    /// `chown(2)`; `None` leaves an id as it is.
+    pub fn chown(&self, at: &Location, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        may_write(at)?;
+        let attr = at.inode().attr()?;
+        if !self.creds.has_cap(cap::CHOWN) {
+            let owner = attr.uid == self.creds.fsuid;
+            let uid_stays = uid.is_none_or(|u| owner && u == attr.uid);
+            let gid_may = gid.is_none_or(|g| owner && (g == attr.gid || self.creds.in_group(g)));
+            if !uid_stays || !gid_may {
+                return Err(Errno::EPERM);
+            }
+        }
+        let mut set = SetAttr { uid, gid, ..SetAttr::default() };
+        if attr.kind() != FileKind::Directory {
+            let mut drop = attr.mode & libc::S_ISUID;
+            if attr.mode & 0o2010 == 0o2010 {
+                drop |= libc::S_ISGID;
+            }
+            if drop != 0 {
+                set.mode = Some(attr.mode & 0o7777 & !drop);
+            }
+        }
+        at.inode().set_attr(&set)
+    }
+
+    /// `utimensat(2)`; `None` leaves a time as it is.
+    pub fn set_times(&self, at: &Location, atime: Option<SetTime>, mtime: Option<SetTime>) -> Result<()> {
+        if atime.is_none() && mtime.is_none() {
+            return Ok(());
+        }
+        may_write(at)?;
+        let attr = at.inode().attr()?;
+        if !is_owner(&attr, self.creds) {
+            if (atime, mtime) != (Some(SetTime::Now), Some(SetTime::Now)) {
+                return Err(Errno::EPERM);
+            }
+            check_inode(&**at.inode(), Access::WRITE, self.creds, self.caller)?;
+        }
+        at.inode().set_attr(&SetAttr { atime, mtime, ..SetAttr::default() })
+    }
+
+    /// `truncate(2)`.
+    pub fn truncate(&self, at: &Location, len: u64) -> Result<()> {
+        match at.inode().kind() {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Errno::EISDIR),
+            _ => return Err(Errno::EINVAL),
+        }
+        self.check(at, Access::WRITE)?;
+        self.truncate_unchecked(at, len)
+    }
+
+    fn check_xattr(&self, at: &Location, name: &[u8], write: bool) -> Result<()> {
+        if write {
+            may_write(at)?;
+        }
+        let refused = if write { Errno::EPERM } else { Errno::ENODATA };
+        if name.starts_with(b"trusted.") {
+            return if self.creds.has_cap(cap::SYS_ADMIN) { Ok(()) } else { Err(refused) };
+        }
+        if name.starts_with(b"security.") {
+            let needed = if name == b"security.capability" { cap::SETFCAP } else { cap::SYS_ADMIN };
+            return if !write || self.creds.has_cap(needed) { Ok(()) } else { Err(Errno::EPERM) };
+        }
+        if name.starts_with(b"user.") {
+            if !matches!(at.inode().kind(), FileKind::Regular | FileKind::Directory) {
+                return Err(refused);
+            }
+            let want = if write { Access::WRITE } else { Access::READ };
+            return check_inode(&**at.inode(), want, self.creds, self.caller);
+        }
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// `getxattr(2)`.
+    pub fn get_xattr(&self, at: &Location, name: &[u8]) -> Result<Vec<u8>> {
+        self.check_xattr(at, name, false)?;
+        at.inode().get_xattr(name)
+    }
+
+    /// `setxattr(2)`.
+    pub fn set_xattr(&self, at: &Location, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        self.check_xattr(at, name, true)?;
+        at.inode().set_xattr(name, value, flags)
+    }
+
+    /// `removexattr(2)`.
+    pub fn remove_xattr(&self, at: &Location, name: &[u8]) -> Result<()> {
+        self.check_xattr(at, name, true)?;
+        at.inode().remove_xattr(name)
+    }
+
+    /// `listxattr(2)`, each name with its NUL.
+    pub fn list_xattr(&self, at: &Location) -> Result<Vec<u8>> {
+        let all = self.creds.has_cap(cap::SYS_ADMIN);
+        let mut out = Vec::new();
+        for name in at.inode().list_xattr()? {
+            if all || !name.starts_with(b"trusted.") {
+                out.extend_from_slice(&name);
+                out.push(0);
+            }
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,298 @@
+//! Making, removing and renaming names (`fs/namei.c`).
+//!
+//! Every change is made, and checked once more, under the directory's own lock, so that a removed directory never
+//! gets a new name and a name is never given twice.
+
+use std::sync::Arc;
+
+use sentry_base::{Errno, Result};
+
+use crate::access::{Access, check_inode};
+use crate::{
+    Attr, Dentry, FileKind, Inode, Last, Location, LookupFlags, Owner, Parent, PathCx, RenameFlags, cap,
+};
+
+/// Whether two inodes are one file.
+fn same_file(a: &Arc<dyn Inode>, b: &Arc<dyn Inode>) -> Result<bool> {
+    if Arc::ptr_eq(a, b) {
+        return Ok(true);
+    }
+    if a.kind() != b.kind() || a.kind() == FileKind::Directory {
+        return Ok(false);
+    }
+    let (a, b) = (a.attr()?, b.attr()?);
+    Ok((a.dev, a.ino) == (b.dev, b.ino))
+}
+
+impl PathCx<'_> {
+    /// Mode and owner of a new object in `dir`: umask, and the rules of a set-group-id directory
+    /// (`inode_init_owner`).
+    pub(crate) fn new_mode(&self, dir: &Location, mode: u32, is_dir: bool) -> Result<(u32, Owner)> {
+        let mut mode = mode & 0o7777 & !self.umask;
+        let mut owner = Owner { uid: self.creds.fsuid, gid: self.creds.fsgid };
+        let dir_attr = dir.inode().attr()?;
+        if dir_attr.mode & libc::S_ISGID != 0 {
+            owner.gid = dir_attr.gid;
+            if is_dir {
+                mode |= libc::S_ISGID;
+            } else if mode & 0o2010 == 0o2010
+                && !self.creds.in_group(owner.gid)
+                && !self.creds.has_cap(cap::FSETID)
+            {
+                mode &= !libc::S_ISGID;
+            }
+        }
+        Ok((mode, owner))
+    }
+
+    /// Makes a name by `make`, which gets its directory. `EEXIST` where it is taken.
+    fn make(
+        &self,
+        base: Option<&Location>,
+        path: &[u8],
+        is_dir: bool,
+        make: impl FnOnce(&Location, &[u8]) -> Result<Arc<dyn Inode>>,
+    ) -> Result<Location> {
+        let Parent { dir, last, trailing_slash } = self.lookup_parent(base, path, LookupFlags::empty())?;
+        let Last::Name(name) = last else { return Err(Errno::EEXIST) };
+        let sb = dir.mount.superblock();
+        let _exclusive = dir.dentry.dir.write();
+        if sb.lookup_locked(&dir.dentry, &name)?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if trailing_slash && !is_dir {
+            return Err(Errno::ENOENT);
+        }
+        self.may_change(&dir)?;
+        let inode = make(&dir, &name)?;
+        let dentry = sb.insert(&dir.dentry, &name, inode);
+        Ok(Location { mount: Arc::clone(&dir.mount), dentry })
+    }
+
+    /// `mkdir(2)`.
+    pub fn mkdir(&self, base: Option<&Location>, path: &[u8], mode: u32) -> Result<Location> {
+        self.make(base, path, true, |dir, name| {
+            let (mode, owner) = self.new_mode(dir, mode & 0o1777, true)?;
+            dir.inode().mkdir(name, mode, owner)
+        })
+    }
+
+    /// `mknod(2)`; also makes the file of a bound socket (`mode` with `S_IFSOCK`).
+    pub fn mknod(&self, base: Option<&Location>, path: &[u8], mode: u32, rdev: u64) -> Result<Location> {
+        let kind = match mode & libc::S_IFMT {
+            0 => FileKind::Regular,
+            libc::S_IFDIR => return Err(Errno::EPERM),
+            _ => FileKind::from_mode(mode).filter(|k| *k != FileKind::Symlink).ok_or(Errno::EINVAL)?,
+        };
+        self.make(base, path, false, |dir, name| {
+            let device = matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
+            let whiteout = kind == FileKind::CharDevice && rdev == 0;
+            if device && !whiteout && !self.creds.has_cap(cap::MKNOD) {
+                return Err(Errno::EPERM);
+            }
+            let (permissions, owner) = self.new_mode(dir, mode, false)?;
+            if kind == FileKind::Regular {
+                return dir.inode().create(name, permissions, owner);
+            }
+            dir.inode().mknod(name, kind.mode_bits() | permissions, if device { rdev } else { 0 }, owner)
+        })
+    }
+
+    /// `symlink(2)`.
+    pub fn symlink(&self, target: &[u8], base: Option<&Location>, path: &[u8]) -> Result<Location> {
+        if target.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        if target.len() >= crate::PATH_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        self.make(base, path, false, |dir, name| {
+            let (_, owner) = self.new_mode(dir, 0o777, false)?;
+            dir.inode().symlink(name, target, owner)
+        })
+    }
+
+    /// `link(2)`: a new name for what is at `target`.
+    pub fn link(&self, target: &Location, base: Option<&Location>, path: &[u8]) -> Result<()> {
+        self.make(base, path, false, |dir, name| {
+            if !Arc::ptr_eq(&dir.mount, &target.mount) {
+                return Err(Errno::EXDEV);
+            }
+            if target.is_dir() {
+                return Err(Errno::EPERM);
+            }
+            dir.inode().link(name, target.inode())?;
+            Ok(Arc::clone(target.inode()))
+        })?;
+        Ok(())
+    }
+
+    /// `may_delete` of `fs/namei.c`: whether `victim`'s name may go away. The directory's lock is held.
+    fn may_delete(&self, dir: &Location, victim: &Dentry, as_dir: bool) -> Result<()> {
+        check_inode(&**dir.inode(), Access::WRITE | Access::EXEC, self.creds, self.caller)?;
+        if !self.creds.has_cap(cap::FOWNER) {
+            let dir_attr: Attr = dir.inode().attr()?;
+            if dir_attr.mode & libc::S_ISVTX != 0
+                && dir_attr.uid != self.creds.fsuid
+                && victim.inode().attr()?.uid != self.creds.fsuid
+            {
+                return Err(Errno::EPERM);
+            }
+        }
+        match (as_dir, victim.is_dir()) {
+            (true, false) => return Err(Errno::ENOTDIR),
+            (false, true) => return Err(Errno::EISDIR),
+            _ => {}
+        }
+        if dir.dentry.is_unlinked() {
+            return Err(Errno::ENOENT);
+        }
+        if victim.is_mountpoint() {
+            return Err(Errno::EBUSY);
+        }
+        Ok(())
+    }
+
+    /// `unlink(2)`.
+    pub fn unlink(&self, base: Option<&Location>, path: &[u8]) -> Result<()> {
+        let Parent { dir, last, trailing_slash } = self.lookup_parent(base, path, LookupFlags::empty())?;
+        let Last::Name(name) = last else { return Err(Errno::EISDIR) };
+        if dir.mount.is_read_only() {
+            return Err(Errno::EROFS);
+        }
+        let sb = dir.mount.superblock();
+        let victim;
+        {
+            let _exclusive = dir.dentry.dir.write();
+            victim = sb.lookup_locked(&dir.dentry, &name)?.ok_or(Errno::ENOENT)?;
+            if trailing_slash {
+                return Err(if victim.is_dir() { Errno::EISDIR } else { Errno::ENOTDIR });
+            }
+            self.may_delete(&dir, &victim, false)?;
+            dir.inode().unlink(&name)?;
+            sb.unlinked(&dir.dentry, &victim);
+        }
+        // The inode, and with it the file's pages, may go here, after the lock.
+        drop(victim);
+        Ok(())
+    }
+
+    /// `rmdir(2)`.
+    pub fn rmdir(&self, base: Option<&Location>, path: &[u8]) -> Result<()> {
+        let Parent { dir, last, .. } = self.lookup_parent(base, path, LookupFlags::empty())?;
+        let name = match last {
+            Last::Name(name) => name,
+            Last::Dot => return Err(Errno::EINVAL),
+            Last::DotDot => return Err(Errno::ENOTEMPTY),
+            Last::Here => return Err(Errno::EBUSY),
+        };
+        if dir.mount.is_read_only() {
+            return Err(Errno::EROFS);
+        }
+        let sb = dir.mount.superblock();
+        let _exclusive = dir.dentry.dir.write();
+        let victim = sb.lookup_locked(&dir.dentry, &name)?.ok_or(Errno::ENOENT)?;
+        self.may_delete(&dir, &victim, true)?;
+        let _inner = victim.dir.write();
+        dir.inode().rmdir(&name)?;
+        sb.unlinked(&dir.dentry, &victim);
+        Ok(())
+    }
+
+    /// `renameat2(2)`.
+    pub fn rename(
+        &self,
+        old_base: Option<&Location>,
+        old_path: &[u8],
+        new_base: Option<&Location>,
+        new_path: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        if exchange && flags.intersects(RenameFlags::NOREPLACE | RenameFlags::WHITEOUT) {
+            return Err(Errno::EINVAL);
+        }
+        if flags.contains(RenameFlags::WHITEOUT) && !self.creds.has_cap(cap::MKNOD) {
+            return Err(Errno::EPERM);
+        }
+        let old = self.lookup_parent(old_base, old_path, LookupFlags::empty())?;
+        let new = self.lookup_parent(new_base, new_path, LookupFlags::empty())?;
+        if !Arc::ptr_eq(&old.dir.mount, &new.dir.mount) {
+            return Err(Errno::EXDEV);
+        }
+        let Last::Name(old_name) = &old.last else { return Err(Errno::EBUSY) };
+        let Last::Name(new_name) = &new.last else {
+            let taken = flags.contains(RenameFlags::NOREPLACE);
+            return Err(if taken { Errno::EEXIST } else { Errno::EBUSY });
+        };
+        if old.dir.mount.is_read_only() {
+            return Err(Errno::EROFS);
+        }
+        let sb = Arc::clone(old.dir.mount.superblock());
+        let (old_dir, new_dir) = (&old.dir.dentry, &new.dir.dentry);
+        let same_dir = Arc::ptr_eq(old_dir, new_dir);
+        let _topology = (!same_dir).then(|| sb.rename.lock());
+        let old_first = old_dir.is_same_or_above(new_dir)
+            || (!new_dir.is_same_or_above(old_dir) && old_dir.id() < new_dir.id());
+        let (first, second) = if old_first { (old_dir, new_dir) } else { (new_dir, old_dir) };
+        let _first = first.dir.write();
+        let _second = (!same_dir).then(|| second.dir.write());
+
+        let source = sb.lookup_locked(old_dir, old_name)?.ok_or(Errno::ENOENT)?;
+        let target = sb.lookup_locked(new_dir, new_name)?;
+        if flags.contains(RenameFlags::NOREPLACE) && target.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if exchange {
+            let target = target.as_ref().ok_or(Errno::ENOENT)?;
+            if new.trailing_slash && !target.is_dir() {
+                return Err(Errno::ENOTDIR);
+            }
+        }
+        if !source.is_dir() && (old.trailing_slash || (new.trailing_slash && !exchange)) {
+            return Err(Errno::ENOTDIR);
+        }
+        if source.is_dir() && source.is_same_or_above(new_dir) {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(target) = &target
+            && target.is_dir()
+            && target.is_same_or_above(old_dir)
+        {
+            return Err(if exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
+        }
+        if let Some(target) = &target
+            && same_file(source.inode(), target.inode())?
+        {
+            return Ok(());
+        }
+
+        self.may_delete(&old.dir, &source, source.is_dir())?;
+        match &target {
+            None => self.may_change(&new.dir)?,
+            Some(target) => {
+                self.may_delete(&new.dir, target, if exchange { target.is_dir() } else { source.is_dir() })?;
+            }
+        }
+        if !same_dir {
+            // Its `..` changes.
+            if source.is_dir() {
+                check_inode(&**source.inode(), Access::WRITE, self.creds, self.caller)?;
+            }
+            if exchange && let Some(target) = target.as_ref().filter(|t| t.is_dir()) {
+                check_inode(&**target.inode(), Access::WRITE, self.creds, self.caller)?;
+            }
+        }
+        let _victim = target.as_ref().filter(|t| t.is_dir() && !exchange).map(|t| t.dir.write());
+        old.dir.inode().rename(old_name, new.dir.inode(), new_name, flags)?;
+        match &target {
+            Some(target) if exchange => sb.exchanged(&source, target),
+            _ => sb.renamed(old_dir, &source, new_dir, new_name, target.as_ref()),
+        }
+        if flags.contains(RenameFlags::WHITEOUT) {
+            // The old name now stands for a whiteout that the cache has not seen.
+            sb.forget(old_dir, old_name);
+        }
+        Ok(())
+    }
+}
