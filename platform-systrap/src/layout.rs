@@ -99,9 +99,8 @@ pub mod state {
     pub const POSTED: u32 = 1;
 }
 
-/// Values of [`word::COMMAND`].
+/// Values of [`word::COMMAND`]; zero is none.
 pub mod command {
-    pub const NONE: u32 = 0;
     pub const STORE: u32 = 1;
     pub const ADD: u32 = 2;
     pub const COMPARE_EXCHANGE: u32 = 3;
@@ -117,11 +116,8 @@ pub mod ucontext {
     pub const STACK_FLAGS: usize = 24;
     pub const STACK_SIZE: usize = 32;
     pub const REGS: usize = 40;
-    pub const RDI: usize = 104;
     pub const RAX: usize = 144;
     pub const RIP: usize = 168;
-    pub const EFLAGS: usize = 176;
-    pub const SEGMENTS: usize = 184;
     pub const ERROR: usize = 192;
     pub const TRAP: usize = 200;
     pub const FPSTATE: usize = 224;

@@ -145,7 +145,7 @@ impl Kick for Thread {
 pub struct Running {
     list: Mutex<Vec<Arc<Thread>>>,
     /// Length of the list, to be read without the lock.
-    nr_running: AtomicUsize,
+    nr_listed: AtomicUsize,
     nr_orphans: AtomicUsize,
     workers: Vec<Worker>,
     /// One more than the highest worker that has parked.
@@ -176,7 +176,7 @@ impl Running {
     pub fn new(nr_cpus: usize) -> Self {
         Self {
             list: Mutex::default(),
-            nr_running: AtomicUsize::new(0),
+            nr_listed: AtomicUsize::new(0),
             nr_orphans: AtomicUsize::new(0),
             workers: std::iter::repeat_with(Worker::default).take(MAX_WORKERS).collect(),
             nr_workers: AtomicUsize::new(0),
@@ -206,7 +206,7 @@ impl Running {
         let asleep = {
             let mut list = self.list.lock();
             list.push(Arc::clone(thread));
-            self.nr_running.store(list.len(), Ordering::Relaxed);
+            self.nr_listed.store(list.len(), Ordering::Relaxed);
             thread.set_running(self.spin_allowance(list.len()))
         };
         if asleep {
@@ -223,7 +223,7 @@ impl Running {
             }
             let mut list = self.list.lock();
             list.retain(|other| !Arc::ptr_eq(other, thread));
-            self.nr_running.store(list.len(), Ordering::Relaxed);
+            self.nr_listed.store(list.len(), Ordering::Relaxed);
         }
         thread.phase.store(phase::PARKED, Ordering::SeqCst);
         true
@@ -231,7 +231,7 @@ impl Running {
 
     /// Wakes the tasks of all threads whose trap has arrived.
     pub fn poll(&self) -> usize {
-        if self.nr_running.load(Ordering::Relaxed) == 0 {
+        if self.nr_listed.load(Ordering::Relaxed) == 0 {
             return 0;
         }
         let mut arrived = Vec::new();
@@ -250,7 +250,7 @@ impl Running {
                 }
             }
             if !arrived.is_empty() {
-                self.nr_running.store(list.len(), Ordering::Relaxed);
+                self.nr_listed.store(list.len(), Ordering::Relaxed);
             }
         }
         let count = arrived.len();
@@ -321,7 +321,7 @@ impl Running {
 
     /// Spins while a thread runs and a CPU is free. True when there is something to do.
     fn spin(&self, own: &Worker) -> bool {
-        let nr_running = self.nr_running.load(Ordering::Relaxed);
+        let nr_running = self.nr_listed.load(Ordering::Relaxed);
         if nr_running == 0
             || self.spin_allowance(nr_running) == 0
             || self.spinner.swap(true, Ordering::Acquire)

@@ -1,4 +1,13 @@
 //! What applications may rely on: traps, mappings, threads, forks, kicks, copies.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::exit,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
 #![allow(unsafe_code, reason = "reads the addresses of the code that is copied into guests")]
 
 mod common;

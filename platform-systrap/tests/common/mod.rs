@@ -1,4 +1,13 @@
 //! What the platform's tests share: a runner that gives each case a process of its own, and a tiny worker loop.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::exit,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(unsafe_code, reason = "reads the addresses of the code that is copied into guests")]
 
