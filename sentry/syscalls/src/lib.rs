@@ -6,7 +6,11 @@
 //! **Threat.** Every argument is the application's.
 
 mod args;
+mod sys_exec;
 mod sys_futex;
+mod sys_process;
+mod sys_signal;
+mod sys_timer;
 mod table;
 
 pub use table::Table;
