@@ -6,9 +6,16 @@
 //! **Threat.** Every argument is the application's.
 
 mod args;
+mod files;
+mod net_args;
 mod sys_cred;
+mod sys_epoll;
+mod sys_event;
 mod sys_futex;
 mod sys_misc;
+mod sys_pipe;
+mod sys_poll;
+mod sys_socket;
 mod sys_time;
 mod table;
 

@@ -121,9 +121,11 @@ fn start<'a>(
         (Ok(Some(n)), _) => Call::Done(Ok(n.into_rax())),
         (Err(errno), _) => Call::Done(Err(errno.into())),
         (Ok(None), Until::Now) => Call::Done(Ok(0)),
-        (Ok(None), until) => Call::Wait(Box::pin(async move {
-            wait(cx, &file, events, max, until).await.map(IntoRax::into_rax)
-        })),
+        (Ok(None), until) => {
+            Call::Wait(Box::pin(
+                async move { wait(cx, &file, events, max, until).await.map(IntoRax::into_rax) },
+            ))
+        }
     }
 }
 

@@ -192,7 +192,8 @@ async fn splice(
                 return Err(Errno::EINVAL.into());
             }
             let mut at = place(cx, &output, off_out)?;
-            let moved = pipe_to_file(cx, &input, from, &output, &mut at, len, (nonblock_in, nonblock_out)).await?;
+            let moved =
+                pipe_to_file(cx, &input, from, &output, &mut at, len, (nonblock_in, nonblock_out)).await?;
             at.store(cx, off_out)?;
             Ok(moved)
         }
@@ -230,7 +231,8 @@ async fn pipe_to_file(
     let mut moved = 0;
     while moved < len {
         let want = (len - moved).min(STEP);
-        let taken = wait(cx, input, Events::READABLE, nonblock_in || moved > 0, |_| Ok(from.take(want))).await;
+        let taken =
+            wait(cx, input, Events::READABLE, nonblock_in || moved > 0, |_| Ok(from.take(want))).await;
         let data = match taken {
             Ok(data) if data.is_empty() => break,
             Ok(data) => data,

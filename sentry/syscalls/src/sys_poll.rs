@@ -143,12 +143,18 @@ fn poll(cx: &mut Current, fds: Ptr, count: u64, timeout: i32) -> Call<'_> {
     if found > 0 || timeout == 0 {
         return Call::Done(set.store(cx).map(|()| found.into_rax()).map_err(Into::into));
     }
-    Call::Wait(Box::pin(async move {
-        poll_on(cx, set, fds, count, millis(timeout)).await.map(IntoRax::into_rax)
-    }))
+    Call::Wait(Box::pin(
+        async move { poll_on(cx, set, fds, count, millis(timeout)).await.map(IntoRax::into_rax) },
+    ))
 }
 
-async fn poll_on(cx: &mut Current, mut set: PollSet, fds: Ptr, count: u64, deadline: Deadline) -> SysResult<usize> {
+async fn poll_on(
+    cx: &mut Current,
+    mut set: PollSet,
+    fds: Ptr,
+    count: u64,
+    deadline: Deadline,
+) -> SysResult<usize> {
     match wait(cx, &mut set.watches, deadline).await {
         Polled::Found(found) => {
             set.store(cx)?;
@@ -162,7 +168,12 @@ async fn poll_on(cx: &mut Current, mut set: PollSet, fds: Ptr, count: u64, deadl
 }
 
 /// Goes on with a `poll` that was interrupted (`restart_syscall(2)`).
-pub(crate) async fn restart_poll(cx: &mut Current, fds: u64, count: u64, deadline: Deadline) -> SysResult<u64> {
+pub(crate) async fn restart_poll(
+    cx: &mut Current,
+    fds: u64,
+    count: u64,
+    deadline: Deadline,
+) -> SysResult<u64> {
     let fds = Ptr(fds);
     let set = PollSet::read(cx, fds, count)?;
     poll_on(cx, set, fds, count, deadline).await.map(IntoRax::into_rax)

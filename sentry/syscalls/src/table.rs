@@ -66,8 +66,13 @@ const NUMBERS: usize = 512;
 /// The families, each with its rows.
 const FAMILIES: &[&[Row]] = &[
     crate::sys_cred::ROWS,
+    crate::sys_epoll::ROWS,
+    crate::sys_event::ROWS,
     crate::sys_futex::ROWS,
     crate::sys_misc::ROWS,
+    crate::sys_pipe::ROWS,
+    crate::sys_poll::ROWS,
+    crate::sys_socket::ROWS,
     crate::sys_time::ROWS,
 ];
 
