@@ -1,11 +1,11 @@
-//! What several families do with files: entering new ones, reading `iovec` arrays, moving bytes with a wait.
+//! What several families do with files: entering new ones, reading `iovec` arrays.
 
 use std::sync::Arc;
 
-use sentry_base::{Errno, Events, Nanos, Result, mono_now};
-use sentry_kernel::{BlockEnd, Current, Task};
+use sentry_base::{Errno, Result};
+use sentry_kernel::{Current, Task};
 use sentry_memory::IoSeg;
-use sentry_vfs::{FileDescription, FileOps, IoStart, OpenFlags, WaitLimit};
+use sentry_vfs::{FileDescription, FileOps, OpenFlags};
 
 /// The most segments of a vectored transfer (`UIO_MAXIOV`).
 const UIO_MAXIOV: usize = 1024;
@@ -48,42 +48,4 @@ pub(crate) fn read_iovec(task: &Task, addr: u64, count: usize) -> Result<Vec<IoS
 /// One segment, cut to the longest transfer.
 pub(crate) fn one_segment(addr: u64, len: usize) -> [IoSeg; 1] {
     [IoSeg { addr, len: (len as u64).min(MAX_RW_COUNT) }]
-}
-
-/// Waits on `file` for `events` until `attempt` is done, no longer than the file's own limit or `deadline` allow. A limit
-/// that runs out gives what the limit says.
-pub(crate) async fn wait_on(
-    cx: &mut Current,
-    file: &FileDescription,
-    events: Events,
-    mut attempt: impl FnMut(&Task) -> Result<IoStart<usize>> + Send,
-) -> Result<usize, BlockEnd> {
-    let Some(queue) = file.ops().wait_queue() else {
-        return match attempt(&cx.task)? {
-            IoStart::Done(n) => Ok(n),
-            IoStart::WouldBlock => Err(Errno::EAGAIN.into()),
-        };
-    };
-    let writing = events.contains(Events::OUT);
-    let began: Nanos = mono_now();
-    loop {
-        let limit: Option<WaitLimit> = file.ops().wait_limit(writing);
-        let deadline = limit.map(|l| began.saturating_add(l.ns));
-        match cx.block_on(queue, events, deadline, &mut attempt).await {
-            Err(BlockEnd::TimedOut) => {
-                if let IoStart::Done(n) = attempt(&cx.task)? {
-                    return Ok(n);
-                }
-                // The limit may have moved while bytes came one by one.
-                let moved = file.ops().wait_limit(writing).map(|l| began.saturating_add(l.ns));
-                match (limit, moved) {
-                    (Some(limit), moved) if moved.is_none_or(|m| m <= mono_now()) => {
-                        return limit.then.map_err(BlockEnd::Errno);
-                    }
-                    _ => {}
-                }
-            }
-            other => return other,
-        }
-    }
 }

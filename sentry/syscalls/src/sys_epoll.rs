@@ -93,14 +93,7 @@ fn take(cx: &Current, epoll: &Epoll, events: Ptr, max: usize) -> Result<Option<u
     Ok(Some(due.len()))
 }
 
-fn start<'a>(
-    cx: &'a mut Current,
-    epfd: i32,
-    events: Ptr,
-    max: i32,
-    until: Until,
-    mask: Option<SigSet>,
-) -> Call<'a> {
+fn start(cx: &mut Current, epfd: i32, events: Ptr, max: i32, until: Until, mask: Option<SigSet>) -> Call<'_> {
     let checked = || -> Result<(Arc<FileDescription>, usize)> {
         if max <= 0 || max > MAX_EVENTS {
             return Err(Errno::EINVAL);

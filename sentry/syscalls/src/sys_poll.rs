@@ -326,13 +326,13 @@ impl SelectSets {
     }
 }
 
-fn select_common<'a>(
-    cx: &'a mut Current,
+fn select_common(
+    cx: &mut Current,
     count: i32,
     at: [Ptr; 3],
     timeout: Timeout,
     mask: Option<SigSet>,
-) -> Call<'a> {
+) -> Call<'_> {
     if let Some(mask) = mask {
         cx.set_temporary_mask(mask);
     }
