@@ -16,6 +16,11 @@ use crate::no_space::NoSpace;
 use crate::task_set::TaskSet;
 use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup, Vfs};
 
+/// The kernel that the sandbox shows (`uname -r`): the interface that the calls follow.
+pub const RELEASE: &str = "6.12.0-casemate";
+/// Its build, as `uname -v` and `/proc/version` show it.
+pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
+
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
 

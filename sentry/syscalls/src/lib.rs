@@ -6,7 +6,10 @@
 //! **Threat.** Every argument is the application's.
 
 mod args;
+mod sys_cred;
 mod sys_futex;
+mod sys_misc;
+mod sys_time;
 mod table;
 
 pub use table::Table;

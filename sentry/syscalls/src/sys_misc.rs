@@ -6,7 +6,7 @@ use std::sync::Arc;
 use abi::process::{Rlimit, SchedParam, Sysinfo, Utsname, rlimit};
 use abi::time::Timespec;
 use sentry_base::{Errno, Result, mono_now, rand};
-use sentry_kernel::{Current, RestartBlock, Stop, SysResult, Task, UtsNames};
+use sentry_kernel::{Current, RELEASE, RestartBlock, Stop, SysResult, Task, UtsNames, VERSION};
 use sentry_vfs::{CapSet, Credentials, cap};
 
 use crate::args::{Bits, PathPtr, Ptr};
@@ -51,11 +51,6 @@ fn field(text: &[u8]) -> [u8; 65] {
     }
     out
 }
-
-/// The kernel that the sandbox shows (`uname -r`): the interface that the calls here follow.
-pub const RELEASE: &str = "6.12.0-casemate";
-/// Its build, as `uname -v` and `/proc/version` show it.
-pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
 
 fn uname(cx: &mut Current, buf: Ptr) -> Result<()> {
     let names = cx.kernel().uts();

@@ -18,20 +18,22 @@ pub struct Devices {
 }
 
 impl Devices {
+    /// The major numbers to register this opener for.
+    pub const MAJORS: [u32; 3] = [MEM_MAJOR, TTYAUX_MAJOR, PTS_MAJOR];
+
     pub fn new(terminals: Arc<Terminals>) -> Arc<Self> {
         Arc::new(Self { terminals })
     }
 
-    /// Makes these the devices of `vfs`.
+    /// Registers itself for its major numbers.
     pub fn register(self: &Arc<Self>, vfs: &Vfs) {
-        for major in [MEM_MAJOR, TTYAUX_MAJOR, PTS_MAJOR] {
+        for major in Self::MAJORS {
             vfs.register_char(major, Arc::clone(self) as Arc<dyn DeviceOpener>);
         }
     }
-}
 
-impl DeviceOpener for Devices {
-    fn open(&self, rdev: u64, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+    /// Opens the device `rdev` (`makedev(3)`); `ENXIO` for one that is not there.
+    pub fn open(&self, rdev: u64, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         let minor = libc::minor(rdev);
         match (libc::major(rdev), minor) {
             (MEM_MAJOR, _) => mem::open(minor),
@@ -41,5 +43,11 @@ impl DeviceOpener for Devices {
             (PTS_MAJOR, _) => self.terminals.open_slave(minor, flags, caller),
             _ => Err(Errno::ENXIO),
         }
+    }
+}
+
+impl DeviceOpener for Devices {
+    fn open(&self, rdev: u64, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+        Self::open(self, rdev, flags, caller)
     }
 }

@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank};
 use sentry_memory::{UserReader, UserWriter};
-use sentry_vfs::{
-    Attachment, Attr, Caller, FifoOpen, FifoOpener, FifoWait, FileKind, FileOps, IoCtx, IoStart, OpenFlags,
-    Pos, cap,
-};
+use sentry_vfs::{Attr, Caller, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, cap};
 
 use crate::ring::Ring;
 
@@ -179,44 +176,37 @@ pub fn pipe(caller: &dyn Caller, flags: OpenFlags) -> (Arc<PipeEnd>, Arc<PipeEnd
     (Arc::new(pipe.end(packet, None)), Arc::new(pipe.end(packet | OpenFlags::WRONLY, None)))
 }
 
+/// The opening of a FIFO: over, or waiting for a partner.
+#[derive(Debug)]
+pub enum FifoOpen {
+    Done(Arc<PipeEnd>),
+    Wait(FifoWait),
+}
+
 /// A FIFO's end that waits for its first partner. Dropping it closes the end.
 #[derive(Debug)]
-struct WaitingEnd {
+pub struct FifoWait {
     end: Arc<PipeEnd>,
     /// The partner's opens when the wait began.
     seen: u64,
 }
 
-impl FifoWait for WaitingEnd {
-    fn wait_queue(&self) -> &WaitQueue {
+impl FifoWait {
+    /// Told, with any event, when a partner opens.
+    pub fn wait_queue(&self) -> &WaitQueue {
         &self.end.pipe.queue
     }
 
-    fn try_open(&self) -> Result<IoStart<Arc<dyn FileOps>>> {
+    /// The open end, once a partner has opened (even if it has closed again).
+    pub fn try_finish(&self) -> IoStart<Arc<PipeEnd>> {
         let state = self.end.pipe.state.lock();
         let now = if self.end.reads { state.writer_opens } else { state.reader_opens };
-        drop(state);
-        Ok(if now == self.seen {
-            IoStart::WouldBlock
-        } else {
-            IoStart::Done(Arc::clone(&self.end) as Arc<dyn FileOps>)
-        })
-    }
-}
-
-/// Opens the FIFOs of all file systems.
-#[derive(Debug)]
-pub struct Fifos;
-
-impl FifoOpener for Fifos {
-    fn open(&self, attachment: &Attachment, flags: OpenFlags, _caller: &dyn Caller) -> Result<FifoOpen> {
-        let pipe = attachment.get_or_insert(Pipe::fifo).ok_or(Errno::EIO)?;
-        open_fifo(&pipe, flags)
+        if now == self.seen { IoStart::WouldBlock } else { IoStart::Done(Arc::clone(&self.end)) }
     }
 }
 
 /// Opens a FIFO (`fifo(7)`, `fifo_open` of `fs/pipe.c`): `ENXIO` for a non-blocking writer without a reader.
-fn open_fifo(pipe: &Arc<Pipe>, flags: OpenFlags) -> Result<FifoOpen> {
+pub fn open_fifo(pipe: &Arc<Pipe>, flags: OpenFlags) -> Result<FifoOpen> {
     let nonblock = flags.contains(OpenFlags::NONBLOCK);
     let (reads, writes) = (flags.reads(), flags.writes());
     let mut seen_writers = None;
@@ -248,8 +238,8 @@ fn open_fifo(pipe: &Arc<Pipe>, flags: OpenFlags) -> Result<FifoOpen> {
     let end = Arc::new(pipe.end(flags, seen_writers));
     pipe.queue.notify(Events::READABLE | Events::WRITABLE);
     Ok(match wait_for {
-        None => FifoOpen::Ready(end),
-        Some(seen) => FifoOpen::Wait(Box::new(WaitingEnd { end, seen })),
+        None => FifoOpen::Done(end),
+        Some(seen) => FifoOpen::Wait(FifoWait { end, seen }),
     })
 }
 
@@ -601,22 +591,21 @@ mod tests {
 
     #[test]
     fn fifos_wait_for_a_partner() {
-        let c = TestCaller::new(1);
-        let node = Attachment::new();
-        let open = |flags| Fifos.open(&node, flags, &c);
-        let ready = |flags| match open(flags) {
-            Ok(FifoOpen::Ready(ops)) => ops,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(open(OpenFlags::WRONLY | OpenFlags::NONBLOCK).err(), Some(Errno::ENXIO));
-        let Ok(FifoOpen::Wait(wait)) = open(OpenFlags::default()) else { panic!("no wait") };
-        assert!(matches!(wait.try_open(), Ok(IoStart::WouldBlock)));
-        drop(ready(OpenFlags::WRONLY));
-        let Ok(IoStart::Done(r)) = wait.try_open() else { panic!("partner missed") };
+        let fifo = Pipe::fifo();
+        assert_eq!(open_fifo(&fifo, OpenFlags::WRONLY | OpenFlags::NONBLOCK).err(), Some(Errno::ENXIO));
+        let FifoOpen::Wait(wait) = open_fifo(&fifo, OpenFlags::default()).unwrap() else { panic!("no wait") };
+        assert!(matches!(wait.try_finish(), IoStart::WouldBlock));
+        let FifoOpen::Done(w) = open_fifo(&fifo, OpenFlags::WRONLY).unwrap() else { panic!("no reader") };
+        drop(w);
+        let IoStart::Done(r) = wait.try_finish() else { panic!("partner missed") };
         assert_eq!(r.readiness(), Events::HUP);
-        let early = ready(OpenFlags::NONBLOCK);
+        let FifoOpen::Done(early) = open_fifo(&fifo, OpenFlags::NONBLOCK).unwrap() else {
+            panic!("O_NONBLOCK waits")
+        };
         assert_eq!(early.readiness(), Events::empty());
-        ready(OpenFlags::RDWR);
+        let FifoOpen::Done(_both) = open_fifo(&fifo, OpenFlags::RDWR).unwrap() else {
+            panic!("O_RDWR waits")
+        };
     }
 
     #[test]
