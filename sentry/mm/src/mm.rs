@@ -3,10 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use platform::{
-    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Fault, FaultMode, MapSource, PAGE_SIZE, Platform, Prot,
-    Sharing, SpaceError,
-};
+use platform::{Addr, AddrRange, AddressSpace, PAGE_SIZE, Platform, SpaceError};
 use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, MutexGuard, Result};
 use sentry_memory::MemoryFile;
@@ -120,12 +117,6 @@ impl Mm {
     pub fn new(platform: &dyn Platform, memory: &Arc<MemoryFile>, config: MmConfig) -> Result<Arc<Self>> {
         let space = platform.new_space().map_err(space_errno)?;
         Ok(Self::over(space, platform.user_range(), platform.vdso(), memory, config))
-    }
-
-    /// An address space without addresses, for tasks that have no memory (any more).
-    pub fn absent(memory: &Arc<MemoryFile>) -> Arc<Self> {
-        let nothing = AddrRange { start: MMAP_MIN, end: MMAP_MIN };
-        Self::over(Arc::new(NoSpace), nothing, None, memory, MmConfig { randomize: false, stack_limit: 0 })
     }
 
     /// An address space over an empty host one.
@@ -392,40 +383,6 @@ impl Drop for Mm {
                 }
             }
         }
-    }
-}
-
-/// The host side of [`Mm::absent`]: everything is refused.
-#[derive(Debug)]
-struct NoSpace;
-
-impl AddressSpace for NoSpace {
-    fn map(&self, _: AddrRange, _: MapSource<'_>, _: Prot, _: Sharing) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn unmap(&self, _: AddrRange) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn protect(&self, _: AddrRange, _: Prot) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn move_pages(&self, _: AddrRange, _: Addr, _: u64) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn advise(&self, _: AddrRange, _: Advice) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn fork(&self, _: &[AddrRange], _: &[AddrRange]) -> Result<Arc<dyn AddressSpace>, SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn copy_in(&self, addr: Addr, _: &mut [u8], _: FaultMode) -> Result<usize, Fault> {
-        Err(Fault { addr, access: Prot::READ })
-    }
-    fn copy_out(&self, addr: Addr, _: &[u8], _: FaultMode) -> Result<usize, Fault> {
-        Err(Fault { addr, access: Prot::WRITE })
-    }
-    fn atomic_u32(&self, addr: Addr, _: AtomicOp) -> Result<u32, Fault> {
-        Err(Fault { addr, access: Prot::READ })
     }
 }
 

@@ -9,6 +9,7 @@ mod args;
 mod sys_cred;
 mod sys_futex;
 mod sys_misc;
+mod sys_mm;
 mod sys_time;
 mod table;
 

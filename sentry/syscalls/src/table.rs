@@ -68,6 +68,7 @@ const FAMILIES: &[&[Row]] = &[
     crate::sys_cred::ROWS,
     crate::sys_futex::ROWS,
     crate::sys_misc::ROWS,
+    crate::sys_mm::ROWS,
     crate::sys_time::ROWS,
 ];
 
