@@ -71,7 +71,6 @@ impl Default for MmConfig {
 pub struct Mm {
     id: u64,
     myself: Weak<Mm>,
-    // Before `state`: the last owner of a space ends its host process, and only then may pinned pages be reused.
     space: Arc<dyn AddressSpace>,
     user: AddrRange,
     vdso: Option<AddrRange>,
@@ -371,17 +370,17 @@ impl Mm {
 
 impl Drop for Mm {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.space) == 1 {
-            return;
-        }
-        // A context still holds the host process. Pages that are pinned for a mapping must not be there when the pins go.
-        for vma in self.state.get_mut().tree.iter() {
-            let pinned = vma.file().is_some_and(|f| f.resident.iter().any(|r| r.pin.is_some()));
-            if pinned {
-                for range in vma.resident_ranges(vma.range()) {
-                    let _ = self.space.unmap(range);
-                }
+        // A host process that is told to die may still run for a moment, and a hostile one may run code that it pretends
+        // has trapped. What is pinned must be out of its reach before the pins go: one call for all of it.
+        let state = self.state.get_mut();
+        let mut pinned: Option<AddrRange> = None;
+        for vma in state.tree.iter() {
+            if vma.file().is_some_and(|f| f.resident.iter().any(|r| r.pin.is_some())) {
+                pinned = Some(AddrRange { start: pinned.map_or(vma.start, |p| p.start), end: vma.end });
             }
+        }
+        if let Some(range) = pinned {
+            let _ = self.space.unmap(range);
         }
     }
 }
