@@ -6,7 +6,16 @@
 //! **Threat.** Every argument is the application's.
 
 mod args;
+mod fs_args;
+mod sys_attr;
+mod sys_cred;
+mod sys_fd;
 mod sys_futex;
+mod sys_io;
+mod sys_misc;
+mod sys_path;
+mod sys_stat;
+mod sys_time;
 mod table;
 
 pub use table::Table;

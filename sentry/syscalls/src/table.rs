@@ -64,7 +64,17 @@ pub(crate) use syscalls;
 const NUMBERS: usize = 512;
 
 /// The families, each with its rows.
-const FAMILIES: &[&[Row]] = &[];
+const FAMILIES: &[&[Row]] = &[
+    crate::sys_attr::ROWS,
+    crate::sys_cred::ROWS,
+    crate::sys_fd::ROWS,
+    crate::sys_futex::ROWS,
+    crate::sys_io::ROWS,
+    crate::sys_misc::ROWS,
+    crate::sys_path::ROWS,
+    crate::sys_stat::ROWS,
+    crate::sys_time::ROWS,
+];
 
 /// Every supported call by number.
 pub struct Table {
