@@ -26,6 +26,11 @@ pub(crate) fn open(minor: u32) -> Result<Arc<dyn FileOps>> {
     })
 }
 
+/// Whether mapping this file means anonymous memory: it is `/dev/zero`.
+pub fn is_zero(file: &dyn FileOps) -> bool {
+    file.as_any().is::<ZeroFile>()
+}
+
 fn read_zeros(dst: &mut UserWriter<'_>) -> Result<IoStart<usize>> {
     let n = dst.fill(usize::MAX, |buf, _| {
         buf.fill(0);
@@ -62,7 +67,7 @@ impl FileOps for NullFile {
 
 /// `/dev/zero`.
 #[derive(Debug)]
-pub(crate) struct ZeroFile;
+struct ZeroFile;
 
 impl FileOps for ZeroFile {
     fn try_read(&self, _io: &IoCtx<'_>, dst: &mut UserWriter<'_>, _pos: Pos) -> Result<IoStart<usize>> {
