@@ -110,7 +110,10 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
         let mut set = kernel.task_set();
         parent_death_signals(&set, task, &mut notices);
         if task.tid() == task.pid() {
-            if let Ok(process) = set.process_mut(task.pid()) {
+            // A thread that executed may have taken the leader's place already.
+            if let Ok(process) = set.process_mut(task.pid())
+                && Arc::ptr_eq(&process.leader, task)
+            {
                 process.leader_dead = true;
             }
         } else {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
 use platform::{AddrRange, Cause, Platform};
-use sentry_base::{Executor, Mutex, MutexGuard, Nanos, Reactor, Result, lock::rank, mono_now, real_now};
+use sentry_base::{Executor, Mutex, MutexGuard, Nanos, Reactor, lock::rank, mono_now, real_now};
+use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
 use sentry_mm::{Mm, MmConfig};
 use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
@@ -14,6 +15,11 @@ use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
 use crate::no_space::NoSpace;
 use crate::task_set::TaskSet;
 use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup, Vfs};
+
+/// The kernel that the sandbox shows (`uname -r`): the interface that the calls follow.
+pub const RELEASE: &str = "6.12.0-casemate";
+/// Its build, as `uname -v` and `/proc/version` show it.
+pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
 
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -23,6 +29,8 @@ pub struct KernelConfig {
     pub platform: Arc<dyn Platform>,
     pub memory: Arc<MemoryFile>,
     pub vfs: Arc<Vfs>,
+    /// The processor's features, from the host's auxiliary vector.
+    pub machine: Machine,
     pub table: Arc<dyn SyscallTable>,
     pub hostname: Vec<u8>,
     pub domainname: Vec<u8>,
@@ -92,6 +100,7 @@ pub struct Kernel {
     platform: Arc<dyn Platform>,
     table: Arc<dyn SyscallTable>,
     vfs: Arc<Vfs>,
+    machine: Machine,
     uts: Mutex<UtsNames, { rank::LEAF }>,
     boot_mono: Nanos,
     boot_real: Nanos,
@@ -158,6 +167,7 @@ impl Kernel {
             platform: config.platform,
             table: config.table,
             vfs: config.vfs,
+            machine: config.machine,
             uts: Mutex::new(UtsNames { hostname: config.hostname, domainname: config.domainname }),
             boot_mono: mono_now(),
             boot_real: real_now(),
@@ -286,10 +296,17 @@ impl Kernel {
         }
     }
 
-    /// Makes the first process and starts it.
-    pub fn create_init(self: &Arc<Self>, spec: InitSpec) -> Result<()> {
-        *self.init_exit.callback.lock() = spec.on_exit;
-        Ok(())
+    pub(crate) fn set_exit_callback(&self, callback: Option<Box<dyn FnOnce(WaitStatus) + Send>>) {
+        *self.init_exit.callback.lock() = callback;
+    }
+
+    pub(crate) fn set_init_shielded(&self, shielded: bool) {
+        self.init_shielded.store(shielded, Ordering::Relaxed);
+    }
+
+    /// What the processor offers, for the auxiliary vector.
+    pub(crate) fn machine(&self) -> Machine {
+        self.machine
     }
 
     /// The memory file that new address spaces are backed by.

@@ -115,6 +115,7 @@ pub struct Task {
     fs: Mutex<Arc<FsContext>, { rank::LEAF }>,
     mount_ns: Mutex<Arc<MountNamespace>, { rank::LEAF }>,
     comm: Mutex<[u8; 16], { rank::LEAF }>,
+    exe: Mutex<Option<Arc<FileDescription>>, { rank::LEAF }>,
     pub(crate) signals: Mutex<TaskSignals, { rank::TASK }>,
     pub(crate) exit_places: ExitPlaces,
     /// The parent that waits in `vfork`, to be woken when this task executes or exits.
@@ -157,6 +158,20 @@ pub struct Scheduling {
     pub affinity: [u64; 2],
 }
 
+impl Scheduling {
+    /// The ordinary policy on the first `nr_cpus` CPUs.
+    pub(crate) fn of_cpus(nr_cpus: u32) -> Self {
+        let mask = |cpus: u32| if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
+        Self {
+            policy: libc::SCHED_OTHER,
+            priority: 0,
+            nice: 0,
+            reset_on_fork: false,
+            affinity: [mask(nr_cpus), mask(nr_cpus.saturating_sub(64))],
+        }
+    }
+}
+
 impl core::fmt::Debug for Task {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "Task({}, {:?})", self.tid(), self.state())
@@ -195,6 +210,7 @@ impl Task {
             fs: Mutex::new(parts.fs),
             mount_ns: Mutex::new(parts.mount_ns),
             comm: Mutex::new(parts.comm),
+            exe: Mutex::new(None),
             signals: Mutex::new(TaskSignals {
                 mask: parts.mask,
                 alt_stack: StackT { flags: abi::signal::SS_DISABLE, ..StackT::default() },
@@ -319,6 +335,16 @@ impl Task {
         *self.comm.lock() = comm_from(name);
     }
 
+    /// The program that runs (`/proc/PID/exe`); `None` for a zombie.
+    pub fn exe(&self) -> Option<Arc<FileDescription>> {
+        self.exe.lock().clone()
+    }
+
+    pub(crate) fn set_exe(&self, exe: Option<Arc<FileDescription>>) {
+        let old = core::mem::replace(&mut *self.exe.lock(), exe);
+        drop(old);
+    }
+
     /// User and system CPU time, in nanoseconds.
     pub fn cpu_times(&self) -> (u64, u64) {
         self.cpu.times()
@@ -386,6 +412,7 @@ impl Task {
 
     /// Takes over what a child has of its parent beyond [`TaskParts`].
     pub(crate) fn inherit(&self, parent: &Self) {
+        self.set_exe(parent.exe());
         let keep_caps = parent.keep_caps.load(Ordering::Relaxed);
         self.keep_caps.store(keep_caps, Ordering::Relaxed);
         self.timer_slack.store(parent.timer_slack.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -405,6 +432,7 @@ impl Task {
         *self.kicker.lock() = None;
         self.set_mm(Arc::clone(self.kernel.no_mm()));
         self.set_fds(Arc::clone(self.kernel.no_fds()));
+        self.set_exe(None);
     }
 }
 

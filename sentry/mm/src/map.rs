@@ -302,6 +302,17 @@ impl Mm {
         Ok(())
     }
 
+    /// Where `len` bytes would go if they were mapped now without a hint. Only the loader may rely on it, which has the
+    /// space for itself.
+    pub fn pick_free(&self, len: u64) -> Result<Addr> {
+        self.lock().find_free(len, self.user_range()).ok_or(Errno::ENOMEM)
+    }
+
+    /// Whether nothing is mapped in the range and all of it could be.
+    pub fn is_free(&self, range: AddrRange) -> bool {
+        self.user_range().contains_range(&range) && !self.lock().tree.overlaps(range)
+    }
+
     /// Unmaps a range. No mapping there is no error.
     pub fn munmap(&self, addr: Addr, len: u64) -> Result<()> {
         let len = page_up(len).filter(|l| *l > 0).ok_or(Errno::EINVAL)?;

@@ -107,8 +107,11 @@ impl core::fmt::Debug for dyn Mappable {
 
 /// The open file behind a mapping: it stays open as long as the mapping exists, and names it in `/proc`.
 pub trait MappedFile: Send + Sync {
-    /// The file's path as the task with this root directory's view sees it; `None` for a file without a path.
-    fn path(&self) -> Option<Vec<u8>>;
+    /// The file's path, as far as it is known without a viewer's root directory.
+    fn path(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// The file description of the VFS, which `/proc` asks for the path that its reader may see.
     fn as_any(&self) -> &dyn Any;
 }
 

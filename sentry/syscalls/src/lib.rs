@@ -6,7 +6,14 @@
 //! **Threat.** Every argument is the application's.
 
 mod args;
+mod sys_cred;
+mod sys_exec;
 mod sys_futex;
+mod sys_misc;
+mod sys_process;
+mod sys_signal;
+mod sys_time;
+mod sys_timer;
 mod table;
 
 pub use table::Table;

@@ -64,7 +64,16 @@ pub(crate) use syscalls;
 const NUMBERS: usize = 512;
 
 /// The families, each with its rows.
-const FAMILIES: &[&[Row]] = &[];
+const FAMILIES: &[&[Row]] = &[
+    crate::sys_cred::ROWS,
+    crate::sys_exec::ROWS,
+    crate::sys_futex::ROWS,
+    crate::sys_misc::ROWS,
+    crate::sys_process::ROWS,
+    crate::sys_signal::ROWS,
+    crate::sys_time::ROWS,
+    crate::sys_timer::ROWS,
+];
 
 /// Every supported call by number.
 pub struct Table {

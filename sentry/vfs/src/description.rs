@@ -135,3 +135,9 @@ impl FileDescription {
         &self.signal
     }
 }
+
+impl sentry_mm::MappedFile for FileDescription {
+    fn as_any(&self) -> &dyn core::any::Any {
+        self
+    }
+}

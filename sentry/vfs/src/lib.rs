@@ -49,5 +49,5 @@ pub use inode::{Attachment, DirEntry, FileSystem, Inode, Owner, RenameFlags};
 pub use lock_table::{FileKey, FileLocks, LockOwner, LockTable, RangeLock};
 pub use mount::{Location, Mount, MountFlags, MountInfo, MountMap, MountNamespace, PathText, UmountFlags};
 pub use open::{OpenHow, Opened, PendingOpen, anonymous};
-pub use vfs::{DeviceOpener, FifoOpen, FifoOpener, FifoWait, Vfs, anonymous_dev};
+pub use vfs::{DeviceOpener, FifoOpen, FifoOpener, FifoWait, FsType, Vfs, anonymous_dev};
 pub use walk::{Last, LookupFlags, NAME_MAX, PATH_MAX, Parent, PathCx};

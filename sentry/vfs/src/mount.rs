@@ -9,7 +9,7 @@ use std::sync::Arc;
 use sentry_base::lock::rank;
 use sentry_base::{Errno, Result, RwLock};
 
-use crate::{Dentry, FileSystem, Inode, SuperBlock};
+use crate::{Dentry, FileSystem, Inode, SuperBlock, Vfs};
 
 bitflags::bitflags! {
     /// Per-mount flags, with the values of `mount(2)`'s `MS_*`.
@@ -339,6 +339,7 @@ impl Tree {
 /// A tree of mounts, as one or more processes see it.
 pub struct MountNamespace {
     id: u64,
+    vfs: Arc<Vfs>,
     root: RwLock<Arc<Mount>, { rank::LEAF }>,
     tree: RwLock<Tree, { rank::MOUNT_TREE }>,
 }
@@ -361,16 +362,17 @@ impl Drop for MountNamespace {
 
 impl MountNamespace {
     /// A namespace whose root is the root of `root_fs`.
-    pub fn new(root_fs: Arc<dyn FileSystem>, flags: MountFlags, source: &str) -> Arc<Self> {
+    pub fn new(vfs: &Arc<Vfs>, root_fs: Arc<dyn FileSystem>, flags: MountFlags, source: &str) -> Arc<Self> {
         let sb = SuperBlock::new(root_fs);
         let root = Arc::clone(sb.root());
-        Self::with_root(Mount::new(sb, root, flags, source))
+        Self::with_root(vfs, Mount::new(sb, root, flags, source))
     }
 
-    fn with_root(root: Arc<Mount>) -> Arc<Self> {
+    fn with_root(vfs: &Arc<Vfs>, root: Arc<Mount>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0xF000_0000);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            vfs: Arc::clone(vfs),
             root: RwLock::new(root),
             tree: RwLock::default(),
         })
@@ -379,6 +381,11 @@ impl MountNamespace {
     /// The inode number of `/proc/PID/ns/mnt`.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// What all namespaces share.
+    pub fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
     }
 
     /// The place that `/` means to a process that never changed its root.
@@ -531,7 +538,7 @@ impl MountNamespace {
             &old_root.source,
         );
         let mut map = HashMap::from([(old_root.id, Arc::clone(&new_root))]);
-        let copy = Self::with_root(Arc::clone(&new_root));
+        let copy = Self::with_root(&self.vfs, Arc::clone(&new_root));
         let old = self.tree.read();
         let mut todo = vec![old_root];
         while let Some(parent) = todo.pop() {

@@ -246,7 +246,7 @@ impl PathCx<'_> {
             FileKind::Directory => Arc::new(DirFile::new(at.clone())),
             FileKind::Symlink => return Err(Errno::ELOOP),
             FileKind::Socket => return Err(Errno::ENXIO),
-            FileKind::Fifo => match (inode.attachment(), self.vfs.fifo_opener()) {
+            FileKind::Fifo => match (inode.attachment(), self.ns.vfs().fifo_opener()) {
                 (Some(attachment), Some(opener)) => match opener.open(attachment, flags, self.caller)? {
                     FifoOpen::Ready(ops) => ops,
                     FifoOpen::Wait(wait) => {
@@ -258,7 +258,7 @@ impl PathCx<'_> {
             },
             FileKind::CharDevice | FileKind::BlockDevice => {
                 let rdev = inode.attr()?.rdev;
-                match self.vfs.device_opener(kind == FileKind::BlockDevice, rdev) {
+                match self.ns.vfs().device_opener(kind == FileKind::BlockDevice, rdev) {
                     Some(opener) => opener.open(rdev, flags, self.caller)?,
                     None => Arc::clone(inode).open(flags, self.caller)?,
                 }

@@ -11,9 +11,7 @@ use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode, check_location};
 use crate::dentry::Known;
-use crate::{
-    Caller, Credentials, Dentry, FileKind, FsContextView, Location, MountFlags, MountNamespace, Vfs,
-};
+use crate::{Caller, Credentials, Dentry, FileKind, FsContextView, Location, MountFlags, MountNamespace};
 
 /// `PATH_MAX`, with the terminating NUL.
 pub const PATH_MAX: usize = 4096;
@@ -60,7 +58,6 @@ impl LookupFlags {
 /// Who walks, and from where.
 #[derive(Clone, Copy)]
 pub struct PathCx<'a> {
-    pub vfs: &'a Vfs,
     pub ns: &'a MountNamespace,
     pub root: &'a Location,
     pub cwd: &'a Location,
@@ -98,13 +95,12 @@ pub enum Last {
 
 impl<'a> PathCx<'a> {
     pub fn new(
-        vfs: &'a Vfs,
         ns: &'a MountNamespace,
         fs: &'a FsContextView,
         creds: &'a Credentials,
         caller: &'a dyn Caller,
     ) -> Self {
-        Self { vfs, ns, root: &fs.root, cwd: &fs.cwd, umask: fs.umask, creds, caller }
+        Self { ns, root: &fs.root, cwd: &fs.cwd, umask: fs.umask, creds, caller }
     }
 
     /// Looks a path up, relative to `base` (the working directory if `None`).

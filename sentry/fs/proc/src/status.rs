@@ -8,7 +8,7 @@ use abi::time::ticks;
 use platform::PAGE_SIZE;
 use sentry_kernel::{Task, TaskState, ThreadGroup};
 use sentry_mm::MapName;
-use sentry_vfs::{JobControl, Location};
+use sentry_vfs::JobControl;
 
 use crate::process::Subject;
 
@@ -244,7 +244,7 @@ pub(crate) fn limits(group: &ThreadGroup) -> String {
 }
 
 /// `maps`, or `smaps` with a block of counters below each line.
-pub(crate) fn maps(task: &Task, root: &Location, with_counters: bool) -> Vec<u8> {
+pub(crate) fn maps(task: &Task, with_counters: bool) -> Vec<u8> {
     let mut out = Vec::new();
     for map in task.mm().maps() {
         let access = map.access();
@@ -258,7 +258,7 @@ pub(crate) fn maps(task: &Task, root: &Location, with_counters: bool) -> Vec<u8>
             libc::major(dev),
             libc::minor(dev),
         );
-        let name = map_name(&map.name, root);
+        let name = map_name(&map.name);
         if !name.is_empty() {
             while line.len() < 73 {
                 line.push(' ');
@@ -287,7 +287,13 @@ pub(crate) fn maps(task: &Task, root: &Location, with_counters: bool) -> Vec<u8>
     out
 }
 
-fn map_name(name: &MapName, root: &Location) -> Vec<u8> {
-    let _ = root;
-    name.text()
+fn map_name(name: &MapName) -> Vec<u8> {
+    match name {
+        MapName::None => Vec::new(),
+        MapName::Heap => b"[heap]".to_vec(),
+        MapName::Stack => b"[stack]".to_vec(),
+        MapName::Vdso => b"[vdso]".to_vec(),
+        MapName::File(file) => file.path().unwrap_or_default(),
+        MapName::Text(text) => text.clone(),
+    }
 }

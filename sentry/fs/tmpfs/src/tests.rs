@@ -12,7 +12,6 @@ use crate::{MemfdMaker, TmpFs, TmpfsOptions, open_tmpfs_file, seal};
 struct World {
     memory: Arc<MemoryFile>,
     fs: Arc<TmpFs>,
-    vfs: Arc<Vfs>,
     ns: Arc<MountNamespace>,
     caller: TestCaller,
     view: FsContextView,
@@ -31,12 +30,16 @@ impl World {
     fn with(options: TmpfsOptions) -> Self {
         let memory = MemoryFile::create(1 << 30).unwrap();
         let fs = TmpFs::new(&memory, options);
-        let ns = MountNamespace::new(Arc::clone(&fs) as Arc<dyn FileSystem>, MountFlags::empty(), "none");
+        let ns = MountNamespace::new(
+            &Vfs::new(),
+            Arc::clone(&fs) as Arc<dyn FileSystem>,
+            MountFlags::empty(),
+            "none",
+        );
         let root = ns.root();
         Self {
             memory,
             fs,
-            vfs: Vfs::new(),
             view: FsContextView { root: root.clone(), cwd: root, umask: 0o022 },
             ns,
             caller: TestCaller::new(1),
@@ -45,7 +48,7 @@ impl World {
     }
 
     fn cx(&self) -> PathCx<'_> {
-        PathCx::new(&self.vfs, &self.ns, &self.view, &self.creds, &self.caller)
+        PathCx::new(&self.ns, &self.view, &self.creds, &self.caller)
     }
 
     fn open(&self, path: &str, flags: OpenFlags) -> Result<Arc<FileDescription>, Errno> {
@@ -298,7 +301,7 @@ fn a_copied_namespace_has_its_own_mounts() {
     let (copy, map) = w.ns.copy();
     w.ns.umount(w.cx().lookup(None, b"/mnt", LookupFlags::empty()).unwrap(), UmountFlags::DETACH).unwrap();
     let view = FsContextView { root: copy.root(), cwd: map.translate(&cwd), umask: 0 };
-    let cx = PathCx::new(&w.vfs, &copy, &view, &w.creds, &w.caller);
+    let cx = PathCx::new(&copy, &view, &w.creds, &w.caller);
     assert!(cx.lookup(None, b"/mnt/in", LookupFlags::empty()).is_ok());
     assert_eq!(cx.lookup(None, b".", LookupFlags::empty()).unwrap().display_path(&view.root), b"/mnt/in");
     assert_eq!(w.stat("/mnt/in"), Err(Errno::ENOENT));

@@ -1,0 +1,242 @@
+//! The static program that runs inside: loops of one system call each, timed by itself.
+//!
+//! Purpose: `guest bench NAME COUNT` repeats one operation and prints nanoseconds for each; `guest threads N` is a
+//! program of many threads with a known result; `guest true` ends at once.
+//! Invariants: a loop makes only the calls that its name says, by the bare `syscall` wrapper, and counts nothing else.
+//! Lock ranks: none. Threat: none, the program is itself the workload.
+#![allow(unsafe_code, reason = "the program exists to make bare system calls")]
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "every block makes system calls on this program's own buffers and descriptors"
+)]
+#![allow(
+    clippy::exit,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "the workload stops when it cannot go on"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "counts are small, and times are noisier than a double"
+)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
+use std::time::Instant;
+
+const USAGE: &str = "usage: guest bench NAME COUNT | guest threads N | guest true";
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
+    match words[..] {
+        ["true"] => {}
+        ["bench", name, count] => {
+            let count: u64 = count.parse().expect("COUNT is a number");
+            let Some((_, run)) = OPERATIONS.iter().find(|(known, _)| *known == name) else {
+                eprintln!("no operation {name}");
+                std::process::exit(2);
+            };
+            println!("{:.1}", run(count));
+        }
+        ["threads", count] => println!("{}", threads(count.parse().expect("N is a number"))),
+        _ => {
+            eprintln!("{USAGE}");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// Does one operation `count` times and gives nanoseconds for one.
+type Operation = fn(u64) -> f64;
+
+/// Each operation by name; a loop of each.
+const OPERATIONS: &[(&str, Operation)] = &[
+    ("getppid", getppid),
+    ("pipe", pipe_write_read),
+    ("pingpong", ping_pong),
+    ("fork", fork_exit_wait),
+    ("exec", fork_exec_wait),
+    ("open", open_fstat_close),
+    ("stat", stat),
+];
+
+/// Times `count` calls after a tenth as many to warm up.
+fn timed(count: u64, mut call: impl FnMut()) -> f64 {
+    for _ in 0..=count / 10 {
+        call();
+    }
+    let start = Instant::now();
+    for _ in 0..count {
+        call();
+    }
+    start.elapsed().as_nanos() as f64 / count as f64
+}
+
+fn checked(value: i64, call: &str) -> i64 {
+    if value < 0 {
+        eprintln!("{call}: {}", std::io::Error::last_os_error());
+        std::process::exit(1);
+    }
+    value
+}
+
+fn getppid(count: u64) -> f64 {
+    timed(count, || {
+        unsafe { libc::syscall(libc::SYS_getppid) };
+    })
+}
+
+fn pipe() -> [i32; 2] {
+    let mut ends = [0; 2];
+    checked(unsafe { libc::pipe(ends.as_mut_ptr()) }.into(), "pipe");
+    ends
+}
+
+fn write_byte(fd: i32) {
+    let byte = 7u8;
+    checked(unsafe { libc::write(fd, (&raw const byte).cast(), 1) } as i64, "write");
+}
+
+/// Reads one byte; false at the end of the stream.
+fn read_byte(fd: i32) -> bool {
+    let mut byte = 0u8;
+    checked(unsafe { libc::read(fd, (&raw mut byte).cast(), 1) } as i64, "read") == 1
+}
+
+fn pipe_write_read(count: u64) -> f64 {
+    let [reader, writer] = pipe();
+    timed(count, || {
+        write_byte(writer);
+        read_byte(reader);
+    })
+}
+
+/// One byte there and one back between two processes.
+fn ping_pong(count: u64) -> f64 {
+    let ([there_r, there_w], [back_r, back_w]) = (pipe(), pipe());
+    let child = checked(unsafe { libc::fork() }.into(), "fork") as i32;
+    if child == 0 {
+        unsafe { libc::close(there_w) };
+        while read_byte(there_r) {
+            write_byte(back_w);
+        }
+        unsafe { libc::_exit(0) };
+    }
+    let ns = timed(count, || {
+        write_byte(there_w);
+        read_byte(back_r);
+    });
+    unsafe { libc::close(there_w) };
+    wait(child);
+    ns
+}
+
+fn wait(child: i32) {
+    let mut status = 0;
+    checked(unsafe { libc::waitpid(child, &raw mut status, 0) }.into(), "waitpid");
+    if status != 0 {
+        eprintln!("a child ended with wait status {status:#x}");
+        std::process::exit(1);
+    }
+}
+
+fn fork_exit_wait(count: u64) -> f64 {
+    timed(count, || {
+        let child = checked(unsafe { libc::fork() }.into(), "fork") as i32;
+        if child == 0 {
+            unsafe { libc::_exit(0) };
+        }
+        wait(child);
+    })
+}
+
+/// `fork`, then `execve` of `/bin/true`, as a shell starts a command.
+fn fork_exec_wait(count: u64) -> f64 {
+    let path = c"/bin/true";
+    let argv = [path.as_ptr(), std::ptr::null()];
+    let envp = [std::ptr::null()];
+    timed(count, || {
+        let child = checked(unsafe { libc::fork() }.into(), "fork") as i32;
+        if child == 0 {
+            unsafe {
+                libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr());
+                libc::_exit(127);
+            }
+        }
+        wait(child);
+    })
+}
+
+fn open_fstat_close(count: u64) -> f64 {
+    let mut about: libc::stat = unsafe { std::mem::zeroed() };
+    timed(count, || {
+        let fd = unsafe { libc::open(c"/etc/passwd".as_ptr(), libc::O_RDONLY) };
+        checked(fd.into(), "open");
+        checked(unsafe { libc::fstat(fd, &raw mut about) }.into(), "fstat");
+        unsafe { libc::close(fd) };
+    })
+}
+
+fn stat(count: u64) -> f64 {
+    let mut about: libc::stat = unsafe { std::mem::zeroed() };
+    timed(count, || {
+        checked(unsafe { libc::stat(c"/etc/passwd".as_ptr(), &raw mut about) }.into(), "stat");
+    })
+}
+
+/// Threads that meet at a barrier, count under a lock, wait on a condition, and pass a token round a ring of
+/// channels; a lost wake-up or update shows in the sum, or as a hang.
+fn threads(count: u64) -> u64 {
+    let atomic = Arc::new(AtomicU64::new(0));
+    let locked = Arc::new((Mutex::new(0u64), Condvar::new()));
+    let barrier = Arc::new(Barrier::new(count as usize));
+    let mut inputs: Vec<mpsc::Sender<u64>> = Vec::new();
+    let mut outputs = Vec::new();
+    for _ in 0..count {
+        let (input, output) = mpsc::channel();
+        inputs.push(input);
+        outputs.push(output);
+    }
+    // Thread n reads from its own channel and writes to that of n + 1; the last one's end is the caller's.
+    let (ring_end, back) = mpsc::channel();
+    let first = inputs.remove(0);
+    inputs.push(ring_end);
+    let rounds = 50;
+    let mut handles = Vec::new();
+    for (n, (output, next)) in (0..count).zip(outputs.into_iter().zip(inputs)) {
+        let (atomic, locked, barrier) = (Arc::clone(&atomic), Arc::clone(&locked), Arc::clone(&barrier));
+        handles.push(std::thread::spawn(move || {
+            barrier.wait();
+            for _ in 0..1000 {
+                atomic.fetch_add(1, Ordering::Relaxed);
+                *locked.0.lock().unwrap() += 1;
+            }
+            barrier.wait();
+            // Each waits for its turn: every wake-up is needed by exactly one thread.
+            let (turn, condition) = &*locked;
+            let mut value = turn.lock().unwrap();
+            while *value < count * 1000 + n {
+                value = condition.wait(value).unwrap();
+            }
+            *value += 1;
+            drop(value);
+            condition.notify_all();
+            for _ in 0..rounds {
+                let token = output.recv().unwrap();
+                next.send(token + 1).unwrap();
+            }
+        }));
+    }
+    let mut token = 0;
+    for _ in 0..rounds {
+        first.send(token).unwrap();
+        token = back.recv().unwrap();
+    }
+    for handle in handles {
+        handle.join().unwrap();
+    }
+    token + atomic.load(Ordering::Relaxed) + *locked.0.lock().unwrap()
+}
