@@ -68,7 +68,8 @@ impl FileOps for GoferFile {
         let mut buf = vec![0_u8; src.remaining().min(CHUNK)];
         let mut done = 0_usize;
         while src.remaining() > 0 {
-            let got = match src.read(&mut buf) {
+            // Taken from the source only once it is stored.
+            let got = match src.clone().read(&mut buf) {
                 Ok(got) => got,
                 Err(e) if done == 0 => return Err(e),
                 Err(_) => break,
@@ -83,7 +84,7 @@ impl FileOps for GoferFile {
             };
             match wrote {
                 Ok(n) => {
-                    done += n;
+                    done += src.skip(n);
                     if n < got {
                         break;
                     }

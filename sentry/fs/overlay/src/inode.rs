@@ -225,17 +225,17 @@ impl OverlayInode {
         let fs = self.fs()?;
         if let Some(upper) = self.upper() {
             match upper.lookup(name) {
-                Ok(upper) => return Ok(Found { inode: self.from_upper(&fs, upper)?, in_upper: true }),
+                Ok(upper) => return Ok(Found { inode: self.upper_inode(&fs, upper)?, in_upper: true }),
                 Err(Errno::ENOENT) => {}
                 Err(e) => return Err(e),
             }
         }
         let lower = self.lower_child(&fs, name)?.ok_or(Errno::ENOENT)?;
-        Ok(Found { inode: self.from_lower(&fs, name, lower)?, in_upper: false })
+        Ok(Found { inode: self.lower_inode(&fs, name, lower)?, in_upper: false })
     }
 
     /// The one inode of an upper object.
-    fn from_upper(&self, fs: &OverlayFs, upper: Arc<dyn Inode>) -> Result<Arc<Self>> {
+    fn upper_inode(&self, fs: &OverlayFs, upper: Arc<dyn Inode>) -> Result<Arc<Self>> {
         let attr = upper.attr()?;
         let mut tables = fs.tables.lock();
         let note = tables
@@ -252,7 +252,7 @@ impl OverlayInode {
     }
 
     /// The inode of a name that is in the lower layer alone.
-    fn from_lower(&self, fs: &OverlayFs, name: &[u8], lower: Arc<dyn Inode>) -> Result<Arc<Self>> {
+    fn lower_inode(&self, fs: &OverlayFs, name: &[u8], lower: Arc<dyn Inode>) -> Result<Arc<Self>> {
         let attr = lower.attr()?;
         let kind = attr.kind();
         if attr.nlink > 1 && kind != FileKind::Directory {
@@ -291,7 +291,7 @@ impl OverlayInode {
 
     /// Enters an object that was just made in the upper layer.
     fn made(&self, fs: &OverlayFs, upper: Arc<dyn Inode>) -> Result<Arc<dyn Inode>> {
-        Ok(self.from_upper(fs, upper)?)
+        Ok(self.upper_inode(fs, upper)?)
     }
 
     /// Makes sure that the lower layer does not show `name` in this directory, which is in the upper layer.

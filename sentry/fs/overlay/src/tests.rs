@@ -96,7 +96,7 @@ fn dump(l: &Layers, dir: &Arc<dyn Inode>) -> Vec<String> {
         let child = dir.lookup(name.as_bytes()).unwrap();
         match child.kind() {
             FileKind::Directory => {
-                out.extend(dump(l, &child).into_iter().map(|inner| format!("{name}/{inner}")))
+                out.extend(dump(l, &child).into_iter().map(|inner| format!("{name}/{inner}")));
             }
             FileKind::Regular => out.push(format!("{name}={}", l.read(&l.open(&child, OpenFlags::empty())))),
             _ => {}
