@@ -74,7 +74,11 @@ const FLAGS: &[(u32, char, u32, &str)] = &[
 
 fn leaf(number: u32) -> CpuidResult {
     let base = number & 0x8000_0000;
-    if __cpuid(base).eax < number { CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 } } else { __cpuid_count(number, 0) }
+    if __cpuid(base).eax < number {
+        CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 }
+    } else {
+        __cpuid_count(number, 0)
+    }
 }
 
 /// Asks the processor.

@@ -136,7 +136,7 @@ fn open(
     flags: LookupFlags,
 ) -> Result<Arc<FileDescription>> {
     let ns = task.mount_ns();
-    PathCx::new(task.kernel().vfs(), &ns, fs, creds, task).open_exec(base, path, flags)
+    PathCx::new(&ns, fs, creds, task).open_exec(base, path, flags)
 }
 
 /// The credentials after the exec, and whether the program must not trust its environment

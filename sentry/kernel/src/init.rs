@@ -115,7 +115,7 @@ fn enter_directory(task: &Arc<Task>, creds: &Credentials, path: &[u8]) -> Result
     let fs = task.fs();
     let view = fs.view();
     let ns = task.mount_ns();
-    let walk = PathCx::new(task.kernel().vfs(), &ns, &view, creds, task.as_ref());
+    let walk = PathCx::new(&ns, &view, creds, task.as_ref());
     let path = if path.is_empty() { b"/".as_slice() } else { path };
     let at = walk
         .lookup(None, path, LookupFlags::FOLLOW | LookupFlags::DIRECTORY)

@@ -7,7 +7,8 @@ use sentry_base::{Errno, Result};
 use sentry_kernel::Task;
 use sentry_vfs::pseudo::{Content, PseudoFile, PseudoFs};
 use sentry_vfs::{
-    Attr, Caller, DirEntry, FileDescription, FileKind, FileOps, FileSystem, Inode, Location, OpenFlags, SetAttr,
+    Attr, Caller, DirEntry, FileDescription, FileKind, FileOps, FileSystem, Inode, Location, OpenFlags,
+    SetAttr,
 };
 
 use crate::process::{Subject, ino, plain_inode};
@@ -80,7 +81,10 @@ impl Inode for FdDir {
             }
             FdView::Info => {
                 let content = Info { subject: self.subject.clone(), fd };
-                Arc::new(PseudoFile::new(&self.fs, self.ino_of(fd), 0o444, Box::new(content)).owned_by(creds.euid, creds.egid))
+                Arc::new(
+                    PseudoFile::new(&self.fs, self.ino_of(fd), 0o444, Box::new(content))
+                        .owned_by(creds.euid, creds.egid),
+                )
             }
         })
     }
@@ -177,8 +181,12 @@ impl Content for Info {
         let mut flags = file.flags();
         flags.set(OpenFlags::CLOEXEC, task.fds().cloexec(self.fd).unwrap_or(false));
         let ino = file.attr().map_or(0, |a| a.ino);
-        let text = format!("pos:\t{position}\nflags:\t0{:o}\nmnt_id:\t{}\nino:\t{ino}\n{}", flags.bits(),
-            file.location().map_or(0, |l| l.mount.id()), file.ops().fdinfo());
+        let text = format!(
+            "pos:\t{position}\nflags:\t0{:o}\nmnt_id:\t{}\nino:\t{ino}\n{}",
+            flags.bits(),
+            file.location().map_or(0, |l| l.mount.id()),
+            file.ops().fdinfo()
+        );
         Ok(text.into_bytes())
     }
 }

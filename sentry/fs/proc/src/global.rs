@@ -30,9 +30,15 @@ const FIXED: &[(&str, &str)] = &[
     ("cgroups", "#subsys_name\thierarchy\tnum_cgroups\tenabled\n"),
     ("cmdline", "\n"),
     ("consoles", ""),
-    ("devices", "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n  5 /dev/ptmx\n136 pts\n\nBlock devices:\n"),
+    (
+        "devices",
+        "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n  5 /dev/ptmx\n136 pts\n\nBlock devices:\n",
+    ),
     ("diskstats", ""),
-    ("filesystems", "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\tdevpts\nnodev\toverlay\n"),
+    (
+        "filesystems",
+        "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\tdevpts\nnodev\toverlay\n",
+    ),
     ("interrupts", ""),
     ("modules", ""),
     ("partitions", "major minor  #blocks  name\n\n"),
@@ -44,7 +50,8 @@ pub(crate) fn files(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Vec<(&'static s
     let mut all: Vec<(&'static str, Arc<dyn Inode>)> = Vec::new();
     for (name, make) in FILES {
         let kernel = Arc::clone(kernel);
-        let content = move |caller: &dyn Caller| -> Result<Vec<u8>> { Ok(make(&kernel, caller).into_bytes()) };
+        let content =
+            move |caller: &dyn Caller| -> Result<Vec<u8>> { Ok(make(&kernel, caller).into_bytes()) };
         all.push((name, fs.file(0o444, content)));
     }
     for (name, text) in FIXED {

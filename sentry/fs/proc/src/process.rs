@@ -158,16 +158,31 @@ const ENTRIES: &[(&str, Entry)] = &[
 /// The network files that programs read when there is no network.
 const NET: &[(&str, &str)] = &[
     ("arp", "IP address       HW type     Flags       HW address            Mask     Device\n"),
-    ("dev", "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n"),
+    (
+        "dev",
+        "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n",
+    ),
     ("if_inet6", ""),
     ("ipv6_route", ""),
     ("netlink", "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"),
     ("packet", "sk       RefCnt Type Proto  Iface R Rmem   User   Inode\n"),
     ("route", "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"),
-    ("tcp", "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"),
-    ("tcp6", "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"),
-    ("udp", "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n"),
-    ("udp6", "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n"),
+    (
+        "tcp",
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n",
+    ),
+    (
+        "tcp6",
+        "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n",
+    ),
+    (
+        "udp",
+        "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n",
+    ),
+    (
+        "udp6",
+        "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n",
+    ),
     ("unix", "Num       RefCount Protocol Flags    Type St Inode Path\n"),
 ];
 
@@ -202,7 +217,8 @@ impl TaskDir {
             Entry::File(mode, text) => {
                 let content = Text { subject: self.subject.clone(), text };
                 Arc::new(
-                    PseudoFile::new(&self.fs, number, mode, Box::new(content)).owned_by(creds.euid, creds.egid),
+                    PseudoFile::new(&self.fs, number, mode, Box::new(content))
+                        .owned_by(creds.euid, creds.egid),
                 )
             }
             Entry::Link(target) => Arc::new(TaskLink {
@@ -217,9 +233,9 @@ impl TaskDir {
                 fs: Arc::clone(&self.fs),
                 subject: self.subject.clone(),
             }),
-            Entry::Namespaces => {
-                self.fs.dir(NAMESPACES.iter().map(|(name, id)| (*name, self.fs.link(format!("{name}:[{id}]")))))
-            }
+            Entry::Namespaces => self
+                .fs
+                .dir(NAMESPACES.iter().map(|(name, id)| (*name, self.fs.link(format!("{name}:[{id}]"))))),
             Entry::Net => self.fs.dir(NET.iter().map(|(name, text)| (*name, self.fs.fixed(*text)))),
             Entry::Attr => self.fs.dir([("current", self.fs.fixed("unconfined\n"))]),
         })
@@ -227,7 +243,10 @@ impl TaskDir {
 
     fn entries(&self) -> impl Iterator<Item = (u64, &'static str, Entry)> {
         let thread = self.subject.thread;
-        (1..).zip(ENTRIES).map(|(n, (name, entry))| (n, *name, *entry)).filter(move |(_, name, _)| !thread || *name != "task")
+        (1..)
+            .zip(ENTRIES)
+            .map(|(n, (name, entry))| (n, *name, *entry))
+            .filter(move |(_, name, _)| !thread || *name != "task")
     }
 }
 
@@ -272,7 +291,9 @@ impl Inode for TaskDir {
         self.entry(number, entry).map_err(|_| Errno::ENOENT)
     }
     fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
-        let made = self.entries().filter_map(|(n, name, e)| Some((name.as_bytes().to_vec(), self.entry(n, e).ok()?)));
+        let made = self
+            .entries()
+            .filter_map(|(n, name, e)| Some((name.as_bytes().to_vec(), self.entry(n, e).ok()?)));
         list_entries(cookie, made, sink)
     }
     fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
@@ -394,7 +415,12 @@ impl Content for Text {
         let subject = &self.subject;
         let private = matches!(
             self.text,
-            FileText::Auxv | FileText::Environ | FileText::Io | FileText::Maps | FileText::Smaps | FileText::Personality
+            FileText::Auxv
+                | FileText::Environ
+                | FileText::Io
+                | FileText::Maps
+                | FileText::Smaps
+                | FileText::Personality
         );
         let task = if private { subject.inspect(caller)? } else { subject.task()? };
         let caller_root = || task_of(caller).map(|c| c.fs().root()).ok_or(Errno::ENOENT);

@@ -71,7 +71,11 @@ impl Inode for Root {
         let tid = parse_number(name).ok_or(Errno::ENOENT)?;
         // A thread's own number works as a name, though it is not listed.
         let task = self.kernel.task(tid).ok_or(Errno::ENOENT)?;
-        let subject = if task.pid() == tid { Subject::process(&self.kernel, tid) } else { Subject::thread(&self.kernel, tid) };
+        let subject = if task.pid() == tid {
+            Subject::process(&self.kernel, tid)
+        } else {
+            Subject::thread(&self.kernel, tid)
+        };
         Ok(TaskDir::new(&self.fs, subject))
     }
     fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
@@ -91,7 +95,12 @@ impl Inode for Root {
             }
             if next_cookie > cookie {
                 let name = pid.to_string().into_bytes();
-                wanted = sink(DirEntry { name, ino: crate::process::ino(group.pid(), 0), kind: FileKind::Directory, next_cookie });
+                wanted = sink(DirEntry {
+                    name,
+                    ino: crate::process::ino(group.pid(), 0),
+                    kind: FileKind::Directory,
+                    next_cookie,
+                });
             }
         }
         Ok(())
@@ -132,7 +141,8 @@ impl Inode for SelfLink {
     }
     fn readlink(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
         let task = task_of(caller).ok_or(Errno::ENOENT)?;
-        let text = if self.thread { format!("{}/task/{}", task.pid(), task.tid()) } else { task.pid().to_string() };
+        let text =
+            if self.thread { format!("{}/task/{}", task.pid(), task.tid()) } else { task.pid().to_string() };
         Ok(text.into_bytes())
     }
     fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {

@@ -66,7 +66,10 @@ const CORE: &[(&str, &str)] = &[
     ("wmem_default", "212992\n"),
 ];
 
-fn fixed(fs: &Arc<PseudoFs>, rows: &'static [(&'static str, &'static str)]) -> Vec<(&'static str, Arc<dyn Inode>)> {
+fn fixed(
+    fs: &Arc<PseudoFs>,
+    rows: &'static [(&'static str, &'static str)],
+) -> Vec<(&'static str, Arc<dyn Inode>)> {
     rows.iter().map(|(name, text)| (*name, fs.fixed(*text))).collect()
 }
 
@@ -96,10 +99,8 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
     let mut files = fixed(fs, FS);
     files.push(("inotify", inotify));
     files.push(("mqueue", fs.dir([("queues_max", fs.fixed("256\n")), ("msg_max", fs.fixed("10\n"))])));
-    let net = fs.dir([
-        ("core", fs.dir(fixed(fs, CORE))),
-        ("unix", fs.dir([("max_dgram_qlen", fs.fixed("512\n"))])),
-    ]);
+    let net = fs
+        .dir([("core", fs.dir(fixed(fs, CORE))), ("unix", fs.dir([("max_dgram_qlen", fs.fixed("512\n"))]))]);
     fs.dir([
         ("kernel", fs.dir(entries)),
         ("vm", fs.dir(fixed(fs, VM))),

@@ -64,3 +64,20 @@ impl Task {
         recalc(&group, self, &own);
     }
 }
+
+impl crate::ThreadGroup {
+    /// Sets the action of a signal and returns the old one (`rt_sigaction(2)`). A signal that is ignored from now on is
+    /// no longer pending.
+    pub fn set_action(&self, signo: i32, action: abi::signal::SigAction) -> abi::signal::SigAction {
+        let mut group = self.signals.lock();
+        let old = group.actions.set(signo, action);
+        if group.actions.ignores(signo) {
+            let set = SigSet::of(signo);
+            Self::discard(&mut group, set);
+            for thread in &group.threads {
+                recalc(&group, thread, &thread.signals.lock());
+            }
+        }
+        old
+    }
+}
