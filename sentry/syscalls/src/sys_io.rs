@@ -142,7 +142,7 @@ impl Transfer {
 }
 
 /// A read: answered at once if it can be.
-fn read_call(cx: &mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'_> {
+fn read_call<'c>(cx: &'c mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'c> {
     let (transfer, segs) = match (transfer, segs) {
         (Ok(transfer), Ok(segs)) => (transfer, segs),
         (Err(e), _) | (_, Err(e)) => return done(Err(e)),
@@ -187,7 +187,7 @@ async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) ->
 
 /// A write: answered at once if it can be. A file that takes bytes as they fit gets all of them unless it is
 /// non-blocking.
-fn write_call(cx: &mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'_> {
+fn write_call<'c>(cx: &'c mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'c> {
     let (transfer, mut segs) = match (transfer, segs) {
         (Ok(transfer), Ok(segs)) => (transfer, segs),
         (Err(e), _) | (_, Err(e)) => return done(Err(e)),
