@@ -14,7 +14,7 @@ use sentry_vfs::{
 };
 
 use crate::dir::{DirCache, Known, Seed};
-use crate::file::{GoferDir, GoferFile};
+use crate::file::GoferFile;
 use crate::{GoferFs, from_rustix, ranks};
 
 /// After so many lookups that had to ask, the whole directory is fetched.
@@ -479,7 +479,7 @@ impl GoferInode {
     }
 
     /// Device and inode number as the sandbox sees them.
-    pub(crate) fn identity(&self) -> (u64, u64) {
+    pub(crate) fn device_and_ino(&self) -> (u64, u64) {
         let attr = self.state.lock().attr;
         (attr.dev, attr.ino)
     }
@@ -813,7 +813,7 @@ impl Inode for GoferInode {
     fn open(self: Arc<Self>, flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         let fs = self.fs()?;
         match self.kind {
-            FileKind::Directory => Ok(Arc::new(GoferDir)),
+            FileKind::Directory => Err(Errno::EISDIR),
             FileKind::Regular => {
                 // Counted first, so that nobody gives up what is opened next.
                 self.state.lock().opens += 1;
