@@ -82,6 +82,9 @@ impl FileOps for ZeroFile {
     fn seek(&self, _offset: i64, _whence: Whence, _current: u64, _size: u64) -> Result<u64> {
         Ok(0)
     }
+    fn mappable(&self) -> Result<Arc<dyn sentry_mm::Mappable>> {
+        Ok(Arc::new(sentry_mm::ZeroPages))
+    }
     fn kind(&self) -> FileKind {
         FileKind::CharDevice
     }
