@@ -6,7 +6,7 @@
 //! writes the registers into the channel, as the signal frame, and takes them from there.
 //!
 //! **Orders.** Each stub process has one thread more, the agent, that does the host calls (`mmap`, `clone`, ...) which the
-//! Sentry orders. See [`agent`](self) below and `src/agent.rs`: it keeps everything in registers, obeys a page that is
+//! Sentry orders. See `src/agent.rs`: it keeps everything in registers, obeys a page that is
 //! read-only in its process, and reports in the arguments of a call that its seccomp filter hands to the Sentry.
 //! Application threads have a second filter that allows them a futex on their own memory and the return from the
 //! handler, and nothing else.
