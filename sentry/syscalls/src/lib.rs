@@ -18,6 +18,7 @@ mod sys_fd;
 mod sys_futex;
 mod sys_io;
 mod sys_misc;
+mod sys_mm;
 mod sys_path;
 mod sys_pipe;
 mod sys_poll;

@@ -64,8 +64,7 @@ impl Transfer {
         if !allowed {
             return Err(Errno::EBADF);
         }
-        const KNOWN: i32 =
-            rwf::HIPRI | rwf::DSYNC | rwf::SYNC | rwf::NOWAIT | rwf::APPEND | rwf::NOAPPEND;
+        const KNOWN: i32 = rwf::HIPRI | rwf::DSYNC | rwf::SYNC | rwf::NOWAIT | rwf::APPEND | rwf::NOAPPEND;
         if flags & !KNOWN != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -125,7 +124,8 @@ impl Transfer {
     /// How many of `len` bytes `RLIMIT_FSIZE` lets a write to a regular file have: `EFBIG` and SIGXFSZ for none.
     fn size_limit(&self, task: &Task, len: u64) -> Result<u64> {
         let limit = task.rlimit(libc::RLIMIT_FSIZE);
-        if limit == u64::MAX || len == 0 || !self.file.inode().is_some_and(|i| i.kind() == FileKind::Regular) {
+        if limit == u64::MAX || len == 0 || !self.file.inode().is_some_and(|i| i.kind() == FileKind::Regular)
+        {
             return Ok(len);
         }
         let start = match self.at {
@@ -142,7 +142,7 @@ impl Transfer {
 }
 
 /// A read: answered at once if it can be.
-fn read_call(cx: &mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'_> {
+fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'a> {
     let (transfer, segs) = match (transfer, segs) {
         (Ok(transfer), Ok(segs)) => (transfer, segs),
         (Err(e), _) | (_, Err(e)) => return done(Err(e)),
@@ -187,7 +187,7 @@ async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) ->
 
 /// A write: answered at once if it can be. A file that takes bytes as they fit gets all of them unless it is
 /// non-blocking.
-fn write_call(cx: &mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'_> {
+fn write_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'a> {
     let (transfer, mut segs) = match (transfer, segs) {
         (Ok(transfer), Ok(segs)) => (transfer, segs),
         (Err(e), _) | (_, Err(e)) => return done(Err(e)),
@@ -229,9 +229,7 @@ impl Transfer {
             Some(inode) => inode.kind(),
             None => self.file.ops().kind(),
         };
-        (n as u64) < len
-            && n > 0
-            && matches!(kind, FileKind::Fifo | FileKind::Socket | FileKind::CharDevice)
+        (n as u64) < len && n > 0 && matches!(kind, FileKind::Fifo | FileKind::Socket | FileKind::CharDevice)
     }
 }
 
@@ -394,8 +392,7 @@ async fn sendfile(cx: &mut Current, out_fd: i32, in_fd: i32, offset: Ptr, count:
         u64::try_from(at).map_err(|_| Errno::EINVAL)?
     };
     let task = Arc::clone(&cx.task);
-    let out =
-        Transfer { flags: output.flags(), file: Arc::clone(&output), at: None, no_append: false };
+    let out = Transfer { flags: output.flags(), file: Arc::clone(&output), at: None, no_append: false };
     let mut left = count.min(MAX_RW);
     let mut sent = 0_u64;
     let mut piece = vec![0; left.min(COPY_PIECE)];

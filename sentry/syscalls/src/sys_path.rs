@@ -141,8 +141,7 @@ fn linkat(
     if flags & libc::AT_EMPTY_PATH != 0 && !paths.creds.has_cap(cap::DAC_READ_SEARCH) {
         return Err(Errno::ENOENT);
     }
-    let nofollow =
-        if flags & libc::AT_SYMLINK_FOLLOW == 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
+    let nofollow = if flags & libc::AT_SYMLINK_FOLLOW == 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
     let at = match target(&paths, cx, old_dir, Ptr(old.0), flags & libc::AT_EMPTY_PATH | nofollow)? {
         Target::At(at) => at,
         Target::File(_) => return Err(Errno::EXDEV),
@@ -204,8 +203,7 @@ fn name_to_handle_at(
     _mount_id: Ptr,
     flags: i32,
 ) -> Result<()> {
-    let nofollow =
-        if flags & libc::AT_SYMLINK_FOLLOW == 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
+    let nofollow = if flags & libc::AT_SYMLINK_FOLLOW == 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
     target(&Paths::of(cx), cx, dir, Ptr(path.0), flags & libc::AT_EMPTY_PATH | nofollow)?;
     Err(Errno::EOPNOTSUPP)
 }
@@ -243,14 +241,7 @@ fn mount_text(cx: &Current, at: u64) -> Result<String> {
     String::from_utf8(cx.path(at)?).map_err(|_| Errno::EINVAL)
 }
 
-fn mount(
-    cx: &mut Current,
-    source: PathPtr,
-    at: PathPtr,
-    kind: PathPtr,
-    flags: u64,
-    data: Ptr,
-) -> Result<()> {
+fn mount(cx: &mut Current, source: PathPtr, at: PathPtr, kind: PathPtr, flags: u64, data: Ptr) -> Result<()> {
     let paths = Paths::of(cx);
     let target = cx.path(at.0)?;
     if !paths.creds.has_cap(cap::SYS_ADMIN) {

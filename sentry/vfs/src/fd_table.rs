@@ -178,7 +178,11 @@ impl FdTable {
 
     /// `EMFILE` unless a descriptor below `limit` is free: asked before a call that makes something to enter.
     pub fn check_room(&self, limit: u64) -> Result<()> {
-        if (self.slots.read().lowest_free(0) as u64) < limit.min(NR_OPEN) { Ok(()) } else { Err(Errno::EMFILE) }
+        if (self.slots.read().lowest_free(0) as u64) < limit.min(NR_OPEN) {
+            Ok(())
+        } else {
+            Err(Errno::EMFILE)
+        }
     }
 
     /// Enters a file at the lowest free descriptor.
