@@ -56,6 +56,8 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // The default report would look for the binary's symbols, which no thread here may open.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     let event = match run(&control) {
         Ok(None) => None,
         Ok(Some(event)) => Some(event),
