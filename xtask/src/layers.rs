@@ -98,7 +98,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gofer-protocol", &["abi", "hostsys"]),
     ("gofer", &["abi", "hostsys", "gofer-protocol"]),
     ("control-protocol", &["abi", "hostsys"]),
-    ("runtime", &["abi", "hostsys", "control-protocol"]),
+    // The life-cycle side starts the gofer; it knows the Sentry by the control protocol alone.
+    ("runtime", &["abi", "hostsys", "control-protocol", "gofer"]),
     ("runsc-compat", &["abi", "hostsys", "control-protocol", "runtime"]),
     ("casemate", &["abi", "hostsys", "runsc-compat", "runtime", "sentry-boot", "gofer"]),
     ("syscall-tests", &[]),

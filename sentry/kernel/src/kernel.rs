@@ -1,7 +1,8 @@
 //! The kernel of one sandbox: what all its tasks share.
 
+use core::any::{Any, TypeId};
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
@@ -109,6 +110,7 @@ pub struct Kernel {
     pub(crate) max_tasks: usize,
     pub(crate) trace: Option<TraceSink>,
     tasks: Mutex<TaskSet, { rank::TASK_SET }>,
+    extensions: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>, { rank::LEAF }>,
     unsupported: Mutex<BTreeMap<(String, String), u64>, { rank::LEAF }>,
     no_mm: Arc<Mm>,
     no_fds: Arc<FdTable>,
@@ -176,6 +178,7 @@ impl Kernel {
             max_tasks: config.max_tasks,
             trace: config.trace,
             tasks: Mutex::new(TaskSet::default()),
+            extensions: Mutex::new(HashMap::new()),
             unsupported: Mutex::new(BTreeMap::new()),
             init_exit: InitExit::default(),
             init_shielded: AtomicBool::new(true),
@@ -198,6 +201,14 @@ impl Kernel {
 
     pub fn vfs(&self) -> &Arc<Vfs> {
         &self.vfs
+    }
+
+    /// The sandbox's one value of type `T`, made when it is first asked for: for what a family of system calls shares and
+    /// the kernel itself has no use for.
+    pub fn extension<T: Any + Send + Sync + Default>(&self) -> Arc<T> {
+        let mut extensions = self.extensions.lock();
+        let value = extensions.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default()));
+        Arc::clone(value).downcast().unwrap_or_default()
     }
 
     pub fn uts(&self) -> UtsNames {

@@ -562,6 +562,9 @@ async fn restart_syscall(cx: &mut Current) -> SysResult {
         Some(RestartBlock::Futex { addr, value, bitset, shared, deadline }) => {
             crate::sys_futex::restart_wait(cx, addr, value, bitset, shared, deadline).await
         }
-        Some(RestartBlock::Poll { .. }) | None => Err(Stop::Errno(Errno::EINTR)),
+        Some(RestartBlock::Poll { fds, nfds, deadline }) => {
+            crate::sys_poll::restart_poll(cx, fds, nfds, deadline).await
+        }
+        None => Err(Stop::Errno(Errno::EINTR)),
     }
 }

@@ -4,7 +4,8 @@
 //! names. Objects are synchronous: a call answers at once with a result or `WouldBlock`, and whoever wants to wait
 //! does so on the file's wait queue.
 //!
-//! **Lock ranks:** `MountTree` 20, `Rename` 30, `DirInode` 40, file position 45, `FileData` 50, `FdTable` 60. No user
+//! **Lock ranks:** file position 15 (held over a whole transfer), `MountTree` 20, `Rename` 30,
+//! `DirInode` 40, `FileData` 50, `FdTable` 60. No user
 //! copy that may fault is made under a directory's lock; a file's data lock may be held over a copy, because a fault
 //! on user memory never needs it back.
 //!

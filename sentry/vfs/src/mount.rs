@@ -165,19 +165,15 @@ impl Location {
                 continue;
             }
             let (parent, name) = at.dentry.parent_and_name();
-            match parent {
-                Some(parent) => {
+            let Some(parent) = parent else {
+                // A nameless file, or a bind mount's directory that was moved out of its tree.
+                if !name.is_empty() {
                     names.push(name);
-                    at.dentry = parent;
                 }
-                None => {
-                    // A nameless file, or a bind mount's directory that was moved out of its tree.
-                    if !name.is_empty() {
-                        names.push(name);
-                    }
-                    break false;
-                }
-            }
+                break false;
+            };
+            names.push(name);
+            at.dentry = parent;
         };
         let mut bytes = Vec::new();
         for name in names.iter().rev() {
@@ -440,8 +436,6 @@ impl MountNamespace {
         let mut at = at.clone();
         self.follow_mounts(&mut at);
         Self::check_kinds(&at, &mount.root)?;
-        // A removal of the place waits, or is seen.
-        let _still = at.dentry.parent().map(|_| ());
         if at.dentry.is_unlinked() {
             return Err(Errno::ENOENT);
         }

@@ -95,8 +95,7 @@ impl PathCx<'_> {
     pub fn open(&self, base: Option<&Location>, path: &[u8], how: OpenHow) -> Result<Opened> {
         let mut flags = how.flags;
         if flags.contains(OpenFlags::PATH) {
-            flags =
-                flags & (OpenFlags::PATH | OpenFlags::DIRECTORY | OpenFlags::NOFOLLOW | OpenFlags::CLOEXEC);
+            flags &= OpenFlags::PATH | OpenFlags::DIRECTORY | OpenFlags::NOFOLLOW | OpenFlags::CLOEXEC;
         } else {
             flags |= OpenFlags::LARGEFILE;
         }
@@ -114,7 +113,7 @@ impl PathCx<'_> {
         let follow = !flags.contains(OpenFlags::NOFOLLOW) && !exclusive;
         let mut walk = Walk::start(self, base, path, how.resolve)?;
         loop {
-            let step = walk.to_last()?;
+            let step = walk.walk_to_last()?;
             match step {
                 Step::Here => {}
                 Step::Dots(up) => walk.dots(up)?,
@@ -180,10 +179,10 @@ impl PathCx<'_> {
             return Err(Errno::ENAMETOOLONG);
         }
         let sb = dir.mount.superblock();
-        let _exclusive = dir.dentry.dir.write();
+        let exclusive = dir.dentry.dir.write();
         if let Some(dentry) = sb.lookup_locked(&dir.dentry, name)? {
             let mut at = Location { mount: Arc::clone(&dir.mount), dentry };
-            drop(_exclusive);
+            drop(exclusive);
             self.ns.follow_mounts(&mut at);
             return Ok((at, false));
         }

@@ -107,7 +107,7 @@ impl<'a> PathCx<'a> {
     pub fn lookup(&self, base: Option<&Location>, path: &[u8], flags: LookupFlags) -> Result<Location> {
         let mut walk = Walk::start(self, base, path, flags)?;
         loop {
-            match walk.to_last()? {
+            match walk.walk_to_last()? {
                 Step::Here => {}
                 Step::Dots(up) => walk.dots(up)?,
                 Step::Name(name) => {
@@ -131,7 +131,7 @@ impl<'a> PathCx<'a> {
     /// Looks up all but the last component, for a call that makes, removes or renames it.
     pub fn lookup_parent(&self, base: Option<&Location>, path: &[u8], flags: LookupFlags) -> Result<Parent> {
         let mut walk = Walk::start(self, base, path, flags)?;
-        let last = match walk.to_last()? {
+        let last = match walk.walk_to_last()? {
             Step::Here => Last::Here,
             Step::Dots(false) => Last::Dot,
             Step::Dots(true) => Last::DotDot,
@@ -235,7 +235,7 @@ impl<'c, 'a> Walk<'c, 'a> {
     }
 
     /// Walks up to the last component.
-    pub(crate) fn to_last(&mut self) -> Result<Step> {
+    pub(crate) fn walk_to_last(&mut self) -> Result<Step> {
         loop {
             let Some((range, next)) = self.next() else {
                 return Ok(Step::Here);

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Weak};
 
 use abi::tty::{Winsize, lflag, pkt};
-use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank, mono_now};
+use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank};
 use sentry_vfs::{Attr, Caller, FileKind, SignalSink, Terminal};
 
 pub use file::{MasterFile, TtyFile};
@@ -65,8 +65,6 @@ struct State {
     /// The master is in packet mode, and has these status bits to see.
     packet: bool,
     status: u8,
-    /// When input came last, for `VTIME`.
-    last_input: Nanos,
 }
 
 impl Tty {
@@ -86,7 +84,6 @@ impl Tty {
                 exclusive: false,
                 packet: false,
                 status: 0,
-                last_input: 0,
             }),
             foreground: AtomicI32::new(0),
             session: AtomicI32::new(0),
@@ -149,7 +146,6 @@ impl Tty {
 
     /// Bytes typed on the other side; returns how many there was room for.
     fn input(&self, bytes: &[u8]) -> usize {
-        self.state.lock().last_input = mono_now();
         let n = self.with_ldisc(|ldisc, effects| ldisc.receive(bytes, effects));
         self.slave_queue.notify(Events::READABLE);
         n

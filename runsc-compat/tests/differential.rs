@@ -1,0 +1,160 @@
+//! The differential suite: every case that holds on the host kernel must hold in the sandbox.
+//!
+//! `syscall-tests` runs natively, in a bundle on the overlay root, and in one with its files in memory. A case that
+//! fails inside only must be in `differential-known.txt` with its reason; one that is there and passes must leave.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use xtask::bundle::Bundle;
+use xtask::programs::INSIDE;
+use xtask::trial::{Outcome, Trial};
+use xtask::{place, rootfs, test};
+
+/// What a case said: `ok`, `fail` or `skip`, and why.
+type Verdicts = BTreeMap<String, (String, String)>;
+
+/// Known differences: the case, the place (`overlay`, `tmpfs` or `both`), the reason.
+type Known = BTreeMap<String, (String, String)>;
+
+fn known() -> Result<Known> {
+    let path = place::workspace().join("runsc-compat/tests/differential-known.txt");
+    let mut known = Known::new();
+    for line in std::fs::read_to_string(&path)?.lines() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let mut words = line.splitn(3, ' ');
+        let (Some(case), Some(place), Some(reason)) = (words.next(), words.next(), words.next()) else {
+            bail!("{}: {line:?}: write CASE overlay|tmpfs|both REASON", path.display());
+        };
+        ensure!(["overlay", "tmpfs", "both"].contains(&place), "{}: {line:?}: no such place", path.display());
+        known.insert(case.to_owned(), (place.to_owned(), reason.to_owned()));
+    }
+    Ok(known)
+}
+
+fn verdicts(out: &Outcome) -> Result<Verdicts> {
+    let mut found = Verdicts::new();
+    for line in out.out().lines() {
+        let value: serde_json::Value =
+            serde_json::from_str(line).with_context(|| format!("{line:?} of {out}"))?;
+        let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+        if value.get("case").is_some() {
+            found.insert(text("case"), (text("verdict"), text("reason")));
+        }
+    }
+    ensure!(!found.is_empty(), "no verdict came: {out}");
+    Ok(found)
+}
+
+/// What to run: the cases' files go to the working directory.
+fn arguments(dir: &str) -> Vec<String> {
+    let program = format!("{INSIDE}/syscall-tests");
+    let words = ["run", "--all", "--json", "--jobs", "2", "--timeout", "60", "--dir", dir];
+    std::iter::once(program).chain(words.map(str::to_owned)).collect()
+}
+
+fn inside(place: &str, root: &Path) -> Result<Verdicts> {
+    let trial = Trial::new(&format!("diff-{place}"))?;
+    let mut bundle = Bundle::new(root, arguments("/work")).all_capabilities();
+    if place == "tmpfs" {
+        bundle = bundle.tmpfs("/work");
+    }
+    let out = trial.run(&bundle)?.limit(Duration::from_mins(15)).run()?;
+    ensure!(out.code() <= 1, "the suite itself failed inside ({place}): {out}");
+    let found = verdicts(&out)?;
+    trial.finish()?;
+    Ok(found)
+}
+
+fn native(place: &str, root: &Path) -> Result<Verdicts> {
+    let trial = Trial::new(&format!("diff-native-{place}"))?;
+    let mut native = xtask::native::Native::new(root, trial.path().join("scratch")).bind(
+        &trial.programs().inside,
+        INSIDE,
+        "ro",
+    );
+    if place == "tmpfs" {
+        native = native.tmpfs("/work");
+    }
+    let out = trial.host(native.command(arguments("/work"))).limit(Duration::from_mins(15)).run()?;
+    ensure!(out.code() <= 1, "the suite itself failed natively ({place}): {out}");
+    verdicts(&out)
+}
+
+/// Compares, and adds to the report; returns what is wrong.
+fn compare(
+    place: &str,
+    host: &Verdicts,
+    sandbox: &Verdicts,
+    known: &Known,
+    report: &mut String,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    // By area: cases that hold on the host, of those that hold inside, known differences.
+    let mut areas: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
+    for (case, (verdict, _)) in host {
+        if verdict != "ok" {
+            continue;
+        }
+        let area = areas.entry(case.split('/').next().unwrap_or_default()).or_default();
+        area[0] += 1;
+        let listed = known.get(case).filter(|(at, _)| at == place || at == "both");
+        let (inside, reason) = match sandbox.get(case) {
+            Some((verdict, reason)) => (verdict.as_str(), reason.as_str()),
+            None => ("missing", "no verdict: the suite ended before"),
+        };
+        match (inside, listed) {
+            ("ok", None) => area[1] += 1,
+            ("ok", Some(_)) => {
+                area[1] += 1;
+                wrong.push(format!("{case} ({place}): passes: take it off the list of known differences"));
+            }
+            (_, Some(_)) => area[2] += 1,
+            (verdict, None) => wrong.push(format!("{case} ({place}): {verdict}: {reason}")),
+        }
+    }
+    let _ = writeln!(report, "\n{place}:\n  {:<16} {:>8} {:>8} {:>8}", "area", "host", "inside", "known");
+    let mut total = [0; 3];
+    for (area, counts) in &areas {
+        let [host, inside, known] = counts;
+        let _ = writeln!(report, "  {area:<16} {host:>8} {inside:>8} {known:>8}");
+        total = [total[0] + host, total[1] + inside, total[2] + known];
+    }
+    let [host, inside, known] = total;
+    let _ = writeln!(report, "  {:<16} {host:>8} {inside:>8} {known:>8}", "all");
+    wrong
+}
+
+#[test]
+fn cases_that_hold_on_the_host_hold_inside() -> Result<()> {
+    let (root, known) = (rootfs::busybox()?, known()?);
+    let mut report =
+        String::from("Differential cases: those that hold on the host, of those that hold in the sandbox.\n");
+    let mut wrong = Vec::new();
+    let mut every = BTreeSet::new();
+    for place in ["overlay", "tmpfs"] {
+        let host = native(place, &root)?;
+        for (case, (verdict, reason)) in &host {
+            if verdict == "fail" {
+                wrong
+                    .push(format!("{case} ({place}): does not hold on the host, so it is no case: {reason}"));
+            }
+            every.insert(case.clone());
+        }
+        wrong.extend(compare(place, &host, &inside(place, &root)?, &known, &mut report));
+    }
+    wrong.extend(
+        known.keys().filter(|case| !every.contains(*case)).map(|case| format!("{case}: known, but no case")),
+    );
+    std::fs::write(test::report_path(), &report)?;
+    println!("{report}");
+    ensure!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! End-to-end tests of the `casemate` binary: real programs in real root filesystems, seen from outside.
+//!
+//! Every test has a directory, a state root and IDs of its own; every command runs under a supervisor with a time
+//! limit and fails the test when it leaves a process behind. No test looks at what the machine does besides.
+//! `CASEMATE_TEST_LONG=1` asks for the long forms.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "tests stop with a panic when what they rely on is not so"
+)]
+#![allow(
+    clippy::format_collect,
+    clippy::format_push_string,
+    reason = "brevity counts for more than speed here"
+)]
+
+mod common;
+mod configuration;
+mod deaths;
+mod exit;
+mod host_command;
+mod hostile;
+mod languages;
+mod lower;
+mod many;
+mod outside;
+mod posture;
+mod shell;
+mod stress;
+mod terminal;
