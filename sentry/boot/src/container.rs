@@ -17,7 +17,8 @@ use sentry_kernel::{InitError, InitSpec, Kernel, KernelConfig, TraceSink};
 use sentry_memory::MemoryFile;
 use sentry_syscalls::Table;
 use sentry_vfs::{
-    CapSet, Credentials, FdTable, FileDescription, FileOps, NR_OPEN, OpenFlags, OpenHow, Opened, Terminal, Vfs,
+    CapSet, Credentials, FdTable, FileDescription, FileOps, NR_OPEN, OpenFlags, OpenHow, Opened, Terminal,
+    Vfs,
 };
 
 use crate::console::{Bell, Console};
@@ -112,8 +113,7 @@ impl Container {
         let total_memory = kernel.total_memory();
         vfs.register_type("tmpfs", Arc::new(TmpfsType { memory, total_memory }));
 
-        let parts =
-            Parts { kernel: &kernel, memory: &ground.memory, gofer: &gofer, terminals: &terminals };
+        let parts = Parts { kernel: &kernel, memory: &ground.memory, gofer: &gofer, terminals: &terminals };
         let tree = Tree::build(boot, &parts).map_err(|error| failed(Phase::Mount, error))?;
         log.debug("the mounts stand");
 
