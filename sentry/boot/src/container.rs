@@ -8,12 +8,13 @@ use abi::process::Rlimit;
 use control_protocol::{Boot, Descriptor, Failure, Phase, Process};
 use fs_dev::{Devices, HostSide, Terminals};
 use fs_gofer::Session;
-use fs_host::{HostFile, Watcher};
+use fs_host::{HostFile, HostPoller, describe};
 use fs_pipe::Fifos;
 use fs_tmpfs::TmpfsType;
 use platform::Platform;
 use sentry_base::Errno;
 use sentry_kernel::{InitError, InitSpec, Kernel, KernelConfig, TraceSink};
+use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
 use sentry_syscalls::Table;
 use sentry_vfs::{
@@ -33,10 +34,11 @@ const MAX_TASKS: usize = 32_768;
 pub struct Ground {
     pub platform: Arc<dyn Platform>,
     pub memory: Arc<MemoryFile>,
-    pub watcher: Arc<Watcher>,
+    pub poller: Arc<HostPoller>,
     pub bell: Arc<Bell>,
     pub ear: UnixStream,
     pub nr_cpus: usize,
+    pub machine: Machine,
     pub total_memory: u64,
 }
 
@@ -97,6 +99,7 @@ impl Container {
             platform: ground.platform,
             memory: Arc::clone(&ground.memory),
             vfs: Arc::clone(&vfs),
+            machine: ground.machine,
             table: Arc::new(Table::new()),
             hostname: boot.hostname.as_deref().unwrap_or("casemate").as_bytes().to_vec(),
             domainname: boot.domainname.as_deref().unwrap_or("(none)").as_bytes().to_vec(),
@@ -128,13 +131,12 @@ impl Container {
                 .map_err(|errno| failed(Phase::Init, format!("cannot open the terminal: {errno}")))?;
             terminal = Some(Arc::new(side));
         }
-        let owner = (boot.process.uid, boot.process.gid);
         for (number, fd) in fds.guest {
             let refused = |error: &dyn std::fmt::Display| {
                 failed(Phase::Init, format!("cannot pass descriptor {number} on: {error}"))
             };
-            let file = HostFile::open(fd, &ground.watcher, owner).map_err(|error| refused(&error))?;
-            place(&table, number, file).map_err(|errno| refused(&errno))?;
+            let file = HostFile::new(fd, &ground.poller).map_err(|errno| refused(&errno))?;
+            place(&table, number, describe(file)).map_err(|errno| refused(&errno))?;
         }
         let console = match (&terminal, fds.console) {
             (Some(side), Some(socket)) => Some(Console::new(side, socket, &ground.bell, ground.ear)),

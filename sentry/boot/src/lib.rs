@@ -27,10 +27,11 @@ use std::sync::mpsc;
 use std::thread;
 
 use control_protocol::{Channel, Event, Failure, Phase};
-use fs_host::Watcher;
+use fs_host::HostPoller;
 use hostsys::{process, signals};
 use platform_systrap::Systrap;
 use sentry_base::Executor;
+use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
 
 use crate::container::{Container, Ground};
@@ -92,25 +93,25 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
     let options = platform_systrap::Options { nr_cpus, nr_blank: 1 };
     let platform = Systrap::with_maps(options, &seen.maps).map_err(confining("starting the platform"))?;
     let memory = MemoryFile::create(MemoryFile::DEFAULT_SIZE).map_err(confining("making the memory file"))?;
-    let watcher = Watcher::new().map_err(confining("epoll"))?;
+    let poller = HostPoller::new().map_err(confining("epoll"))?;
     let (bell, ear) = console::Bell::new().map_err(confining("socketpair"))?;
     let (ended, mut end) = control::ending().map_err(confining("socketpair"))?;
     filter::lock_down().map_err(confining("filtering system calls"))?;
 
     let (boot, fds) =
         control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
-    let total_memory = seen.total_memory;
     let ground = Ground {
         platform,
         memory,
-        watcher: Arc::clone(&watcher),
+        poller: Arc::clone(&poller),
         bell: Arc::clone(&bell),
         ear,
         nr_cpus,
-        total_memory,
+        machine: Machine::from_auxv(&seen.auxv),
+        total_memory: seen.total_memory,
     };
     let mut container = Container::build(&boot, fds, ground, ended)?;
-    let threads = Threads::start(&mut container, watcher, nr_cpus)
+    let threads = Threads::start(&mut container, poller, nr_cpus)
         .map_err(|error| Failure { phase: Phase::Init, message: error })?;
     filter::enter_role(Role::Control).map_err(confining("filtering system calls"))?;
     control
@@ -137,8 +138,8 @@ struct Threads {
 }
 
 impl Threads {
-    /// Starts workers, watcher and console, each narrowed to its role before it does anything.
-    fn start(container: &mut Container, watcher: Arc<Watcher>, nr_cpus: usize) -> Result<Self, String> {
+    /// Starts workers, poller and console, each narrowed to its role before it does anything.
+    fn start(container: &mut Container, poller: Arc<HostPoller>, nr_cpus: usize) -> Result<Self, String> {
         let (narrowed, all) = mpsc::channel();
         let mut started = 0;
         let mut start = |name: &str, role: Role, work: Box<dyn FnOnce() + Send>| {
@@ -155,7 +156,7 @@ impl Threads {
             });
             thread.map_err(|error| format!("cannot start a thread: {error}"))
         };
-        start("host-files", Role::Worker, Box::new(move || watcher.run()))?;
+        start("host-files", Role::Worker, Box::new(move || poller.run()))?;
         let mut console = None;
         if let Some(relay) = container.console.take() {
             console = Some(start("console", Role::Control, Box::new(move || relay.run()))?);
