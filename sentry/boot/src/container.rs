@@ -8,7 +8,7 @@ use abi::process::Rlimit;
 use control_protocol::{Boot, Descriptor, Failure, Phase, Process};
 use fs_dev::{Devices, HostSide, Terminals};
 use fs_gofer::Session;
-use fs_host::{HostFile, HostPoller, describe};
+use fs_host::{HostFile, Watcher};
 use fs_pipe::Fifos;
 use fs_tmpfs::TmpfsType;
 use platform::Platform;
@@ -34,7 +34,7 @@ const MAX_TASKS: usize = 32_768;
 pub struct Ground {
     pub platform: Arc<dyn Platform>,
     pub memory: Arc<MemoryFile>,
-    pub poller: Arc<HostPoller>,
+    pub watcher: Arc<Watcher>,
     pub bell: Arc<Bell>,
     pub ear: UnixStream,
     pub nr_cpus: usize,
@@ -131,12 +131,13 @@ impl Container {
                 .map_err(|errno| failed(Phase::Init, format!("cannot open the terminal: {errno}")))?;
             terminal = Some(Arc::new(side));
         }
+        let owner = (boot.process.uid, boot.process.gid);
         for (number, fd) in fds.guest {
             let refused = |error: &dyn std::fmt::Display| {
                 failed(Phase::Init, format!("cannot pass descriptor {number} on: {error}"))
             };
-            let file = HostFile::new(fd, &ground.poller).map_err(|errno| refused(&errno))?;
-            place(&table, number, describe(file)).map_err(|errno| refused(&errno))?;
+            let file = HostFile::open(fd, &ground.watcher, owner).map_err(|error| refused(&error))?;
+            place(&table, number, file).map_err(|errno| refused(&errno))?;
         }
         let console = match (&terminal, fds.console) {
             (Some(side), Some(socket)) => Some(Console::new(side, socket, &ground.bell, ground.ear)),

@@ -27,7 +27,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use control_protocol::{Channel, Event, Failure, Phase};
-use fs_host::HostPoller;
+use fs_host::Watcher;
 use hostsys::{process, signals};
 use platform_systrap::Systrap;
 use sentry_base::Executor;
@@ -56,6 +56,8 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // The default report would look for the binary's symbols, which no thread here may open.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     let event = match run(&control) {
         Ok(None) => None,
         Ok(Some(event)) => Some(event),
@@ -93,7 +95,7 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
     let options = platform_systrap::Options { nr_cpus, nr_blank: 1 };
     let platform = Systrap::with_maps(options, &seen.maps).map_err(confining("starting the platform"))?;
     let memory = MemoryFile::create(MemoryFile::DEFAULT_SIZE).map_err(confining("making the memory file"))?;
-    let poller = HostPoller::new().map_err(confining("epoll"))?;
+    let watcher = Watcher::new().map_err(confining("epoll"))?;
     let (bell, ear) = console::Bell::new().map_err(confining("socketpair"))?;
     let (ended, mut end) = control::ending().map_err(confining("socketpair"))?;
     filter::lock_down().map_err(confining("filtering system calls"))?;
@@ -103,7 +105,7 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
     let ground = Ground {
         platform,
         memory,
-        poller: Arc::clone(&poller),
+        watcher: Arc::clone(&watcher),
         bell: Arc::clone(&bell),
         ear,
         nr_cpus,
@@ -111,7 +113,7 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
         total_memory: seen.total_memory,
     };
     let mut container = Container::build(&boot, fds, ground, ended)?;
-    let threads = Threads::start(&mut container, poller, nr_cpus)
+    let threads = Threads::start(&mut container, watcher, nr_cpus)
         .map_err(|error| Failure { phase: Phase::Init, message: error })?;
     filter::enter_role(Role::Control).map_err(confining("filtering system calls"))?;
     control
@@ -138,8 +140,8 @@ struct Threads {
 }
 
 impl Threads {
-    /// Starts workers, poller and console, each narrowed to its role before it does anything.
-    fn start(container: &mut Container, poller: Arc<HostPoller>, nr_cpus: usize) -> Result<Self, String> {
+    /// Starts workers, watcher and console, each narrowed to its role before it does anything.
+    fn start(container: &mut Container, watcher: Arc<Watcher>, nr_cpus: usize) -> Result<Self, String> {
         let (narrowed, all) = mpsc::channel();
         let mut started = 0;
         let mut start = |name: &str, role: Role, work: Box<dyn FnOnce() + Send>| {
@@ -156,7 +158,7 @@ impl Threads {
             });
             thread.map_err(|error| format!("cannot start a thread: {error}"))
         };
-        start("host-files", Role::Worker, Box::new(move || poller.run()))?;
+        start("host-files", Role::Worker, Box::new(move || watcher.run()))?;
         let mut console = None;
         if let Some(relay) = container.console.take() {
             console = Some(start("console", Role::Control, Box::new(move || relay.run()))?);

@@ -4,6 +4,7 @@
 //! waits for wakes nothing.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
@@ -16,7 +17,7 @@ use sentry_base::{Errno, Events, Mutex, Result};
 
 use crate::from_rustix;
 
-/// The token of the descriptor that ends [`HostPoller::run`].
+/// The token of the descriptor that ends [`Watcher::run`].
 const STOP: u64 = 0;
 
 struct Watch {
@@ -32,15 +33,15 @@ struct Watches {
 }
 
 /// An epoll instance and those who wait on it.
-pub struct HostPoller {
+pub struct Watcher {
     epoll: OwnedFd,
     stop: OwnedFd,
     watches: Mutex<Watches, { rank::LEAF }>,
 }
 
-impl core::fmt::Debug for HostPoller {
+impl core::fmt::Debug for Watcher {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("HostPoller")
+        f.write_str("Watcher")
     }
 }
 
@@ -49,16 +50,16 @@ fn flags(events: Events) -> EventFlags {
     EventFlags::from_bits_truncate(events.bits()) | EventFlags::ONESHOT
 }
 
-impl HostPoller {
-    /// A poller that nobody runs yet: give a thread to [`HostPoller::run`].
-    pub fn new() -> Result<Arc<Self>> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(from_rustix)?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(from_rustix)?;
-        epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN).map_err(from_rustix)?;
+impl Watcher {
+    /// A watcher that nobody runs yet: give a thread to [`Watcher::run`].
+    pub fn new() -> io::Result<Arc<Self>> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
         Ok(Arc::new(Self { epoll, stop, watches: Mutex::default() }))
     }
 
-    /// Serves until [`HostPoller::stop`]. Needs `epoll_wait` and `epoll_ctl` of the host.
+    /// Serves until [`Watcher::stop`]. Needs `epoll_wait` and `epoll_ctl` of the host.
     pub fn run(&self) {
         let mut buf: Vec<Event> = Vec::with_capacity(64);
         loop {
@@ -77,7 +78,7 @@ impl HostPoller {
         }
     }
 
-    /// Ends [`HostPoller::run`], now or when it is called.
+    /// Ends [`Watcher::run`], now or when it is called.
     pub fn stop(&self) {
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
     }
@@ -133,7 +134,7 @@ impl HostPoller {
     }
 }
 
-impl Drop for HostPoller {
+impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop();
     }
