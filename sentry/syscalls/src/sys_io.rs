@@ -7,10 +7,12 @@ use abi::fs::rwf;
 use sentry_base::{Errno, Events, Result, mono_now};
 use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult, Task};
 use sentry_memory::{IoSeg, UserReader, UserWriter};
+use sentry_vfs::watch::event;
 use sentry_vfs::{FileDescription, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence, as_dir};
 
 use crate::args::{Bits, Ptr};
-use crate::fs_args::{MAX_RW, cut, segments, total};
+use crate::files::{MAX_RW_COUNT, one_segment, read_iovec};
+use crate::fs_args::{cut, total};
 use crate::table::syscalls;
 
 syscalls! {
@@ -43,8 +45,10 @@ fn done(result: Result<usize>) -> Call<'static> {
     Call::Done(result.map(|n| n as u64).map_err(Stop::from))
 }
 
+const MAX_RW: usize = MAX_RW_COUNT as usize;
+
 fn one(buf: Ptr, count: usize) -> [IoSeg; 1] {
-    [IoSeg { addr: buf.0, len: count.min(MAX_RW) as u64 }]
+    one_segment(buf.0, count)
 }
 
 impl Transfer {
@@ -83,6 +87,24 @@ impl Transfer {
     }
 
     fn read_once(&self, task: &Task, dst: &mut UserWriter<'_>) -> Result<IoStart<usize>> {
+        let start = self.read_quietly(task, dst)?;
+        self.notify(&start, event::ACCESS);
+        Ok(start)
+    }
+
+    fn write_once(&self, task: &Task, src: &mut UserReader<'_>) -> Result<IoStart<usize>> {
+        let start = self.write_quietly(task, src)?;
+        self.notify(&start, event::MODIFY);
+        Ok(start)
+    }
+
+    fn notify(&self, start: &IoStart<usize>, mask: u32) {
+        if let (IoStart::Done(1..), Some(at)) = (start, self.file.location()) {
+            at.notify(mask);
+        }
+    }
+
+    fn read_quietly(&self, task: &Task, dst: &mut UserWriter<'_>) -> Result<IoStart<usize>> {
         let io = IoCtx { caller: task, flags: self.flags };
         let ops = self.file.ops();
         match self.at {
@@ -99,7 +121,7 @@ impl Transfer {
         }
     }
 
-    fn write_once(&self, task: &Task, src: &mut UserReader<'_>) -> Result<IoStart<usize>> {
+    fn write_quietly(&self, task: &Task, src: &mut UserReader<'_>) -> Result<IoStart<usize>> {
         let io = IoCtx { caller: task, flags: self.flags };
         let ops = self.file.ops();
         if !ops.seekable() {
@@ -289,7 +311,7 @@ fn pwrite64(cx: &mut Current, fd: i32, buf: Ptr, count: usize, offset: i64) -> C
 }
 
 fn vectored(cx: &mut Current, transfer: Result<Transfer>, iov: Ptr, count: usize, writing: bool) -> Call<'_> {
-    let segs = segments(cx, iov, count);
+    let segs = read_iovec(&cx.task, iov.0, count);
     let segs = segs.as_deref().map_err(|e| *e);
     if writing { write_call(cx, transfer, segs) } else { read_call(cx, transfer, segs) }
 }
