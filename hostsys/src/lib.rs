@@ -33,6 +33,7 @@ pub mod signals;
 pub mod sock;
 pub mod syscall_names;
 pub mod terminal;
+pub mod terminal_query;
 
 use std::io;
 

@@ -183,7 +183,7 @@ impl Space {
         window.store64(word::COMMAND_EXPECTED, u64::from(expected));
         window.store64(word::COMMAND_FAULT, 1);
         window.store32(word::COMMAND, kind);
-        thread.resume(0);
+        thread.resume_alone();
         if !thread.wait_posted(monotonic_ns() + COMMAND_NS) {
             self.process.kill(Cause::Protocol("an atomic operation did not end"));
             return Err(fault);
@@ -199,7 +199,7 @@ impl Space {
         let thread = self.thread()?;
         let frame = thread.channel.fresh_frame();
         thread.channel.write_regs(frame, &Regs { rip: self.platform.entries.trap, ..Regs::default() });
-        thread.resume(0);
+        thread.resume_alone();
         if thread.wait_posted(monotonic_ns() + COMMAND_NS) { Ok(thread) } else { Err(SpaceError::Gone) }
     }
 }

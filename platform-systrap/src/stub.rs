@@ -63,7 +63,7 @@ core::arch::global_asm!(
     CMD_AND = const command::AND,
     RUN = const state::RUN,
     POSTED = const state::POSTED,
-    ASLEEP = const state::ASLEEP,
+    ASLEEP = const word::ASLEEP,
     STAGE = const word::STAGE,
     STAGE_DATA = const word::STAGE_DATA,
     STAGE_MAX = const layout::STAGE_MAX,

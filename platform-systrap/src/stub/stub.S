@@ -194,21 +194,21 @@ wait_for_run:
     cmp eax, r9d
     jb 1b
 go_to_sleep:
-    mov eax, {POSTED}
-    mov ecx, {ASLEEP}
-    lock cmpxchg [rbx + {STATE}], ecx
+    mov eax, 1
+    xchg [rbx + {ASLEEP}], eax
     cmp dword ptr [rbx + {STATE}], {RUN}
-    je resume
+    je 1f
     mov eax, {SYS_FUTEX}
-    lea rdi, [rbx + {STATE}]
+    lea rdi, [rbx + {ASLEEP}]
     xor esi, esi                    # FUTEX_WAIT
-    mov edx, {ASLEEP}
+    mov edx, 1
     xor r10d, r10d
     syscall
     .globl casemate_stub_futex_wait_end
 casemate_stub_futex_wait_end:
     cmp dword ptr [rbx + {STATE}], {RUN}
     jne go_to_sleep
+1:  mov dword ptr [rbx + {ASLEEP}], 0
 resume:
     cmp dword ptr [rbx + {COMMAND}], 0
     jne do_command
@@ -223,8 +223,9 @@ resume:
 casemate_stub_sigreturn_end:
     ud2
 
+# The flag is left alone: by now the trap may be taken, the thread set running, and the flag set anew by a worker that is
+# about to sleep. The Sentry clears it when it sets the thread running.
 wake_worker:
-    mov dword ptr [rbx + {SLEEPERS}], 0
     mov eax, {SYS_FUTEX}
     lea rdi, [rbx + {STATE}]
     mov esi, 1                      # FUTEX_WAKE

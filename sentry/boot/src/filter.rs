@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use hostsys::process;
 use platform_systrap::HostCall;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition as Condition,
@@ -18,7 +17,7 @@ use seccompiler::{
 pub enum Role {
     /// Runs tasks, and serves the platform.
     Worker,
-    /// Talks to the command.
+    /// Talks to the command, or relays a terminal.
     Control,
 }
 
@@ -43,6 +42,7 @@ const COMMON: &[i64] = &[
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_read,
+    libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
@@ -51,6 +51,7 @@ const COMMON: &[i64] = &[
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
     libc::SYS_sendmsg,
+    libc::SYS_sendto,
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
     libc::SYS_write,
@@ -85,8 +86,6 @@ const WORKER: &[i64] = &[
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
     libc::SYS_readv,
-    libc::SYS_recvfrom,
-    libc::SYS_sendto,
     libc::SYS_shutdown,
     libc::SYS_sync_file_range,
     libc::SYS_waitid,
@@ -108,6 +107,8 @@ const COMMON_FORMS: &[Form] = &[
     (libc::SYS_newfstatat, 3, libc::AT_EMPTY_PATH as u64),
     (libc::SYS_statx, 2, libc::AT_EMPTY_PATH as u64),
     (libc::SYS_prctl, 0, libc::PR_SET_NAME as u64),
+    // A nudge to a stub, from any thread that sends a signal to its task.
+    (libc::SYS_tgkill, 2, libc::SIGURG as u64),
     // `abort(3)`.
     (libc::SYS_tgkill, 2, libc::SIGABRT as u64),
 ];
@@ -224,11 +225,6 @@ pub fn enter_role(role: Role) -> Result<(), FilterError> {
     add_any(&mut rules, libc::SYS_clone3);
     seccompiler::apply_filter(&program(rules)?)?;
     Ok(())
-}
-
-/// How many CPUs there are for workers, read while it can be.
-pub fn nr_cpus() -> usize {
-    process::nr_cpus()
 }
 
 #[cfg(test)]

@@ -15,8 +15,7 @@ use sentry_kernel::Kernel;
 use sentry_memory::MemoryFile;
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{
-    Attr, Credentials, FileKind, FileSystem, FsContextView, Location, LookupFlags, MountFlags, MountNamespace,
-    PathCx, SetAttr, anonymous_dev,
+    FileSystem, FsContextView, Location, LookupFlags, MountFlags, MountNamespace, PathCx, anonymous_dev,
 };
 
 use crate::caller::KernelCaller;
@@ -64,9 +63,9 @@ pub struct Tree {
 impl Tree {
     /// Builds the tree that `boot` describes.
     pub fn build(boot: &Boot, parts: &Parts<'_>) -> core::result::Result<Self, TreeError> {
-        let root = root_fs(boot, parts).map_err(TreeError::Root)?;
+        let root = root_fs(parts, boot.root.attach).map_err(TreeError::Root)?;
         // Mount points may have to be made: the root becomes read-only last.
-        let ns = MountNamespace::new(root, MountFlags::empty(), "rootfs");
+        let ns = MountNamespace::new(parts.kernel.vfs(), root, MountFlags::empty(), "rootfs");
         let at = ns.root();
         let view = FsContextView { root: at.clone(), cwd: at.clone(), umask: 0o022 };
         let tree = Self { ns, caller: KernelCaller::new(), view };
@@ -79,7 +78,9 @@ impl Tree {
         for path in &boot.readonly_paths {
             tree.make_read_only(path)?;
         }
-        tree.make_working_directory(boot)?;
+        let cwd = boot.process.cwd.as_bytes();
+        tree.make_path(cwd, false)
+            .map_err(|errno| TreeError::WorkingDirectory { place: show(cwd), errno })?;
         if boot.root.readonly {
             at.mount.set_flags(at.mount.flags() | MountFlags::RDONLY);
         }
@@ -87,11 +88,139 @@ impl Tree {
     }
 
     /// A path walk from the container's root with every right.
-    pub fn walk<'a>(&'a self, kernel: &'a Kernel) -> PathCx<'a> {
-        self.walk_as(kernel, &self.caller.0)
+    pub fn walk(&self) -> PathCx<'_> {
+        PathCx::new(&self.ns, &self.view, &self.caller.0, &self.caller)
     }
 
-    fn walk_as<'a>(&'a self, kernel: &'a Kernel, creds: &'a Credentials) -> PathCx<'a> {
-        PathCx::new(kernel.vfs(), &self.ns, &self.view, creds, &self.caller)
+    pub fn root(&self) -> Location {
+        self.view.root.clone()
     }
+
+    pub fn caller(&self) -> &KernelCaller {
+        &self.caller
+    }
+
+    /// Finds `path`, and makes the directories that are missing; with `file`, a file in the last place.
+    fn make_path(&self, path: &[u8], file: bool) -> Result<Location> {
+        let walk = self.walk();
+        let mut at = self.root();
+        let mut made = Vec::new();
+        let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
+        while let Some(name) = names.next() {
+            made.push(b'/');
+            made.extend_from_slice(name);
+            at = match walk.lookup(None, &made, LookupFlags::FOLLOW) {
+                Err(Errno::ENOENT) if file && names.peek().is_none() => walk.mknod(None, &made, 0o644, 0)?,
+                Err(Errno::ENOENT) => walk.mkdir(None, &made, 0o755)?,
+                found => found?,
+            };
+        }
+        Ok(at)
+    }
+
+    fn mount(&self, boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> core::result::Result<(), TreeError> {
+        let path = mount.destination.as_bytes();
+        let file = matches!(mount.kind, MountKind::Bind { is_directory: false, .. });
+        let at = self
+            .make_path(path, file)
+            .map_err(|errno| TreeError::Point { place: show(path), errno })?;
+        let (what, made) = file_system(boot, parts, mount);
+        made.and_then(|fs| self.ns.mount_at(&at, fs, flags_of(mount.flags), what))
+            .map_err(|errno| TreeError::Mount { what, place: show(path), errno })?;
+        Ok(())
+    }
+
+    /// Hides a path, if it is there: a file behind an empty one, a directory behind an empty one.
+    fn mask(&self, path: &str) -> core::result::Result<(), TreeError> {
+        let hide = || -> Result<()> {
+            let at = match self.walk().lookup(None, path.as_bytes(), LookupFlags::FOLLOW) {
+                Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+                at => at?,
+            };
+            let fs = PseudoFs::new("tmpfs", MASK_MAGIC, anonymous_dev(), 1);
+            fs.set_root(if at.is_dir() { fs.dir([]) } else { fs.fixed("") });
+            self.ns.mount_at(&at, fs, MountFlags::RDONLY, "tmpfs")?;
+            Ok(())
+        };
+        hide().map_err(|errno| TreeError::Mask { place: path.to_owned(), errno })
+    }
+
+    /// Mounts a path on itself, read-only, if it is there.
+    fn make_read_only(&self, path: &str) -> core::result::Result<(), TreeError> {
+        let change = || -> Result<()> {
+            let at = match self.walk().lookup(None, path.as_bytes(), LookupFlags::FOLLOW) {
+                Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+                at => at?,
+            };
+            let bound = self.ns.bind(&at, &at, true)?;
+            bound.mount.set_flags(at.mount.flags() | MountFlags::RDONLY);
+            Ok(())
+        };
+        change().map_err(|errno| TreeError::ReadOnly { place: path.to_owned(), errno })
+    }
+}
+
+fn show(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+/// The gofer's tree below, everything that is written in a layer of the Sentry's own above.
+fn root_fs(parts: &Parts<'_>, attach: u32) -> Result<Arc<dyn FileSystem>> {
+    let dev = anonymous_dev();
+    let lower = fs_gofer::Options { read_only: true, shared: false, dev };
+    let lower = GoferFs::attach(parts.gofer, attach, lower)?;
+    let upper = TmpFs::new(parts.memory, TmpfsOptions::default());
+    Ok(OverlayFs::new(lower, upper, dev)?)
+}
+
+fn file_system(boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dyn FileSystem>>) {
+    match &mount.kind {
+        MountKind::Proc => ("proc", Ok(fs_proc::new(parts.kernel, anonymous_dev()))),
+        MountKind::Sysfs => ("sysfs", Ok(fs_sys::new(anonymous_dev(), parts.kernel.nr_cpus()))),
+        MountKind::Dev { data } => {
+            let console = boot.process.terminal.is_some();
+            let made = tmpfs(parts, data).and_then(|fs| fs_dev::populate(&fs.root(), console).map(|()| fs));
+            ("tmpfs", made.map(|fs| fs as Arc<dyn FileSystem>))
+        }
+        // Options of devpts choose owners and modes, which are the usual ones here.
+        MountKind::Devpts { .. } => {
+            let fs: Arc<dyn FileSystem> = DevPts::new(Arc::clone(parts.terminals));
+            ("devpts", Ok(fs))
+        }
+        MountKind::Mqueue => ("mqueue", tmpfs(parts, "").map(|fs| fs as Arc<dyn FileSystem>)),
+        MountKind::Cgroup => {
+            let fs = PseudoFs::new("cgroup2", CGROUP_MAGIC, anonymous_dev(), 1);
+            fs.set_root(fs.dir([]));
+            ("cgroup2", Ok(fs))
+        }
+        MountKind::Tmpfs { data } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
+        MountKind::Bind { attach, .. } => {
+            // Others may change the host's files at any time.
+            let options = fs_gofer::Options {
+                read_only: mount.flags.readonly,
+                shared: true,
+                dev: anonymous_dev(),
+            };
+            let made = GoferFs::attach(parts.gofer, *attach, options);
+            ("bind", made.map(|fs| fs as Arc<dyn FileSystem>))
+        }
+    }
+}
+
+fn tmpfs(parts: &Parts<'_>, data: &str) -> Result<Arc<TmpFs>> {
+    let options = TmpfsOptions::parse(data, parts.kernel.total_memory())?;
+    Ok(TmpFs::new(parts.memory, options))
+}
+
+fn flags_of(asked: Asked) -> MountFlags {
+    [
+        (asked.readonly, MountFlags::RDONLY),
+        (asked.nosuid, MountFlags::NOSUID),
+        (asked.nodev, MountFlags::NODEV),
+        (asked.noexec, MountFlags::NOEXEC),
+        (asked.noatime, MountFlags::NOATIME),
+    ]
+    .into_iter()
+    .filter(|(set, _)| *set)
+    .fold(MountFlags::empty(), |all, (_, flag)| all | flag)
 }

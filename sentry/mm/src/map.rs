@@ -147,13 +147,14 @@ impl Mm {
         if args.flags & mf::LOCKED != 0 && !limits.can_lock() {
             return Err(Errno::EPERM);
         }
-        let file = match &args.file {
-            Some(f) => Some((Arc::clone(&f.file), f.name.clone())),
+        // `/dev/zero` is another way to ask for memory.
+        let (file, offset) = match args.file.as_ref().filter(|f| !f.file.is_zero_device()) {
+            Some(f) => (Some((Arc::clone(&f.file), f.name.clone())), offset),
             None if flags.is_shared() => {
                 let memory: Arc<dyn Mappable> = SharedAnon::new(self.memory_file(), len);
-                Some((memory, None))
+                (Some((memory, None)), 0)
             }
-            None => None,
+            None => (None, 0),
         };
         let write = flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE);
         loop {

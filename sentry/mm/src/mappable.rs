@@ -78,6 +78,11 @@ pub trait Mappable: Send + Sync {
         false
     }
 
+    /// True for `/dev/zero`: a private mapping is anonymous memory, a shared one is new shared memory.
+    fn is_zero_device(&self) -> bool {
+        false
+    }
+
     /// Device and inode number, for `/proc/PID/maps` and futex keys.
     fn identity(&self) -> (u64, u64);
 

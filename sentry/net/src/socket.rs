@@ -81,7 +81,7 @@ pub struct RecvMsg<'m, 'd> {
     pub data: &'m mut UserWriter<'d>,
     /// `MSG_*` of the call.
     pub flags: i32,
-    /// The sender's address as `struct sockaddr`.
+    /// The sender's address as `struct sockaddr`; empty for a sender without one.
     pub from: Option<Vec<u8>>,
     pub rights: Vec<Arc<FileDescription>>,
     /// The sender, where the socket asks for it (`SO_PASSCRED`).

@@ -19,6 +19,7 @@ mod sys_futex;
 mod sys_inotify;
 mod sys_io;
 mod sys_misc;
+mod sys_mm;
 mod sys_path;
 mod sys_pipe;
 mod sys_poll;

@@ -9,7 +9,8 @@ use sentry_memory::{UserReader, UserWriter};
 use sentry_vfs::{FileDescription, FileOps, IoCtx, IoStart, OpenFlags, Pos};
 
 use crate::args::{Bits, Ptr};
-use crate::files::{add_file, read_iovec};
+use crate::files::add_file;
+use crate::fs_args::segments;
 use crate::table::syscalls;
 
 syscalls! {
@@ -304,7 +305,7 @@ async fn vmsplice(cx: &mut Current, fd: i32, iov: Ptr, count: usize, flags: Bits
     }
     let file = cx.file(fd)?;
     let end = pipe_end(&file).ok_or(Errno::EBADF)?;
-    let segs = read_iovec(&cx.task, iov.0, count)?;
+    let segs = segments(cx, iov, count)?;
     let nonblock = flags.0 & SPLICE_NONBLOCK != 0;
     let io_flags = file.flags();
     let task = Arc::clone(&cx.task);

@@ -183,13 +183,15 @@ pub(crate) async fn restart_poll(
 struct Timeout {
     at: Ptr,
     deadline: Deadline,
+    /// No wait at all: a look.
+    zero: bool,
     micros: bool,
 }
 
 impl Timeout {
     fn read(cx: &Current, at: Ptr, micros: bool) -> Result<Self> {
         if at.is_null() {
-            return Ok(Self { at, deadline: None, micros });
+            return Ok(Self { at, deadline: None, zero: false, micros });
         }
         let ns = if micros {
             // Linux normalizes the microseconds of select(2) and refuses only what is negative.
@@ -200,7 +202,7 @@ impl Timeout {
         } else {
             cx.read_obj::<Timespec>(at.0)?.to_nanos().ok_or(Errno::EINVAL)?
         };
-        Ok(Self { at, deadline: Some(mono_now().saturating_add(ns)), micros })
+        Ok(Self { at, deadline: Some(mono_now().saturating_add(ns)), zero: ns == 0, micros })
     }
 
     /// Stores what is left; a failure is not reported, as in Linux.
@@ -232,7 +234,8 @@ fn ppoll(cx: &mut Current, fds: Ptr, count: u64, timeout: Ptr, mask: Ptr, size: 
         Err(errno) => return Call::Done(Err(errno.into())),
     };
     let found = look(&mut set.watches);
-    if found > 0 {
+    // A signal that the mask has let in comes before an empty answer.
+    if found > 0 || (timeout.zero && !cx.sleeper().is_interrupted()) {
         timeout.store(cx);
         return Call::Done(set.store(cx).map(|()| found.into_rax()).map_err(Into::into));
     }
@@ -340,7 +343,7 @@ fn select_common(
         Ok(sets) => sets,
         Err(errno) => return Call::Done(Err(errno.into())),
     };
-    if look(&mut sets.watches) > 0 {
+    if look(&mut sets.watches) > 0 || timeout.zero {
         timeout.store(cx);
         return Call::Done(sets.store(cx).map(IntoRax::into_rax).map_err(Into::into));
     }

@@ -13,7 +13,8 @@ use sentry_net::{
 use sentry_vfs::{Access, FileDescription, Inode, IoStart, LookupFlags, OpenFlags, PathCx};
 
 use crate::args::{Bits, Ptr};
-use crate::files::{add_file, one_segment, read_iovec};
+use crate::files::add_file;
+use crate::fs_args::{MAX_RW, cut, segments};
 use crate::net_args::{ControlOut, read_address, read_control, store_address, store_cut};
 use crate::table::syscalls;
 
@@ -51,6 +52,10 @@ fn split_kind(kind: i32) -> Result<(i32, OpenFlags, bool)> {
     }
     let status = if flags & libc::SOCK_NONBLOCK != 0 { OpenFlags::NONBLOCK } else { OpenFlags::empty() };
     Ok((kind & 0xf, OpenFlags::RDWR | status, flags & libc::SOCK_CLOEXEC != 0))
+}
+
+fn one_segment(buf: Ptr, len: usize) -> Vec<IoSeg> {
+    vec![IoSeg { addr: buf.0, len: len.min(MAX_RW) as u64 }]
 }
 
 /// The names of a sandbox's sockets.
@@ -309,7 +314,7 @@ impl Outgoing {
             None
         };
         let count = usize::try_from(hdr.iovlen).ok().filter(|n| *n <= 1024).ok_or(Errno::EMSGSIZE)?;
-        let segs = read_iovec(&cx.task, hdr.iov, count)?;
+        let segs = segments(cx, Ptr(hdr.iov), count)?;
         let control = read_control(cx, hdr)?;
         Ok(Self { file, socket, segs, to, control, flags })
     }
@@ -318,7 +323,12 @@ impl Outgoing {
     fn start(mut self, cx: &mut Current) -> Call<'_> {
         let nonblock = nonblocking(&self.file, self.flags);
         let task = Arc::clone(&cx.task);
-        let mut data = UserReader::user(task.as_ref(), &self.segs);
+        // What the trap carried along needs no copy from the application.
+        let staged = match self.segs.as_slice() {
+            [seg] => usize::try_from(seg.len).ok().and_then(|n| cx.context.staged(seg.addr)?.get(..n)),
+            _ => None,
+        };
+        let mut data = staged.map_or_else(|| UserReader::user(task.as_ref(), &self.segs), UserReader::buffer);
         let control = core::mem::take(&mut self.control);
         let mut msg = SendMsg { data: &mut data, flags: self.flags, to: self.to.as_deref(), control };
         let first = with_context(&task, nonblock, |context| self.socket.try_send(context, &mut msg));
@@ -376,7 +386,8 @@ fn sendto(cx: &mut Current, fd: i32, buf: Ptr, len: usize, flags: i32, addr: Ptr
         let file = cx.file(fd)?;
         let socket = Arc::clone(SocketFile::of(&file)?);
         let to = if addr.is_null() { None } else { Some(read_address(&cx.task, addr.0, addr_len)?) };
-        let segs = one_segment(buf.0, len).to_vec();
+        let to = to.filter(|address| !address.is_empty());
+        let segs = one_segment(buf, len);
         Ok(Outgoing { file, socket, segs, to, control: ControlIn::default(), flags })
     };
     match parsed() {
@@ -471,7 +482,7 @@ impl Incoming {
         let socket = Arc::clone(SocketFile::of(&file)?);
         let hdr: MsgHdr = cx.read_obj(at)?;
         let count = usize::try_from(hdr.iovlen).ok().filter(|n| *n <= 1024).ok_or(Errno::EMSGSIZE)?;
-        let segs = read_iovec(&cx.task, hdr.iov, count)?;
+        let segs = segments(cx, Ptr(hdr.iov), count)?;
         Ok(Self { file, socket, segs, flags, to: Destination::Header { at, hdr } })
     }
 
@@ -508,8 +519,7 @@ impl Incoming {
     /// Waits for the data, or for the rest of it after `moved` bytes.
     async fn go_on(self, cx: &mut Current, mut extras: Extras, mut moved: usize) -> SysResult<usize> {
         let until = deadline(&self.socket, false);
-        let mut segs = self.segs.clone();
-        cut_front(&mut segs, moved);
+        let segs = cut(&self.segs, moved as u64, u64::MAX);
         let task = Arc::clone(&cx.task);
         let mut data = UserWriter::user(task.as_ref(), &segs);
         loop {
@@ -569,18 +579,6 @@ impl Incoming {
     }
 }
 
-/// Takes `n` bytes off the front of `segs`.
-fn cut_front(segs: &mut Vec<IoSeg>, n: usize) {
-    let mut n = n as u64;
-    segs.retain_mut(|seg| {
-        let cut = n.min(seg.len);
-        n -= cut;
-        seg.addr = seg.addr.wrapping_add(cut);
-        seg.len -= cut;
-        seg.len > 0
-    });
-}
-
 fn recvfrom(
     cx: &mut Current,
     fd: i32,
@@ -593,7 +591,7 @@ fn recvfrom(
     let parsed = || -> Result<Incoming> {
         let file = cx.file(fd)?;
         let socket = Arc::clone(SocketFile::of(&file)?);
-        let segs = one_segment(buf.0, len).to_vec();
+        let segs = one_segment(buf, len);
         Ok(Incoming { file, socket, segs, flags, to: Destination::Plain { addr, len: addr_len } })
     };
     match parsed() {

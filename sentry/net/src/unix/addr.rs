@@ -39,6 +39,11 @@ impl Address {
         })
     }
 
+    /// As a received message names its sender: nothing for one without a name.
+    pub(super) fn sender_bytes(&self) -> Vec<u8> {
+        if *self == Self::Unnamed { Vec::new() } else { self.to_bytes() }
+    }
+
     /// As `struct sockaddr_un`, as long as it says.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut out = family_bytes().to_vec();

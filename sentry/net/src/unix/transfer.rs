@@ -130,7 +130,7 @@ impl Core {
                 msg.creds = Some(message.creds);
             }
             if msg.from.is_none() {
-                msg.from = Some(message.from.to_bytes());
+                msg.from = Some(message.from.sender_bytes());
             }
             copied += n;
             let whole = n == message.rest().len();
@@ -283,7 +283,7 @@ impl Core {
         if self.options.passes_credentials() {
             msg.creds = Some(message.creds);
         }
-        msg.from = Some(message.from.to_bytes());
+        msg.from = Some(message.from.sender_bytes());
         let mut waiting = Vec::new();
         let freed = if peek {
             msg.rights = message.rights.peek();
