@@ -2,12 +2,19 @@
 
 use std::sync::Arc;
 
+use abi::fs::IoVec;
 use sentry_base::{Errno, Result};
 use sentry_kernel::{Current, FsContext, MountNamespace, Task};
 use sentry_memory::IoSeg;
 use sentry_vfs::{Credentials, FileDescription, FsContextView, Location, LookupFlags, PathCx};
+use zerocopy::FromBytes;
 
 use crate::args::{DirFd, Ptr};
+
+/// The most bytes that one transfer moves (`MAX_RW_COUNT`).
+pub(crate) const MAX_RW: usize = 0x7fff_f000;
+/// `IOV_MAX`
+const IOV_MAX: usize = 1024;
 
 /// The caller as a walker of paths.
 pub(crate) struct Paths {
@@ -92,6 +99,27 @@ pub(crate) fn target(paths: &Paths, cx: &Current, dir: DirFd, path: Ptr, flags: 
         }
     }
     paths.at(dir, &text, lookup).map(Target::At)
+}
+
+/// The segments of a vectored transfer, cut at [`MAX_RW`].
+pub(crate) fn segments(cx: &Current, iov: Ptr, count: usize) -> Result<Vec<IoSeg>> {
+    if count > IOV_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = vec![0; count * size_of::<IoVec>()];
+    cx.copy_in(iov.0, &mut bytes)?;
+    let mut room = MAX_RW as u64;
+    let mut segs = Vec::with_capacity(count);
+    for chunk in bytes.chunks_exact(size_of::<IoVec>()) {
+        let vec = IoVec::read_from_bytes(chunk).map_err(|_| Errno::EFAULT)?;
+        if i64::try_from(vec.len).is_err() {
+            return Err(Errno::EINVAL);
+        }
+        let len = vec.len.min(room);
+        room -= len;
+        segs.push(IoSeg { addr: vec.base, len });
+    }
+    Ok(segs)
 }
 
 /// The segments from byte `skip` on, at most `limit` bytes of them.

@@ -11,8 +11,7 @@ use sentry_vfs::watch::event;
 use sentry_vfs::{FileDescription, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence, as_dir};
 
 use crate::args::{Bits, Ptr};
-use crate::files::{MAX_RW_COUNT, one_segment, read_iovec};
-use crate::fs_args::{cut, total};
+use crate::fs_args::{MAX_RW, cut, segments, total};
 use crate::table::syscalls;
 
 syscalls! {
@@ -45,10 +44,8 @@ fn done(result: Result<usize>) -> Call<'static> {
     Call::Done(result.map(|n| n as u64).map_err(Stop::from))
 }
 
-const MAX_RW: usize = MAX_RW_COUNT as usize;
-
 fn one(buf: Ptr, count: usize) -> [IoSeg; 1] {
-    one_segment(buf.0, count)
+    [IoSeg { addr: buf.0, len: count.min(MAX_RW) as u64 }]
 }
 
 impl Transfer {
@@ -311,7 +308,7 @@ fn pwrite64(cx: &mut Current, fd: i32, buf: Ptr, count: usize, offset: i64) -> C
 }
 
 fn vectored(cx: &mut Current, transfer: Result<Transfer>, iov: Ptr, count: usize, writing: bool) -> Call<'_> {
-    let segs = read_iovec(&cx.task, iov.0, count);
+    let segs = segments(cx, iov, count);
     let segs = segs.as_deref().map_err(|e| *e);
     if writing { write_call(cx, transfer, segs) } else { read_call(cx, transfer, segs) }
 }

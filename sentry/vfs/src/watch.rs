@@ -82,12 +82,11 @@ impl Watches {
     pub fn set(&self, ino: u64, wd: i32, mask: u32, sink: &Weak<dyn WatchSink>) {
         let mut by_ino = self.by_ino.write();
         let list = by_ino.entry(ino).or_default();
-        match list.iter_mut().find(|w| w.wd == wd && w.sink.ptr_eq(sink)) {
-            Some(watch) => watch.mask = mask,
-            None => {
-                list.push(Watch { wd, mask, sink: Weak::clone(sink) });
-                self.count.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some(watch) = list.iter_mut().find(|w| w.wd == wd && w.sink.ptr_eq(sink)) {
+            watch.mask = mask;
+        } else {
+            list.push(Watch { wd, mask, sink: Weak::clone(sink) });
+            self.count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
