@@ -6,7 +6,7 @@
 //! writes the registers into the channel, as the signal frame, and takes them from there.
 //!
 //! **Orders.** Each stub process has one thread more, the agent, that does the host calls (`mmap`, `clone`, ...) which the
-//! Sentry orders. See [`agent`](self) below and `src/agent.rs`: it keeps everything in registers, obeys a page that is
+//! Sentry orders. See `src/agent.rs`: it keeps everything in registers, obeys a page that is
 //! read-only in its process, and reports in the arguments of a call that its seccomp filter hands to the Sentry.
 //! Application threads have a second filter that allows them a futex on their own memory and the return from the
 //! handler, and nothing else.
@@ -134,7 +134,7 @@ impl Systrap {
         // Only a matter of speed, and absent before Linux 6.6.
         let _ = hostsys::seccomp::set_sync_wake(std::os::fd::AsFd::as_fd(&born.listener));
         let listener = Listener::new(born.listener);
-        let zygote = Process::new(born.pid, arena.orders(group), group);
+        let zygote = Process::new(born.pid, arena.orders(group), group, 0);
         let failed =
             |error: SpaceError| io::Error::other(format!("systrap: first orders to the zygote: {error}"));
         zygote.meet(&listener).map_err(failed)?;
@@ -183,7 +183,8 @@ impl Stock {
                 continue;
             }
             parking_lot::MutexGuard::unlocked(&mut state, || {
-                match Space::clone_process(inner, &inner.zygote, &[]) {
+                let space = Space::clone_process(inner, &inner.zygote, &[]);
+                match space.and_then(|space| space.settle().map(|()| space)) {
                     Ok(space) => {
                         let mut state = self.state.lock();
                         if !state.closed {

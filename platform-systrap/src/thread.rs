@@ -1,7 +1,7 @@
 //! One host thread of application code, and the list of those that run.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::task::Waker;
 
 use hostsys::futex::{self, WAIT_ANY_MAX, WaitWord};
@@ -34,6 +34,8 @@ pub struct Thread {
     phase: AtomicU32,
     kicked: AtomicBool,
     waker: Mutex<Option<Waker>>,
+    /// Whether the stub's spins of late have paid off.
+    luck: Luck,
     /// The context is dropped: when the thread traps it goes to the spares. The time until which it may run on.
     orphan_until_ns: Mutex<Option<u64>>,
 }
@@ -47,6 +49,7 @@ impl Thread {
             phase: AtomicU32::new(phase::PARKED),
             kicked: AtomicBool::new(false),
             waker: Mutex::new(None),
+            luck: Luck::default(),
             orphan_until_ns: Mutex::new(None),
         }
     }
@@ -74,6 +77,10 @@ impl Thread {
 
     /// Lets the stub go on, which may spin for `spin_cycles` at its next trap. True if it sleeps, and must be woken.
     fn set_running(&self, spin_cycles: u32) -> bool {
+        if self.channel.window.load32(word::SPIN) != 0 {
+            self.luck.note(self.asleep().load(Ordering::Relaxed) == 0);
+        }
+        let spin_cycles = if self.luck.try_again() { spin_cycles } else { 0 };
         self.channel.window.store32(word::SPIN, spin_cycles);
         self.channel.window.store32(word::SLEEPERS, 0);
         // A full barrier: either the stub sees the state before it sleeps, or we see that it sleeps.
@@ -140,6 +147,40 @@ impl Kick for Thread {
     }
 }
 
+/// Says whether to spin, by how spins have ended of late: a CPU that looks free may be busy with what the sandbox cannot
+/// see, or both sides may have landed on the same one.
+#[derive(Debug, Default)]
+struct Luck(AtomicI32);
+
+impl Luck {
+    /// Counted up to this by spins that paid off: so many failures in a row are forgiven.
+    const BEST: i32 = 8;
+    /// What a failure costs.
+    const LOSS: i32 = 4;
+    /// After failures enough, so many chances are passed up before the next try.
+    const PAUSE: i32 = 200;
+
+    fn note(&self, paid_off: bool) {
+        let old = self.0.load(Ordering::Relaxed);
+        let new = if paid_off {
+            (old + 1).min(Self::BEST)
+        } else if old >= Self::LOSS {
+            old - Self::LOSS
+        } else {
+            -Self::PAUSE
+        };
+        self.0.store(new, Ordering::Relaxed);
+    }
+
+    fn try_again(&self) -> bool {
+        let old = self.0.load(Ordering::Relaxed);
+        if old < 0 {
+            self.0.store(old + 1, Ordering::Relaxed);
+        }
+        old >= 0
+    }
+}
+
 /// The threads that run application code, and the workers that wait for them.
 #[derive(Debug)]
 pub struct Running {
@@ -152,6 +193,8 @@ pub struct Running {
     nr_workers: AtomicUsize,
     nr_parked: AtomicUsize,
     spinner: AtomicBool,
+    /// Whether the workers' spins of late have paid off.
+    luck: Luck,
     nr_cpus: usize,
     /// Cycles of the time-stamp counter that make up the longest spin.
     spin_cycles: u32,
@@ -182,6 +225,7 @@ impl Running {
             nr_workers: AtomicUsize::new(0),
             nr_parked: AtomicUsize::new(0),
             spinner: AtomicBool::new(false),
+            luck: Luck::default(),
             nr_cpus,
             spin_cycles: if nr_cpus > 1 { measure_spin_cycles() } else { 0 },
         }
@@ -336,6 +380,7 @@ impl Running {
             found =
                 own.token.load(Ordering::Acquire) != 0 || watched.iter().any(|thread| thread.has_posted());
         }
+        self.luck.note(found);
         self.spinner.store(false, Ordering::Release);
         found
     }

@@ -26,6 +26,8 @@ fn step(step: &'static str) -> impl FnOnce(io::Error) -> ConfineError {
 pub struct Seen {
     /// `/proc/self/maps`.
     pub maps: String,
+    /// `/proc/self/auxv`.
+    pub auxv: Vec<u8>,
     /// The host's memory, in bytes.
     pub total_memory: u64,
 }
@@ -47,7 +49,8 @@ pub fn enter() -> Result<Seen, ConfineError> {
     credentials::set_limit(Limit::CoreSize, 0).map_err(step("setrlimit(RLIMIT_CORE)"))?;
     credentials::set_limit(Limit::OpenFiles, MAX_FILES).map_err(step("setrlimit(RLIMIT_NOFILE)"))?;
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let seen = Seen { maps, total_memory: total_memory() };
+    let auxv = fs::read("/proc/self/auxv").unwrap_or_default();
+    let seen = Seen { maps, auxv, total_memory: total_memory() };
     empty_root::enter().map_err(step("replacing the root by an empty one"))?;
     credentials::drop_capabilities().map_err(step("dropping capabilities"))?;
     process::set_no_new_privs().map_err(step("prctl(PR_SET_NO_NEW_PRIVS)"))?;

@@ -82,7 +82,11 @@ impl Console {
             let mut interests = [
                 Interest::new(self.ear.as_fd(), libc::POLLIN),
                 // More is taken only when the terminal has taken what there was.
-                if inward.is_empty() { Interest::new(self.socket.as_fd(), libc::POLLIN) } else { Interest::none() },
+                if inward.is_empty() {
+                    Interest::new(self.socket.as_fd(), libc::POLLIN)
+                } else {
+                    Interest::none()
+                },
             ];
             if polling::wait(&mut interests, None).is_err() {
                 break;

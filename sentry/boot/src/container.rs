@@ -14,10 +14,12 @@ use fs_tmpfs::TmpfsType;
 use platform::Platform;
 use sentry_base::Errno;
 use sentry_kernel::{InitError, InitSpec, Kernel, KernelConfig, TraceSink};
+use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
 use sentry_syscalls::Table;
 use sentry_vfs::{
-    CapSet, Credentials, FdTable, FileDescription, FileOps, NR_OPEN, OpenFlags, OpenHow, Opened, Terminal, Vfs,
+    CapSet, Credentials, FdTable, FileDescription, FileOps, NR_OPEN, OpenFlags, OpenHow, Opened, Terminal,
+    Vfs,
 };
 
 use crate::console::{Bell, Console};
@@ -36,6 +38,7 @@ pub struct Ground {
     pub bell: Arc<Bell>,
     pub ear: UnixStream,
     pub nr_cpus: usize,
+    pub machine: Machine,
     pub total_memory: u64,
 }
 
@@ -96,6 +99,7 @@ impl Container {
             platform: ground.platform,
             memory: Arc::clone(&ground.memory),
             vfs: Arc::clone(&vfs),
+            machine: ground.machine,
             table: Arc::new(Table::new()),
             hostname: boot.hostname.as_deref().unwrap_or("casemate").as_bytes().to_vec(),
             domainname: boot.domainname.as_deref().unwrap_or("(none)").as_bytes().to_vec(),
@@ -112,8 +116,7 @@ impl Container {
         let total_memory = kernel.total_memory();
         vfs.register_type("tmpfs", Arc::new(TmpfsType { memory, total_memory }));
 
-        let parts =
-            Parts { kernel: &kernel, memory: &ground.memory, gofer: &gofer, terminals: &terminals };
+        let parts = Parts { kernel: &kernel, memory: &ground.memory, gofer: &gofer, terminals: &terminals };
         let tree = Tree::build(boot, &parts).map_err(|error| failed(Phase::Mount, error))?;
         log.debug("the mounts stand");
 

@@ -31,6 +31,7 @@ use fs_host::Watcher;
 use hostsys::{process, signals};
 use platform_systrap::Systrap;
 use sentry_base::Executor;
+use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
 
 use crate::container::{Container, Ground};
@@ -78,7 +79,10 @@ fn leave(code: i32) -> ExitCode {
 
 /// Says which step of the confinement failed.
 fn confining<E: std::fmt::Display>(step: &'static str) -> impl FnOnce(E) -> Failure {
-    move |error| Failure { phase: Phase::Confine, message: format!("cannot confine the sandbox: {step}: {error}") }
+    move |error| Failure {
+        phase: Phase::Confine,
+        message: format!("cannot confine the sandbox: {step}: {error}"),
+    }
 }
 
 fn run(control: &Channel) -> Result<Option<Event>, Failure> {
@@ -94,12 +98,18 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
     let (ended, mut end) = control::ending().map_err(confining("socketpair"))?;
     filter::lock_down().map_err(confining("filtering system calls"))?;
 
-    let (boot, fds) = control
-        .receive_boot()
-        .map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
-    let total_memory = seen.total_memory;
-    let ground =
-        Ground { platform, memory, watcher: Arc::clone(&watcher), bell: Arc::clone(&bell), ear, nr_cpus, total_memory };
+    let (boot, fds) =
+        control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
+    let ground = Ground {
+        platform,
+        memory,
+        watcher: Arc::clone(&watcher),
+        bell: Arc::clone(&bell),
+        ear,
+        nr_cpus,
+        machine: Machine::from_auxv(&seen.auxv),
+        total_memory: seen.total_memory,
+    };
     let mut container = Container::build(&boot, fds, ground, ended)?;
     let threads = Threads::start(&mut container, watcher, nr_cpus)
         .map_err(|error| Failure { phase: Phase::Init, message: error })?;

@@ -121,9 +121,7 @@ impl Tree {
     fn mount(&self, boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> core::result::Result<(), TreeError> {
         let path = mount.destination.as_bytes();
         let file = matches!(mount.kind, MountKind::Bind { is_directory: false, .. });
-        let at = self
-            .make_path(path, file)
-            .map_err(|errno| TreeError::Point { place: show(path), errno })?;
+        let at = self.make_path(path, file).map_err(|errno| TreeError::Point { place: show(path), errno })?;
         let (what, made) = file_system(boot, parts, mount);
         made.and_then(|fs| self.ns.mount_at(&at, fs, flags_of(mount.flags), what))
             .map_err(|errno| TreeError::Mount { what, place: show(path), errno })?;
@@ -196,11 +194,8 @@ fn file_system(boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> (&'static str, 
         MountKind::Tmpfs { data } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
         MountKind::Bind { attach, .. } => {
             // Others may change the host's files at any time.
-            let options = fs_gofer::Options {
-                read_only: mount.flags.readonly,
-                shared: true,
-                dev: anonymous_dev(),
-            };
+            let options =
+                fs_gofer::Options { read_only: mount.flags.readonly, shared: true, dev: anonymous_dev() };
             let made = GoferFs::attach(parts.gofer, *attach, options);
             ("bind", made.map(|fs| fs as Arc<dyn FileSystem>))
         }

@@ -37,6 +37,11 @@ fn mmap(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, flags: Bits, fd: i32,
     if !offset.is_multiple_of(platform::PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
+    let mut flags = flags;
+    // Mapping /dev/zero is how one asked for anonymous memory before there was a flag.
+    if flags.0 & map_flags::ANONYMOUS == 0 && fs_dev::is_zero(&**cx.file(fd)?.ops()) {
+        flags.0 |= map_flags::ANONYMOUS;
+    }
     let file = if flags.0 & map_flags::ANONYMOUS == 0 { Some(mapping(cx, fd, flags, offset)?) } else { None };
     let args = MmapArgs { addr: addr.0, len, prot: prot.0, flags: flags.0, file };
     cx.mm().mmap(&args, &cx.mm_limits())

@@ -1,7 +1,7 @@
 //! A donated descriptor as an open file.
 
 use std::any::Any;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -20,10 +20,13 @@ use sentry_vfs::{
 };
 
 use crate::from_rustix;
-use crate::poller::{HostPoller, ready_now};
+use crate::watcher::{Watcher, ready_now};
 
 /// What a pipe takes as a whole once it has said that it can be written (`PIPE_BUF`).
 const ATOMIC: usize = 4096;
+
+/// The device number of `/dev/null`.
+const DEV_NULL: u64 = 0x103;
 
 /// The most bytes that one call moves.
 const CHUNK: usize = 64 * 1024;
@@ -43,7 +46,7 @@ enum Class {
     Stream,
 }
 
-/// The wait queue, reached by the poller.
+/// The wait queue, reached by the watcher.
 #[derive(Debug, Default)]
 struct Queue(WaitQueue);
 
@@ -66,8 +69,11 @@ pub struct HostFile {
     class: Class,
     kind: FileKind,
     is_terminal: bool,
+    rdev: u64,
+    /// The user and group that it shows: the host's mean nothing inside.
+    owner: (u32, u32),
     flags: OpenFlags,
-    poller: Arc<HostPoller>,
+    watcher: Arc<Watcher>,
     token: Option<u64>,
     queue: Arc<Queue>,
     /// Of a regular file: the position that this file's user has when the host's offset is where he left it.
@@ -83,72 +89,88 @@ impl core::fmt::Debug for HostFile {
 impl Drop for HostFile {
     fn drop(&mut self) {
         if let Some(token) = self.token {
-            self.poller.leave(self.fd.as_fd(), token);
+            self.watcher.leave(self.fd.as_fd(), token);
         }
     }
 }
 
-/// The file as a description: access mode and append flag are the host's, and so is the position.
-pub fn describe(file: HostFile) -> Arc<FileDescription> {
-    let (flags, position) = (file.open_flags(), file.position());
-    let description = FileDescription::new(Arc::new(file), flags, None);
-    *description.position().lock() = position;
-    description
+/// Why a descriptor cannot be given to the sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum HostFileError {
+    #[error("it cannot be examined: {0}")]
+    Io(#[from] io::Error),
+    #[error("it is a directory, and would lead to the host's files")]
+    Directory,
+    #[error("it is a block device")]
+    BlockDevice,
 }
 
 impl HostFile {
-    pub fn new(fd: OwnedFd, poller: &Arc<HostPoller>) -> Result<Self> {
-        let st = rustix::fs::fstat(&fd).map_err(from_rustix)?;
-        let kind = FileKind::from_mode(st.st_mode).ok_or(Errno::EINVAL)?;
-        let host = rustix::fs::fcntl_getfl(&fd).map_err(from_rustix)?;
+    /// Makes an open file of `fd`, whose changes `watcher` tells; `owner` is the user and group that it shows. Access mode,
+    /// append flag and position of the description are the host's.
+    pub fn open(
+        fd: OwnedFd,
+        watcher: &Arc<Watcher>,
+        owner: (u32, u32),
+    ) -> core::result::Result<Arc<FileDescription>, HostFileError> {
+        let file = Self::new(fd, watcher, owner)?;
+        let (flags, position) = (file.flags, *file.expected.lock());
+        let description = FileDescription::new(Arc::new(file), flags, None);
+        *description.position().lock() = position;
+        Ok(description)
+    }
+
+    pub(crate) fn new(
+        fd: OwnedFd,
+        watcher: &Arc<Watcher>,
+        owner: (u32, u32),
+    ) -> core::result::Result<Self, HostFileError> {
+        let st = rustix::fs::fstat(&fd).map_err(io::Error::from)?;
+        let kind = match FileKind::from_mode(st.st_mode) {
+            Some(FileKind::Directory | FileKind::Symlink) => return Err(HostFileError::Directory),
+            Some(FileKind::BlockDevice) => return Err(HostFileError::BlockDevice),
+            Some(kind) => kind,
+            // An anonymous file, such as an eventfd.
+            None => FileKind::CharDevice,
+        };
+        let host = rustix::fs::fcntl_getfl(&fd).map_err(io::Error::from)?;
         let mut flags = OpenFlags::from_bits_retain(host.bits() & OFlags::RWMODE.bits());
         flags.set(OpenFlags::APPEND, host.contains(OFlags::APPEND));
         let queue = Arc::new(Queue::default());
         let observer: Arc<dyn Observer> = queue.clone();
-        let token = match poller.enter(fd.as_fd(), Arc::downgrade(&observer)) {
+        let token = match watcher.enter(fd.as_fd(), Arc::downgrade(&observer)) {
             Ok(token) => Some(token),
             Err(Errno::EPERM) => None,
-            Err(e) => return Err(e),
+            Err(e) => return Err(io::Error::from_raw_os_error(e.raw()).into()),
         };
         let class = match (kind, token) {
+            (FileKind::Regular, _) => Class::Regular,
             (FileKind::Socket, Some(_)) => Class::Socket,
             (_, Some(_)) => Class::Stream,
-            (FileKind::CharDevice, None) => Class::Ready,
-            (_, None) => Class::Regular,
+            (_, None) => Class::Ready,
         };
-        let expected = if class == Class::Regular { rustix::fs::tell(&fd).map_err(from_rustix)? } else { 0 };
+        let expected =
+            if class == Class::Regular { rustix::fs::tell(&fd).map_err(io::Error::from)? } else { 0 };
         let is_terminal = kind == FileKind::CharDevice && ask(fd.as_fd(), Query::Attributes).is_ok();
         Ok(Self {
             fd: Arc::new(fd),
             class,
             kind,
             is_terminal,
+            rdev: st.st_rdev,
+            owner,
             flags,
-            poller: Arc::clone(poller),
+            watcher: Arc::clone(watcher),
             token,
             queue,
             expected: Mutex::new(expected),
         })
     }
 
-    /// Access mode and `O_APPEND`, as the descriptor has them.
-    pub fn open_flags(&self) -> OpenFlags {
-        self.flags
-    }
-
-    /// The position that a description of this file starts with.
-    pub fn position(&self) -> u64 {
-        *self.expected.lock()
-    }
-
-    pub fn is_terminal(&self) -> bool {
-        self.is_terminal
-    }
-
     /// Asks to be told of `events`, for those who wait on the queue.
     fn arm(&self, events: Events) {
         if let Some(token) = self.token {
-            self.poller.arm(self.fd.as_fd(), token, events);
+            self.watcher.arm(self.fd.as_fd(), token, events);
         }
     }
 
@@ -202,17 +224,16 @@ impl HostFile {
         }
     }
 
-    /// One write that does not wait, of at most [`ATOMIC`] bytes to what is no socket; `AGAIN` where it would.
+    /// One write that does not wait, of a part if need be; `AGAIN` where it would.
     fn write_stream(&self, buf: &[u8]) -> rustix::io::Result<usize> {
         if self.class == Class::Socket {
             return rustix::net::send(&*self.fd, buf, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
-        let buf = buf.get(..ATOMIC).unwrap_or(buf);
         match rustix::io::pwritev2(&*self.fd, &[IoSlice::new(buf)], CURRENT, ReadWriteFlags::NOWAIT) {
             Err(HostErrno::OPNOTSUPP | HostErrno::SPIPE | HostErrno::INVAL | HostErrno::NOSYS) => {
                 match ready_now(self.fd.as_fd(), Events::OUT) {
                     Ok(ready) if ready.is_empty() => Err(HostErrno::AGAIN),
-                    Ok(_) => rustix::io::write(&*self.fd, buf),
+                    Ok(_) => rustix::io::write(&*self.fd, buf.get(..ATOMIC).unwrap_or(buf)),
                     Err(_) => Err(HostErrno::IO),
                 }
             }
@@ -258,11 +279,8 @@ impl FileOps for HostFile {
             (Class::Regular, Pos::At(at)) => self.read_regular(&mut buf, at),
             (Class::Regular | Class::Ready, _) => rustix::io::read(&*self.fd, &mut buf),
             _ => match self.read_stream(&mut buf) {
-                Err(HostErrno::AGAIN) => {
-                    let blocked = self.would_block(Events::IN);
-                    // What came before it was armed is reported at once, to whoever waits on the queue by then.
-                    return Ok(blocked);
-                }
+                // What comes before it is armed is reported at once, to whoever waits on the queue by then.
+                Err(HostErrno::AGAIN) => return Ok(self.would_block(Events::IN)),
                 other => other,
             },
         };
@@ -271,8 +289,7 @@ impl FileOps for HostFile {
     }
 
     fn try_write(&self, io: &IoCtx<'_>, src: &mut UserReader<'_>, pos: Pos) -> Result<IoStart<usize>> {
-        let most = if self.class == Class::Stream { ATOMIC } else { CHUNK };
-        let mut buf = vec![0; src.remaining().min(most)];
+        let mut buf = vec![0; src.remaining().min(CHUNK)];
         let mut done = 0_usize;
         while src.remaining() > 0 {
             let got = match src.clone().read(&mut buf) {
@@ -361,8 +378,8 @@ impl FileOps for HostFile {
                 ino: st.st_ino,
                 mode: st.st_mode,
                 nlink: u32::try_from(st.st_nlink).unwrap_or(u32::MAX),
-                uid: st.st_uid,
-                gid: st.st_gid,
+                uid: self.owner.0,
+                gid: self.owner.1,
                 rdev: st.st_rdev,
                 size: st.st_size.cast_unsigned(),
                 blksize: u32::try_from(st.st_blksize).unwrap_or(4096),
@@ -397,6 +414,7 @@ impl FileOps for HostFile {
         Some(match self.kind {
             FileKind::Fifo => format!("pipe:[{ino}]"),
             FileKind::Socket => format!("socket:[{ino}]"),
+            FileKind::CharDevice if self.rdev == DEV_NULL => "/dev/null".to_owned(),
             _ => format!("host:[{ino}]"),
         })
     }

@@ -3,7 +3,7 @@
 //! The open file descriptions behind these descriptors are shared with processes outside: their flags are never
 //! changed, and their offsets only as reading and writing change them. No call may block a worker: each transfer is made
 //! only where the host has said that it can, and in pieces that it then takes as a whole. Who has to wait waits on the
-//! file's queue, which the [`HostPoller`] serves.
+//! file's queue, which the [`Watcher`] serves.
 //!
 //! **Invariants.** Nothing that changes a terminal is passed on; what may be asked of one is a short list
 //! ([`hostsys::terminal_query`]).
@@ -14,10 +14,10 @@
 //! `TIOCSTI`, no flags, no descriptor.
 
 mod file;
-mod poller;
+mod watcher;
 
-pub use file::{HostFile, describe};
-pub use poller::HostPoller;
+pub use file::{HostFile, HostFileError};
+pub use watcher::Watcher;
 
 use sentry_base::Errno;
 

@@ -1,6 +1,6 @@
 //! Addresses of `AF_UNIX`: none, a path, or a name in the abstract namespace (`unix(7)`).
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
@@ -8,6 +8,7 @@ use abi::net::UNIX_PATH_MAX;
 use sentry_base::{Errno, Mutex, Result, lock::rank};
 
 use super::Core;
+use super::garbage::Flying;
 
 /// `struct sockaddr_un` without its path.
 const FAMILY_LEN: usize = 2;
@@ -76,6 +77,11 @@ pub struct UnixNamespace {
     names: Mutex<HashMap<Key, Weak<Core>>, { rank::LEAF }>,
     next_auto: AtomicU32,
     in_flight: AtomicUsize,
+    /// Sockets of this family that are in flight, by the id of their description.
+    pub(super) flying: Mutex<HashMap<u64, Flying>, { rank::LEAF }>,
+    pub(super) collecting: AtomicBool,
+    /// Sockets that closed since the last search for garbage.
+    pub(super) closes: AtomicUsize,
 }
 
 impl UnixNamespace {

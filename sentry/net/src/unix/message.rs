@@ -31,11 +31,17 @@ impl Rights {
             drop_files(files);
             return Err(errno);
         }
+        ns.note_flight(&files);
         Ok(Self { files, ns: Some(Arc::clone(ns)) })
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.files.is_empty()
+    }
+
+    /// The ids of the descriptions.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
+        self.files.iter().map(|file| file.id())
     }
 
     pub(super) fn peek(&self) -> Vec<Arc<FileDescription>> {
@@ -46,6 +52,7 @@ impl Rights {
     pub(super) fn take(&mut self) -> Vec<Arc<FileDescription>> {
         let files = core::mem::take(&mut self.files);
         if let Some(ns) = self.ns.take() {
+            ns.note_landing(&files);
             ns.land(files.len());
         }
         files

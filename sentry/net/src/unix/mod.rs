@@ -5,6 +5,7 @@
 
 mod addr;
 mod connect;
+mod garbage;
 mod message;
 mod options;
 mod transfer;
@@ -180,6 +181,30 @@ impl Core {
         let mut state = state;
         Self::wake_waiting(core::mem::take(&mut state.waiting));
         drop(state);
+        self.ns.collect_garbage();
+    }
+
+    /// The descriptions that travel with unread messages, here or at connections that wait to be accepted.
+    fn rights_held(&self) -> Vec<u64> {
+        let (mut ids, embryos) = {
+            let state = self.state.lock();
+            let ids: Vec<u64> = state.inbox.iter().flat_map(|m| m.rights.ids()).collect();
+            let embryos: Vec<Arc<Self>> =
+                state.listening.iter().flat_map(|l| l.queue.iter().map(|s| Arc::clone(&s.0))).collect();
+            (ids, embryos)
+        };
+        for embryo in embryos {
+            ids.extend(embryo.state.lock().inbox.iter().flat_map(|m| m.rights.ids()));
+        }
+        ids
+    }
+
+    /// Takes what is unread and unaccepted, for the caller to drop.
+    fn drain(&self) -> (VecDeque<Message>, VecDeque<UnixSocket>) {
+        let mut state = self.state.lock();
+        state.unread = 0;
+        let embryos = state.listening.as_mut().map(|l| core::mem::take(&mut l.queue)).unwrap_or_default();
+        (core::mem::take(&mut state.inbox), embryos)
     }
 
     /// Binds to a free abstract name unless bound (`unix_autobind`).

@@ -189,6 +189,42 @@ fn a_long_chain_of_queued_sockets_closes_without_recursion() {
 }
 
 #[test]
+fn sockets_that_only_they_themselves_hold_are_closed() {
+    let c = TestCaller::new(1);
+    let ns = UnixNamespace::new();
+    let pair = || {
+        let (a, b) = UnixSocket::pair(&c, &ns, libc::SOCK_STREAM, 0).unwrap();
+        (open(a), open(b))
+    };
+    let send_file = |to: &Arc<FileDescription>, what: &Arc<FileDescription>| {
+        let socket = SocketFile::of(to).unwrap();
+        let socket = socket.as_any().downcast_ref::<UnixSocket>().unwrap();
+        send_with(&c, socket, b"x", None, vec![Arc::clone(what)]).unwrap();
+    };
+    let dead = |file: &std::sync::Weak<FileDescription>| file.strong_count() == 0;
+    // One through itself, two through one another, and one that somebody can still receive.
+    let (a, b) = pair();
+    let (p, q) = pair();
+    let (r, s) = pair();
+    send_file(&b, &a);
+    send_file(&q, &r);
+    send_file(&s, &p);
+    let (x, y) = pair();
+    let (inner, other) = pair();
+    send_file(&x, &inner);
+    let weak: Vec<_> = [&a, &p, &r].map(Arc::downgrade).into();
+    let kept = Arc::downgrade(&inner);
+    drop(inner);
+    drop((a, b, p, q, r, s));
+    drop(pair());
+    assert!(weak.iter().all(dead));
+    assert!(!dead(&kept));
+    drop((x, y, other));
+    assert!(dead(&kept));
+    assert_eq!(ns.take_off(16_384), Ok(()));
+}
+
+#[test]
 fn credentials_come_where_asked_for() {
     let c = TestCaller::new(42);
     let (a, b) = pair(&c, libc::SOCK_DGRAM);
