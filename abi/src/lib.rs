@@ -3,9 +3,12 @@
 //! Layouts are plain data with `zerocopy` derives, so that they can be read from and written to application
 //! memory as bytes without `unsafe`. Flag constants come from the `libc` crate where it has them.
 #![no_std]
+pub mod elf;
+pub mod fs;
 mod names;
 pub mod process;
 pub mod signal;
+pub mod stat;
 pub mod time;
 
 pub mod net;

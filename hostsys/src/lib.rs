@@ -14,6 +14,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "system call arguments and results are machine words")]
 
 pub mod clock;
+pub mod cpu;
 pub mod credentials;
 pub mod empty_root;
 pub mod fd;
@@ -32,6 +33,7 @@ pub mod signals;
 pub mod sock;
 pub mod syscall_names;
 pub mod terminal;
+pub mod terminal_query;
 
 use std::io;
 

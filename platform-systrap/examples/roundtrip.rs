@@ -1,4 +1,13 @@
 //! Times of the platform alone: a system call's round trip, map and unmap, fork, a switch between two threads.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::exit,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
 #![allow(unsafe_code, reason = "reads the addresses of the code that is copied into guests")]
 
 #[path = "../tests/common/mod.rs"]

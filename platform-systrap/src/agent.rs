@@ -49,7 +49,7 @@ impl Call {
 pub const INJECTED: u64 = 0;
 
 /// Writes `calls` into an order page. At most [`MAX_ORDERS`].
-fn write_orders(page: &Window, calls: &[Call]) {
+pub fn write_orders(page: &Window, calls: &[Call]) {
     debug_assert!(calls.len() <= MAX_ORDERS, "an order page has room for its orders");
     for (index, call) in calls.iter().take(MAX_ORDERS).enumerate() {
         let at = ORDER_FIRST + index * ORDER_SIZE;
@@ -161,31 +161,59 @@ pub struct Process {
 #[derive(Debug)]
 struct Agent {
     orders: Window,
-    /// The report that waits for an answer.
-    resting: Option<u64>,
+    rest: Rest,
+}
+
+/// What the Sentry knows of an agent.
+#[derive(Debug, Clone, Copy)]
+enum Rest {
+    /// It has not reported yet on its first orders, which are as many as this.
+    Born(usize),
+    /// This report waits for an answer.
+    Reported(u64),
+    /// An exchange failed half-way: the process is dead or about to be.
+    Lost,
 }
 
 impl Process {
-    pub fn new(pid: i32, orders: Window, group: u64) -> Self {
+    /// Process `pid`, whose agent is about to report on `nr_first` orders.
+    pub fn new(pid: i32, orders: Window, group: u64, nr_first: usize) -> Self {
         Self {
             pid,
             gone: AtomicBool::new(false),
             cause: Mutex::new(None),
             unreaped: RwLock::new(true),
-            agent: Mutex::new(Agent { orders, resting: None }),
+            agent: Mutex::new(Agent { orders, rest: Rest::Born(nr_first) }),
             groups: Mutex::new(vec![group]),
             spares: Mutex::default(),
         }
     }
 
-    /// Waits for the first report of a new agent, and keeps it unanswered.
+    /// Waits until a new agent has carried out its first orders.
     pub fn meet(&self, listener: &Listener) -> Result<(), SpaceError> {
-        let mut agent = self.agent.lock();
-        agent.resting = Some(listener.wait(self.pid, &self.gone)?.id);
-        Ok(())
+        self.met(&mut self.agent.lock(), listener).map(drop)
     }
 
-    /// Has the agent do `calls` in order, up to the first that fails; returns the result of the last.
+    /// The report that waits for an answer.
+    fn met(&self, agent: &mut Agent, listener: &Listener) -> Result<u64, SpaceError> {
+        match agent.rest {
+            Rest::Reported(id) => Ok(id),
+            Rest::Lost => Err(SpaceError::Gone),
+            Rest::Born(nr_first) => {
+                agent.rest = Rest::Lost;
+                let report = listener.wait(self.pid, &self.gone)?;
+                agent.rest = Rest::Reported(report.id);
+                let [_, done, ..] = report.arguments;
+                if done == nr_first as u64 {
+                    return Ok(report.id);
+                }
+                self.kill(Cause::Protocol("the host refused what a new process needs"));
+                Err(SpaceError::Gone)
+            }
+        }
+    }
+
+    /// Has the agent do `calls` in order, up to the first that fails; returns the result of the last `clone` among them.
     ///
     /// A `file` is in the agent's descriptor table as [`INJECTED`] when the first call is made; the calls must close it.
     pub fn order(
@@ -195,10 +223,10 @@ impl Process {
         file: Option<BorrowedFd<'_>>,
     ) -> Result<u64, SpaceError> {
         let mut agent = self.agent.lock();
-        match Self::exchange(&mut agent, self, listener, calls, file) {
+        match self.exchange(&mut agent, listener, calls, file) {
             Err(Failed { errno, closed: false }) if file.is_some() => {
                 let close = [Call::new(libc::SYS_close, [INJECTED])];
-                Self::exchange(&mut agent, self, listener, &close, None).map_err(|_| SpaceError::Gone)?;
+                self.exchange(&mut agent, listener, &close, None).map_err(|_| SpaceError::Gone)?;
                 Err(errno)
             }
             other => other.map_err(|failed| failed.errno),
@@ -206,36 +234,36 @@ impl Process {
     }
 
     fn exchange(
+        &self,
         agent: &mut Agent,
-        process: &Process,
         listener: &Listener,
         calls: &[Call],
         file: Option<BorrowedFd<'_>>,
     ) -> Result<u64, Failed> {
-        let gone = Failed { errno: SpaceError::Gone, closed: true };
+        let failed = |errno| Failed { errno, closed: true };
+        let id = self.met(agent, listener).map_err(failed)?;
         write_orders(&agent.orders, calls);
-        let id = agent.resting.take().ok_or(gone)?;
         let answered = match file {
             Some(file) => seccomp::add_fd(listener.fd(), id, file, INJECTED as u32, true),
             None => seccomp::respond(listener.fd(), id, 0),
         };
-        if let Err(error) = answered {
-            if error.raw_os_error() == Some(libc::ENOENT) {
-                return Err(gone);
+        match answered {
+            Ok(()) => agent.rest = Rest::Lost,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                agent.rest = Rest::Lost;
+                return Err(failed(SpaceError::Gone));
             }
             // Nothing was answered: the agent rests where it was.
-            agent.resting = Some(id);
-            return Err(Failed { errno: host_error(&error), closed: true });
+            Err(error) => return Err(failed(host_error(&error))),
         }
-        let report =
-            listener.wait(process.pid, &process.gone).map_err(|errno| Failed { errno, closed: true })?;
-        agent.resting = Some(report.id);
-        let [result, done, ..] = report.arguments;
+        let report = listener.wait(self.pid, &self.gone).map_err(failed)?;
+        agent.rest = Rest::Reported(report.id);
+        let [last, done, cloned, ..] = report.arguments;
         let done = usize::try_from(done).unwrap_or(usize::MAX);
         if done >= calls.len() {
-            return Ok(result);
+            return Ok(cloned);
         }
-        let errno = i32::try_from((result as i64).wrapping_neg()).unwrap_or(libc::EIO);
+        let errno = i32::try_from((last as i64).wrapping_neg()).unwrap_or(libc::EIO);
         let closed = calls.iter().take(done).any(|call| call.number == libc::SYS_close as u64);
         Err(Failed { errno: SpaceError::Host(errno), closed })
     }

@@ -64,8 +64,11 @@ impl Arena {
     /// not see it. A group that cannot be emptied is never used again.
     pub fn return_group(&self, group: u64) {
         let slots = memory::punch_hole(self.file(), group * GROUP, GROUP);
-        let orders = memory::punch_hole(self.file(), Self::orders_offset(group), PAGE_SIZE);
-        if slots.is_ok() && orders.is_ok() {
+        let orders = self.orders(group);
+        for at in (0..PAGE_SIZE as usize).step_by(8) {
+            orders.store64(at, 0);
+        }
+        if slots.is_ok() {
             self.groups.lock().free.push(group);
         }
     }

@@ -52,7 +52,7 @@ pub const MAX_ORDERS: usize = (4096 - ORDER_FIRST) / ORDER_SIZE;
 
 /// Offsets of the words of a channel.
 pub mod word {
-    /// What the thread does: [`super::state`].
+    /// What the thread does: [`super::state`]. Workers sleep on it while the thread runs.
     pub const STATE: usize = 0x00;
     /// Not zero while a worker sleeps on the state word.
     pub const SLEEPERS: usize = 0x04;
@@ -60,6 +60,9 @@ pub mod word {
     pub const SPIN: usize = 0x08;
     /// An operation to do instead of running the application: [`super::command`].
     pub const COMMAND: usize = 0x0c;
+    /// One while the stub sleeps on this word until it is to run. Not the state word: a wake-up of the stub there could
+    /// go to a worker.
+    pub const ASLEEP: usize = 0x10;
     /// Signal of the trap.
     pub const SIGNAL: usize = 0x40;
     /// Host thread id, written by the host kernel at clone.
@@ -92,15 +95,12 @@ pub const NR_STAGED: usize = 2;
 pub mod state {
     /// The application runs, or may.
     pub const RUN: u32 = 0;
-    /// A trap is posted; the stub may be spinning.
+    /// A trap is posted, and the stub waits to be set running.
     pub const POSTED: u32 = 1;
-    /// A trap is posted; the stub sleeps on the word.
-    pub const ASLEEP: u32 = 2;
 }
 
-/// Values of [`word::COMMAND`].
+/// Values of [`word::COMMAND`]; zero is none.
 pub mod command {
-    pub const NONE: u32 = 0;
     pub const STORE: u32 = 1;
     pub const ADD: u32 = 2;
     pub const COMPARE_EXCHANGE: u32 = 3;
@@ -116,11 +116,8 @@ pub mod ucontext {
     pub const STACK_FLAGS: usize = 24;
     pub const STACK_SIZE: usize = 32;
     pub const REGS: usize = 40;
-    pub const RDI: usize = 104;
     pub const RAX: usize = 144;
     pub const RIP: usize = 168;
-    pub const EFLAGS: usize = 176;
-    pub const SEGMENTS: usize = 184;
     pub const ERROR: usize = 192;
     pub const TRAP: usize = 200;
     pub const FPSTATE: usize = 224;

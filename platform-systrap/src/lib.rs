@@ -6,7 +6,7 @@
 //! writes the registers into the channel, as the signal frame, and takes them from there.
 //!
 //! **Orders.** Each stub process has one thread more, the agent, that does the host calls (`mmap`, `clone`, ...) which the
-//! Sentry orders. See [`agent`](self) below and `src/agent.rs`: it keeps everything in registers, obeys a page that is
+//! Sentry orders. See `src/agent.rs`: it keeps everything in registers, obeys a page that is
 //! read-only in its process, and reports in the arguments of a call that its seccomp filter hands to the Sentry.
 //! Application threads have a second filter that allows them a futex on their own memory and the return from the
 //! handler, and nothing else.
@@ -112,6 +112,12 @@ impl Systrap {
     /// To be called while the process has one thread, and by a thread that lives as long as the sandbox. Reads
     /// `/proc/self/maps` if it can: without it there is no vDSO. Errors name the step that the host refused.
     pub fn new(options: Options) -> io::Result<Arc<Self>> {
+        Self::with_maps(options, &std::fs::read_to_string("/proc/self/maps").unwrap_or_default())
+    }
+
+    /// Like [`Systrap::new`] for a process that has no `/proc` any more: `maps` is what it has read before from
+    /// `/proc/self/maps`.
+    pub fn with_maps(options: Options, maps: &str) -> io::Result<Arc<Self>> {
         let step = |what: &'static str| {
             move |error: io::Error| io::Error::new(error.kind(), format!("systrap: {what}: {error}"))
         };
@@ -124,11 +130,11 @@ impl Systrap {
         let image = stub::image().map_err(step("making the stub image"))?;
         let entries = stub::Entries::new();
         let group = arena.take_group().ok_or_else(|| io::Error::other("systrap: no channel group"))?;
-        let born = zygote::make(&image, &arena, entries, group).map_err(step("making the zygote"))?;
+        let born = zygote::make(&image, &arena, entries, group, maps).map_err(step("making the zygote"))?;
         // Only a matter of speed, and absent before Linux 6.6.
         let _ = hostsys::seccomp::set_sync_wake(std::os::fd::AsFd::as_fd(&born.listener));
         let listener = Listener::new(born.listener);
-        let zygote = Process::new(born.pid, arena.orders(group), group);
+        let zygote = Process::new(born.pid, arena.orders(group), group, 0);
         let failed =
             |error: SpaceError| io::Error::other(format!("systrap: first orders to the zygote: {error}"));
         zygote.meet(&listener).map_err(failed)?;
@@ -177,7 +183,8 @@ impl Stock {
                 continue;
             }
             parking_lot::MutexGuard::unlocked(&mut state, || {
-                match Space::clone_process(inner, &inner.zygote, &[]) {
+                let space = Space::clone_process(inner, &inner.zygote, &[]);
+                match space.and_then(|space| space.settle().map(|()| space)) {
                     Ok(space) => {
                         let mut state = self.state.lock();
                         if !state.closed {

@@ -11,7 +11,7 @@ use platform::{
 };
 
 use crate::Inner;
-use crate::agent::{Call, INJECTED, Process};
+use crate::agent::{Call, INJECTED, Process, write_orders};
 use crate::channel::Arena;
 use crate::context::SystrapContext;
 use crate::frame::Channel;
@@ -46,8 +46,8 @@ impl Space {
         &self.platform
     }
 
-    fn order(&self, calls: &[Call]) -> Result<u64, SpaceError> {
-        self.process.order(&self.platform.listener, calls, None)
+    fn order(&self, calls: &[Call]) -> Result<(), SpaceError> {
+        self.process.order(&self.platform.listener, calls, None).map(drop)
     }
 
     fn channel(&self, slot: u64) -> Result<Channel, SpaceError> {
@@ -112,11 +112,15 @@ impl Space {
         calls.push(Call::new(libc::SYS_madvise, [ORDERS, PAGE_SIZE, libc::MADV_DONTFORK as u64]));
         calls.extend_from_slice(extra);
         calls.push(platform.thread_call(0));
+        write_orders(&orders, &calls);
+
         let _birth = platform.reaper.birth();
-        let clone =
-            Call::clone_at(CLONE_PROCESS_FLAGS, 0, platform.entries.fork_child, Arena::orders_offset(group));
-        let cloned = parent.order(&platform.listener, &[clone], None);
-        let pid = match cloned {
+        // The child finds the channel file where its parent has it at that moment.
+        let clone = [
+            Call::clone_at(CLONE_PROCESS_FLAGS, 0, platform.entries.fork_child, Arena::orders_offset(group)),
+            Call::new(libc::SYS_close, [INJECTED]),
+        ];
+        let pid = match parent.order(&platform.listener, &clone, Some(arena.file())) {
             Ok(pid) => pid as i32,
             Err(error) => {
                 // The group is lost if the parent died meanwhile: a child may or may not have it.
@@ -129,12 +133,14 @@ impl Space {
                 });
             }
         };
-        let process = Arc::new(Process::new(pid, orders, group));
+        let process = Arc::new(Process::new(pid, orders, group, calls.len()));
         platform.reaper.register(&process);
-        let space = Self::new(Arc::clone(platform), Arc::clone(&process), 1);
-        process.meet(&platform.listener)?;
-        process.order(&platform.listener, &calls, Some(arena.file()))?;
-        Ok(space)
+        Ok(Self::new(Arc::clone(platform), process, 1))
+    }
+
+    /// Waits until the process of a new space has all that it needs. Not needed for what is done by orders.
+    pub(crate) fn settle(&self) -> Result<(), SpaceError> {
+        self.process.meet(&self.platform.listener)
     }
 
     fn check(range: AddrRange) -> Result<(), SpaceError> {
@@ -183,7 +189,7 @@ impl Space {
         window.store64(word::COMMAND_EXPECTED, u64::from(expected));
         window.store64(word::COMMAND_FAULT, 1);
         window.store32(word::COMMAND, kind);
-        thread.resume(0);
+        thread.resume_alone();
         if !thread.wait_posted(monotonic_ns() + COMMAND_NS) {
             self.process.kill(Cause::Protocol("an atomic operation did not end"));
             return Err(fault);
@@ -199,7 +205,7 @@ impl Space {
         let thread = self.thread()?;
         let frame = thread.channel.fresh_frame();
         thread.channel.write_regs(frame, &Regs { rip: self.platform.entries.trap, ..Regs::default() });
-        thread.resume(0);
+        thread.resume_alone();
         if thread.wait_posted(monotonic_ns() + COMMAND_NS) { Ok(thread) } else { Err(SpaceError::Gone) }
     }
 }
@@ -257,21 +263,19 @@ impl AddressSpace for Space {
                     map(prot, sharing | libc::MAP_NORESERVE, INJECTED, offset),
                     Call::new(libc::SYS_close, [INJECTED]),
                 ];
-                self.process.order(&self.platform.listener, &calls, Some(file))
+                self.process.order(&self.platform.listener, &calls, Some(file)).map(drop)
             }
         }
-        .map(drop)
     }
 
     fn unmap(&self, range: AddrRange) -> Result<(), SpaceError> {
         Self::check(range)?;
-        self.order(&[Call::new(libc::SYS_munmap, [range.start, range.len()])]).map(drop)
+        self.order(&[Call::new(libc::SYS_munmap, [range.start, range.len()])])
     }
 
     fn protect(&self, range: AddrRange, prot: Prot) -> Result<(), SpaceError> {
         Self::check(range)?;
         self.order(&[Call::new(libc::SYS_mprotect, [range.start, range.len(), u64::from(prot.bits())])])
-            .map(drop)
     }
 
     fn move_pages(&self, from: AddrRange, to: Addr, new_len: u64) -> Result<(), SpaceError> {
@@ -289,7 +293,7 @@ impl AddressSpace for Space {
                 self.move_pages(AddrRange { start: from.start, end: middle }, to, half)?;
                 self.move_pages(AddrRange { start: middle, end: from.end }, to + half, new_len - half)
             }
-            other => other.map(drop),
+            other => other,
         }
     }
 
@@ -303,7 +307,7 @@ impl AddressSpace for Space {
             Advice::HugePage => libc::MADV_HUGEPAGE,
             Advice::NoHugePage => libc::MADV_NOHUGEPAGE,
         };
-        self.order(&[Call::new(libc::SYS_madvise, [range.start, range.len(), advice as u64])]).map(drop)
+        self.order(&[Call::new(libc::SYS_madvise, [range.start, range.len(), advice as u64])])
     }
 
     fn fork(&self, skip: &[AddrRange], wipe: &[AddrRange]) -> Result<Arc<dyn AddressSpace>, SpaceError> {
@@ -324,6 +328,10 @@ impl AddressSpace for Space {
         let child = Self::clone_process(&self.platform, &self.process, first)?;
         for calls in rest.chunks(MAX_ORDERS) {
             child.order(calls)?;
+        }
+        if !extra.is_empty() {
+            // A copy into the child may not come before what is wiped.
+            child.settle()?;
         }
         Ok(Arc::new(child))
     }

@@ -63,7 +63,7 @@ core::arch::global_asm!(
     CMD_AND = const command::AND,
     RUN = const state::RUN,
     POSTED = const state::POSTED,
-    ASLEEP = const state::ASLEEP,
+    ASLEEP = const word::ASLEEP,
     STAGE = const word::STAGE,
     STAGE_DATA = const word::STAGE_DATA,
     STAGE_MAX = const layout::STAGE_MAX,
@@ -85,7 +85,6 @@ unsafe extern "C" {
     static casemate_stub_thread_child: u8;
     static casemate_stub_handler: u8;
     static casemate_stub_notify_end: u8;
-    static casemate_stub_fork_notify_end: u8;
     static casemate_stub_fork_map_end: u8;
     static casemate_stub_call_end: u8;
     static casemate_stub_exit_end: u8;
@@ -139,9 +138,7 @@ fn agent_filter() -> Vec<Insn> {
     let at = |place| Test::Address(CODE + offset(place));
     let call = at(&raw const casemate_stub_call_end);
     let mut filter = Filter::new(Action::Trap);
-    for place in [&raw const casemate_stub_notify_end, &raw const casemate_stub_fork_notify_end] {
-        filter = filter.rule(&[number(SYS_NOTIFY), at(place)], Action::Notify);
-    }
+    filter = filter.rule(&[number(SYS_NOTIFY), at(&raw const casemate_stub_notify_end)], Action::Notify);
     for ordered in [
         libc::SYS_mmap,
         libc::SYS_munmap,

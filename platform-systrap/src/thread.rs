@@ -1,7 +1,7 @@
 //! One host thread of application code, and the list of those that run.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::task::Waker;
 
 use hostsys::futex::{self, WAIT_ANY_MAX, WaitWord};
@@ -34,6 +34,8 @@ pub struct Thread {
     phase: AtomicU32,
     kicked: AtomicBool,
     waker: Mutex<Option<Waker>>,
+    /// Whether the stub's spins of late have paid off.
+    luck: Luck,
     /// The context is dropped: when the thread traps it goes to the spares. The time until which it may run on.
     orphan_until_ns: Mutex<Option<u64>>,
 }
@@ -47,6 +49,7 @@ impl Thread {
             phase: AtomicU32::new(phase::PARKED),
             kicked: AtomicBool::new(false),
             waker: Mutex::new(None),
+            luck: Luck::default(),
             orphan_until_ns: Mutex::new(None),
         }
     }
@@ -72,12 +75,32 @@ impl Thread {
         }
     }
 
-    /// Lets the stub go on. It may spin for `spin_cycles` at its next trap.
-    pub fn resume(&self, spin_cycles: u32) {
+    /// Lets the stub go on, which may spin for `spin_cycles` at its next trap. True if it sleeps, and must be woken.
+    fn set_running(&self, spin_cycles: u32) -> bool {
+        if self.channel.window.load32(word::SPIN) != 0 {
+            self.luck.note(self.asleep().load(Ordering::Relaxed) == 0);
+        }
+        let spin_cycles = if self.luck.try_again() { spin_cycles } else { 0 };
         self.channel.window.store32(word::SPIN, spin_cycles);
         self.channel.window.store32(word::SLEEPERS, 0);
-        if self.state().swap(state::RUN, Ordering::AcqRel) == state::ASLEEP {
-            futex::wake(self.state(), 1, false);
+        // A full barrier: either the stub sees the state before it sleeps, or we see that it sleeps.
+        self.state().swap(state::RUN, Ordering::SeqCst);
+        self.asleep().load(Ordering::SeqCst) != 0
+    }
+
+    fn asleep(&self) -> &AtomicU32 {
+        self.channel.window.u32(word::ASLEEP)
+    }
+
+    fn wake(&self) {
+        self.asleep().store(0, Ordering::SeqCst);
+        futex::wake(self.asleep(), 1, false);
+    }
+
+    /// Lets the stub of a thread go on that is in no list.
+    pub fn resume_alone(&self) {
+        if self.set_running(0) {
+            self.wake();
         }
     }
 
@@ -124,18 +147,54 @@ impl Kick for Thread {
     }
 }
 
+/// Says whether to spin, by how spins have ended of late: a CPU that looks free may be busy with what the sandbox cannot
+/// see, or both sides may have landed on the same one.
+#[derive(Debug, Default)]
+struct Luck(AtomicI32);
+
+impl Luck {
+    /// Counted up to this by spins that paid off: so many failures in a row are forgiven.
+    const BEST: i32 = 8;
+    /// What a failure costs.
+    const LOSS: i32 = 4;
+    /// After failures enough, so many chances are passed up before the next try.
+    const PAUSE: i32 = 200;
+
+    fn note(&self, paid_off: bool) {
+        let old = self.0.load(Ordering::Relaxed);
+        let new = if paid_off {
+            (old + 1).min(Self::BEST)
+        } else if old >= Self::LOSS {
+            old - Self::LOSS
+        } else {
+            -Self::PAUSE
+        };
+        self.0.store(new, Ordering::Relaxed);
+    }
+
+    fn try_again(&self) -> bool {
+        let old = self.0.load(Ordering::Relaxed);
+        if old < 0 {
+            self.0.store(old + 1, Ordering::Relaxed);
+        }
+        old >= 0
+    }
+}
+
 /// The threads that run application code, and the workers that wait for them.
 #[derive(Debug)]
 pub struct Running {
     list: Mutex<Vec<Arc<Thread>>>,
     /// Length of the list, to be read without the lock.
-    nr_running: AtomicUsize,
+    nr_listed: AtomicUsize,
     nr_orphans: AtomicUsize,
     workers: Vec<Worker>,
     /// One more than the highest worker that has parked.
     nr_workers: AtomicUsize,
     nr_parked: AtomicUsize,
     spinner: AtomicBool,
+    /// Whether the workers' spins of late have paid off.
+    luck: Luck,
     nr_cpus: usize,
     /// Cycles of the time-stamp counter that make up the longest spin.
     spin_cycles: u32,
@@ -160,12 +219,13 @@ impl Running {
     pub fn new(nr_cpus: usize) -> Self {
         Self {
             list: Mutex::default(),
-            nr_running: AtomicUsize::new(0),
+            nr_listed: AtomicUsize::new(0),
             nr_orphans: AtomicUsize::new(0),
             workers: std::iter::repeat_with(Worker::default).take(MAX_WORKERS).collect(),
             nr_workers: AtomicUsize::new(0),
             nr_parked: AtomicUsize::new(0),
             spinner: AtomicBool::new(false),
+            luck: Luck::default(),
             nr_cpus,
             spin_cycles: if nr_cpus > 1 { measure_spin_cycles() } else { 0 },
         }
@@ -186,13 +246,16 @@ impl Running {
             thread.phase.store(phase::PARKED, Ordering::SeqCst);
             return false;
         }
-        let nr_running = {
+        // Listed and set running as one: a listed thread that does not run would be taken for one that has trapped.
+        let asleep = {
             let mut list = self.list.lock();
             list.push(Arc::clone(thread));
-            self.nr_running.store(list.len(), Ordering::Relaxed);
-            list.len()
+            self.nr_listed.store(list.len(), Ordering::Relaxed);
+            thread.set_running(self.spin_allowance(list.len()))
         };
-        thread.resume(self.spin_allowance(nr_running));
+        if asleep {
+            thread.wake();
+        }
         true
     }
 
@@ -204,7 +267,7 @@ impl Running {
             }
             let mut list = self.list.lock();
             list.retain(|other| !Arc::ptr_eq(other, thread));
-            self.nr_running.store(list.len(), Ordering::Relaxed);
+            self.nr_listed.store(list.len(), Ordering::Relaxed);
         }
         thread.phase.store(phase::PARKED, Ordering::SeqCst);
         true
@@ -212,7 +275,7 @@ impl Running {
 
     /// Wakes the tasks of all threads whose trap has arrived.
     pub fn poll(&self) -> usize {
-        if self.nr_running.load(Ordering::Relaxed) == 0 {
+        if self.nr_listed.load(Ordering::Relaxed) == 0 {
             return 0;
         }
         let mut arrived = Vec::new();
@@ -222,22 +285,23 @@ impl Running {
             while let Some(thread) = list.get(index) {
                 if thread.has_posted() || thread.process.is_gone() {
                     let thread = list.swap_remove(index);
+                    // Taken before the context can see the trap, and set the waker of its next run.
+                    let waker = thread.waker.lock().take();
                     thread.phase.store(phase::TRAPPED, Ordering::SeqCst);
-                    arrived.push(thread);
+                    arrived.push((thread, waker));
                 } else {
                     index += 1;
                 }
             }
             if !arrived.is_empty() {
-                self.nr_running.store(list.len(), Ordering::Relaxed);
+                self.nr_listed.store(list.len(), Ordering::Relaxed);
             }
         }
         let count = arrived.len();
-        for thread in arrived {
+        for (thread, waker) in arrived {
             if self.retire_orphan(&thread) {
                 continue;
             }
-            let waker = thread.waker.lock().take();
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -301,7 +365,7 @@ impl Running {
 
     /// Spins while a thread runs and a CPU is free. True when there is something to do.
     fn spin(&self, own: &Worker) -> bool {
-        let nr_running = self.nr_running.load(Ordering::Relaxed);
+        let nr_running = self.nr_listed.load(Ordering::Relaxed);
         if nr_running == 0
             || self.spin_allowance(nr_running) == 0
             || self.spinner.swap(true, Ordering::Acquire)
@@ -316,6 +380,7 @@ impl Running {
             found =
                 own.token.load(Ordering::Acquire) != 0 || watched.iter().any(|thread| thread.has_posted());
         }
+        self.luck.note(found);
         self.spinner.store(false, Ordering::Release);
         found
     }
@@ -369,11 +434,6 @@ impl Running {
         {
             futex::wake(&worker.token, 1, true);
         }
-    }
-
-    /// Wakes everything that waits for threads of a process that is gone.
-    pub fn process_gone(&self) {
-        self.poll();
     }
 }
 

@@ -47,9 +47,8 @@ fn entry<const N: usize>(number: i64, arguments: [u64; N]) -> Entry {
     entry
 }
 
-/// The vvar and vDSO mappings of this process, in order of address; empty where `/proc` is not to be had.
-fn vdso_parts() -> Vec<(AddrRange, bool)> {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+/// The vvar and vDSO mappings of this process, in order of address, out of its `/proc/self/maps`.
+fn vdso_parts(maps: &str) -> Vec<(AddrRange, bool)> {
     maps.lines()
         .filter_map(|line| {
             let name = line.split_whitespace().nth(5)?;
@@ -74,8 +73,8 @@ struct Plan {
 }
 
 /// Makes the zygote. The process must have one thread.
-pub fn make(image: &OwnedFd, arena: &Arena, entries: Entries, group: u64) -> io::Result<Born> {
-    let parts = vdso_parts();
+pub fn make(image: &OwnedFd, arena: &Arena, entries: Entries, group: u64, maps: &str) -> io::Result<Born> {
+    let parts = vdso_parts(maps);
     let first = parts.first().map_or(0, |(range, _)| range.start);
     let mut list = Vec::new();
     let moved = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;

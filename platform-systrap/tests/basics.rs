@@ -1,4 +1,13 @@
 //! What applications may rely on: traps, mappings, threads, forks, kicks, copies.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::exit,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
 #![allow(unsafe_code, reason = "reads the addresses of the code that is copied into guests")]
 
 mod common;
@@ -6,7 +15,7 @@ mod common;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::*;
 use platform::{Advice, AtomicOp, Fault, FaultMode, MapSource, Platform, Prot, Regs, Sharing, TrapEvent};
@@ -506,26 +515,33 @@ fn contexts_may_be_dropped_at_any_time(platform: &Arc<Systrap>) {
 }
 
 fn several_workers_serve_many_processes(platform: &Arc<Systrap>) {
+    let left = Arc::new(AtomicUsize::new(6));
     let threads: Vec<_> = (0..6)
         .map(|worker| {
             let platform = Arc::clone(platform);
+            let left = Arc::clone(&left);
             std::thread::spawn(move || {
-                let mut guest = Guest::new(&platform, count_calls());
-                guest.worker = worker;
+                let mut guest = Guest::new(&platform, count_calls()).served_by(worker);
                 guest.spin = worker % 2 == 0;
                 for turn in 0..2000 {
                     guest.syscall();
                     guest.regs.rax = 1;
                     if turn % 100 == 0 {
                         let child = guest.space.fork(&[], &[]).expect("fork");
-                        let mut child = Guest::on(&platform, child);
-                        child.worker = worker;
+                        let mut child = Guest::on(&platform, child).served_by(worker);
                         child.syscall();
                         let at = range(SPARE + turn * PAGE, PAGE);
                         guest.space.map(at, MapSource::Zero, RW, Sharing::Private).expect("map");
                     }
                 }
                 assert_eq!(guest.regs.rbx, 1999);
+                // A worker serves as long as there is work: a wake-up that it took may be another guest's.
+                left.fetch_sub(1, Ordering::SeqCst);
+                while left.load(Ordering::SeqCst) > 0 {
+                    platform.poll_traps();
+                    platform.park(worker, None, false);
+                }
+                (0..6).for_each(|worker| platform.unpark(worker));
             })
         })
         .collect();

@@ -30,6 +30,9 @@ use crate::timestamp;
 /// How long a Sentry that has reported its end may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// How long a Sentry may live on after its gofer has left by itself.
+const GRACE: Duration = Duration::from_millis(300);
+
 /// A container to register in a state directory.
 #[derive(Debug, Clone)]
 pub struct Registration<'a> {
@@ -214,12 +217,17 @@ impl Run {
             }
             if !over && gofer.any() && cause.is_none() {
                 let exit = self.sandbox.gofer.end(LEAVE);
-                let words = self.sandbox.gofer_says.sentence();
-                let words = words.strip_prefix("casemate-gofer: ").unwrap_or(&words);
-                let colon = if words.is_empty() { "" } else { ": " };
-                let message = format!("the file server (gofer) {}{colon}{words}", how(exit));
-                cause = Some(Error::Sandbox { code: code_of(exit), message });
-                self.sandbox.sentry.kill(libc::SIGKILL);
+                // A gofer also leaves when its Sentry is gone, and may be seen first.
+                let alone = matches!(exit, Exit::Signal(_)) || self.sandbox.sentry.wait(GRACE).is_none();
+                if alone {
+                    let words = self.sandbox.gofer_says.sentence();
+                    let words = words.strip_prefix("casemate-gofer: ").unwrap_or(&words);
+                    let colon = if words.is_empty() { "" } else { ": " };
+                    let message = format!("the file server (gofer) {}{colon}{words}", how(exit));
+                    cause = Some(Error::Sandbox { code: code_of(exit), message });
+                    self.sandbox.sentry.kill(libc::SIGKILL);
+                }
+                break self.sandbox.sentry.end(LEAVE);
             }
             if leave_by.is_some_and(|at| at <= Instant::now()) {
                 self.sandbox.sentry.kill(libc::SIGKILL);

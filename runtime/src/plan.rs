@@ -77,7 +77,12 @@ pub fn of_bundle(id: &str, config: &Config, options: Options) -> Result<Plan> {
         mounts,
         masked_paths: list(linux.map(oci_spec::runtime::Linux::masked_paths)),
         readonly_paths: list(linux.map(oci_spec::runtime::Linux::readonly_paths)),
-        options: Options { cpus: limits.cpus(), memory: limits.memory.unwrap_or(0), ..options },
+        options: Options {
+            cpus: limits.cpus(),
+            tasks: limits.pids.unwrap_or(0),
+            memory: limits.memory.unwrap_or(0),
+            ..options
+        },
         descriptors: Vec::new(),
     };
     Ok(Plan { boot, attachments, limits })
@@ -139,6 +144,7 @@ fn of_process(process: &oci_spec::runtime::Process) -> Process {
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         capabilities: process.capabilities().as_ref().map(capability::to_sets).unwrap_or_default(),
         oom_score_adj: process.oom_score_adj(),
+        shielded: true,
     }
 }
 
@@ -208,6 +214,7 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         no_new_privileges: false,
         capabilities,
         oom_score_adj: None,
+        shielded: false,
     };
     let boot = Boot {
         version: Boot::VERSION,

@@ -51,24 +51,19 @@ casemate_stub_zygote:
     js die
     xor edi, edi
     xor esi, esi
+    xor r13d, r13d
     jmp agent_report
 
-# A process that an agent has just cloned. r14 = offset of its order page in the channel file. The answer to the
-# report is a descriptor of that file.
+# A process that an agent has just cloned. r14 = offset of its order page in the channel file, which its parent has
+# left it as descriptor 0. Its first orders are written already.
     .globl casemate_stub_fork_child
 casemate_stub_fork_child:
-    mov eax, {SYS_NOTIFY}
-    syscall
-    .globl casemate_stub_fork_notify_end
-casemate_stub_fork_notify_end:
-    test rax, rax
-    js die
-    mov r8, rax
     mov eax, {SYS_MMAP}
     mov rdi, {ORDERS}
     mov esi, 4096
     mov edx, 1                      # PROT_READ
     mov r10d, 0x11                  # MAP_SHARED | MAP_FIXED
+    xor r8d, r8d
     mov r9, r14
     syscall
     .globl casemate_stub_fork_map_end
@@ -78,8 +73,10 @@ casemate_stub_fork_map_end:
     jne die
     jmp agent_obey
 
-# rdi = result of the last call, rsi = index of the entry that failed, or the number of entries.
+# rdi = result of the last call, rsi = index of the entry that failed, or the number of entries, r13 = result of the last
+# clone.
 agent_report:
+    mov rdx, r13
     mov eax, {SYS_NOTIFY}
     syscall
     .globl casemate_stub_notify_end
@@ -90,6 +87,7 @@ agent_obey:
     mov rbx, {ORDERS}
     mov rbp, [rbx]                  # entries to do
     xor r12d, r12d                  # index
+    xor r13d, r13d
     add rbx, {ORDER_FIRST}
     xor eax, eax
 1:  cmp r12, rbp
@@ -108,6 +106,7 @@ agent_obey:
 casemate_stub_call_end:
     test r15, r15
     jz 3f
+    mov r13, rax
     test rax, rax
     jnz 3f
     jmp r15
@@ -194,21 +193,21 @@ wait_for_run:
     cmp eax, r9d
     jb 1b
 go_to_sleep:
-    mov eax, {POSTED}
-    mov ecx, {ASLEEP}
-    lock cmpxchg [rbx + {STATE}], ecx
+    mov eax, 1
+    xchg [rbx + {ASLEEP}], eax
     cmp dword ptr [rbx + {STATE}], {RUN}
-    je resume
+    je 1f
     mov eax, {SYS_FUTEX}
-    lea rdi, [rbx + {STATE}]
+    lea rdi, [rbx + {ASLEEP}]
     xor esi, esi                    # FUTEX_WAIT
-    mov edx, {ASLEEP}
+    mov edx, 1
     xor r10d, r10d
     syscall
     .globl casemate_stub_futex_wait_end
 casemate_stub_futex_wait_end:
     cmp dword ptr [rbx + {STATE}], {RUN}
     jne go_to_sleep
+1:  mov dword ptr [rbx + {ASLEEP}], 0
 resume:
     cmp dword ptr [rbx + {COMMAND}], 0
     jne do_command
@@ -223,8 +222,9 @@ resume:
 casemate_stub_sigreturn_end:
     ud2
 
+# The flag is left alone: by now the trap may be taken, the thread set running, and the flag set anew by a worker that is
+# about to sleep. The Sentry clears it when it sets the thread running.
 wake_worker:
-    mov dword ptr [rbx + {SLEEPERS}], 0
     mov eax, {SYS_FUTEX}
     lea rdi, [rbx + {STATE}]
     mov esi, 1                      # FUTEX_WAKE

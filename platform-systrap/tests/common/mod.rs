@@ -1,4 +1,13 @@
 //! What the platform's tests share: a runner that gives each case a process of its own, and a tiny worker loop.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::exit,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(unsafe_code, reason = "reads the addresses of the code that is copied into guests")]
 
@@ -59,12 +68,17 @@ pub fn run(cases: &[Case]) {
     }
 }
 
-#[derive(Debug, Default)]
-pub struct Flag(AtomicBool);
+/// The waker of a guest: tells the worker that serves it.
+pub struct Flag {
+    set: AtomicBool,
+    platform: Arc<Systrap>,
+    worker: usize,
+}
 
 impl Wake for Flag {
     fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Release);
+        self.set.store(true, Ordering::Release);
+        self.platform.unpark(self.worker);
     }
 }
 
@@ -74,6 +88,7 @@ pub struct Guest {
     pub space: Arc<dyn AddressSpace>,
     pub context: Box<dyn Context>,
     pub regs: Regs,
+    pub flag: Arc<Flag>,
     pub worker: usize,
     pub spin: bool,
 }
@@ -105,23 +120,30 @@ impl Guest {
     pub fn on(platform: &Arc<Systrap>, space: Arc<dyn AddressSpace>) -> Self {
         let context = platform.new_context(&space).expect("a context");
         let regs = Regs { rip: CODE, rsp: STACK - 64, ..Regs::default() };
-        Self { platform: Arc::clone(platform), space, context, regs, worker: 0, spin: true }
+        let flag = Arc::new(Flag { set: AtomicBool::new(false), platform: Arc::clone(platform), worker: 0 });
+        Self { platform: Arc::clone(platform), space, context, regs, flag, worker: 0, spin: true }
+    }
+
+    /// Has another worker serve the guest.
+    pub fn served_by(mut self, worker: usize) -> Self {
+        self.worker = worker;
+        self.flag =
+            Arc::new(Flag { set: AtomicBool::new(false), platform: Arc::clone(&self.platform), worker });
+        self
     }
 
     /// Runs to the next trap.
     pub fn run(&mut self) -> TrapEvent {
-        let flag = Arc::new(Flag::default());
+        let flag = Arc::clone(&self.flag);
         let waker = Waker::from(Arc::clone(&flag));
         let mut cx = Poller::from_waker(&waker);
         loop {
             match self.context.poll_switch(&mut cx, &mut self.regs) {
                 Poll::Ready(event) => return event,
                 Poll::Pending => {
-                    while !flag.0.swap(false, Ordering::AcqRel) {
+                    while !flag.set.swap(false, Ordering::AcqRel) {
                         if self.platform.poll_traps() == 0 {
-                            // Wakers of dead processes do not unpark this loop's worker.
-                            let soon = hostsys::futex::monotonic_ns() + 20_000_000;
-                            self.platform.park(self.worker, Some(soon), self.spin);
+                            self.platform.park(self.worker, None, self.spin);
                         }
                     }
                 }

@@ -60,6 +60,8 @@ pub struct Process {
     pub no_new_privileges: bool,
     pub capabilities: Capabilities,
     pub oom_score_adj: Option<i32>,
+    /// Whether init is PID 1 of a namespace to signals too: those that it does not handle are dropped.
+    pub shielded: bool,
 }
 
 /// Rows and columns, in characters.
@@ -149,6 +151,8 @@ pub struct Options {
     pub log_json: bool,
     /// CPUs that the container is told of; 0 for as many as the host lets us use.
     pub cpus: u32,
+    /// Processes and threads that the container may have; 0 for the usual limit.
+    pub tasks: u64,
     /// Memory that the container is told of, in bytes; 0 for the host's.
     pub memory: u64,
 }

@@ -1,1 +1,175 @@
-//! TBD
+//! The sandbox process: confines itself, starts the platform, builds the mounts and the kernel, runs init, reports.
+//!
+//! The `casemate` command executes it by descriptor in new namespaces, as PID 1 of its own, with descriptor 3 as the
+//! control connection and descriptor 2 for last words. The order of the start is what the confinement is made of:
+//! empty root and no capabilities first, with one thread; then the platform's zygote; then the seccomp filter; only
+//! then is a message read, a gofer asked, or a file parsed.
+//!
+//! **Invariants.** After [`filter::lock_down`] no host call names a path. Nothing in the process is worth more than the
+//! sandbox itself: whatever ends it ends PID 1, and with it every stub.
+//!
+//! **Threat.** From its first instruction on the application talks to this process with hostile bytes. What a taken-over
+//! Sentry can still do is what `filter` lists, on the descriptors that the command gave.
+
+mod caller;
+mod confine;
+mod console;
+mod container;
+mod control;
+mod filter;
+mod log;
+mod tree;
+
+use std::os::fd::RawFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+
+use control_protocol::{Channel, Event, Failure, Phase};
+use fs_host::Watcher;
+use hostsys::{process, signals};
+use platform_systrap::Systrap;
+use sentry_base::Executor;
+use sentry_loader::Machine;
+use sentry_memory::MemoryFile;
+
+use crate::container::{Container, Ground};
+use crate::control::End;
+use crate::filter::Role;
+
+/// Where the command puts its connection.
+const CONTROL_FD: RawFd = 3;
+
+/// Workers beyond the number of CPUs: one may wait on a gofer while others run.
+const SPARE_WORKERS: usize = 2;
+
+/// The most workers (the executor's idle set is one word).
+const MAX_WORKERS: usize = 64;
+
+/// Runs the Sentry to its end.
+pub fn main() -> ExitCode {
+    let control = match hostsys::fd::take_inherited(CONTROL_FD) {
+        Ok(fd) if std::process::id() == 1 => Channel::from_socket(fd),
+        _ => {
+            eprintln!("this is started by the casemate command alone");
+            return ExitCode::FAILURE;
+        }
+    };
+    // The default report would look for the binary's symbols, which no thread here may open.
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    let event = match run(&control) {
+        Ok(None) => None,
+        Ok(Some(event)) => Some(event),
+        Err(failure) => Some(Event::Failed(failure)),
+    };
+    let code = match event.map(|event| control.send(&event)) {
+        None | Some(Ok(())) => 0,
+        Some(Err(error)) => {
+            eprintln!("{error}");
+            1
+        }
+    };
+    leave(code)
+}
+
+/// Ends the process at once: the host takes back what it holds faster than destructors would.
+fn leave(code: i32) -> ExitCode {
+    #[expect(clippy::exit, reason = "workers still run, and everything they hold ends with the process")]
+    std::process::exit(code)
+}
+
+/// Says which step of the confinement failed.
+fn confining<E: std::fmt::Display>(step: &'static str) -> impl FnOnce(E) -> Failure {
+    move |error| Failure {
+        phase: Phase::Confine,
+        message: format!("cannot confine the sandbox: {step}: {error}"),
+    }
+}
+
+fn run(control: &Channel) -> Result<Option<Event>, Failure> {
+    signals::block_ordinary().map_err(confining("blocking signals"))?;
+    let pending = signals::descriptor().map_err(confining("signalfd"))?;
+    let nr_cpus = process::nr_cpus();
+    let seen = confine::enter().map_err(confining("giving up privileges"))?;
+    let options = platform_systrap::Options { nr_cpus, nr_blank: 1 };
+    let platform = Systrap::with_maps(options, &seen.maps).map_err(confining("starting the platform"))?;
+    let memory = MemoryFile::create(MemoryFile::DEFAULT_SIZE).map_err(confining("making the memory file"))?;
+    let watcher = Watcher::new().map_err(confining("epoll"))?;
+    let (bell, ear) = console::Bell::new().map_err(confining("socketpair"))?;
+    let (ended, mut end) = control::ending().map_err(confining("socketpair"))?;
+    filter::lock_down().map_err(confining("filtering system calls"))?;
+
+    let (boot, fds) =
+        control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
+    let ground = Ground {
+        platform,
+        memory,
+        watcher: Arc::clone(&watcher),
+        bell: Arc::clone(&bell),
+        ear,
+        nr_cpus,
+        machine: Machine::from_auxv(&seen.auxv),
+        total_memory: seen.total_memory,
+    };
+    let mut container = Container::build(&boot, fds, ground, ended)?;
+    let threads = Threads::start(&mut container, watcher, nr_cpus)
+        .map_err(|error| Failure { phase: Phase::Init, message: error })?;
+    filter::enter_role(Role::Control).map_err(confining("filtering system calls"))?;
+    control
+        .send(&Event::Ready)
+        .map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
+
+    match control::serve(control, &pending, &mut end, &container) {
+        Ok(End::Exited(status)) => {
+            if let Some(console) = threads.console {
+                // What programs have written to the terminal goes out before the end is told.
+                bell.end();
+                let _ = console.join();
+            }
+            Ok(Some(Event::Exited(control::report(&container, status))))
+        }
+        Ok(End::Abandoned) => Ok(None),
+        Err(error) => Err(Failure { phase: Phase::Init, message: error.to_string() }),
+    }
+}
+
+/// The threads that run once the container is built.
+struct Threads {
+    console: Option<thread::JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Starts workers, watcher and console, each narrowed to its role before it does anything.
+    fn start(container: &mut Container, watcher: Arc<Watcher>, nr_cpus: usize) -> Result<Self, String> {
+        let (narrowed, all) = mpsc::channel();
+        let mut started = 0;
+        let mut start = |name: &str, role: Role, work: Box<dyn FnOnce() + Send>| {
+            started += 1;
+            let narrowed = narrowed.clone();
+            let named = thread::Builder::new().name(name.to_owned());
+            let thread = named.spawn(move || {
+                let entered = filter::enter_role(role).map_err(|error| error.to_string());
+                let failed = entered.is_err();
+                let _ = narrowed.send(entered);
+                if !failed {
+                    work();
+                }
+            });
+            thread.map_err(|error| format!("cannot start a thread: {error}"))
+        };
+        start("host-files", Role::Worker, Box::new(move || watcher.run()))?;
+        let mut console = None;
+        if let Some(relay) = container.console.take() {
+            console = Some(start("console", Role::Control, Box::new(move || relay.run()))?);
+        }
+        for worker in 0..(nr_cpus + SPARE_WORKERS).min(MAX_WORKERS) {
+            let executor: Arc<Executor> = Arc::clone(container.kernel.executor());
+            start("worker", Role::Worker, Box::new(move || executor.run_worker(worker)))?;
+        }
+        for _ in 0..started {
+            all.recv().map_err(|error| error.to_string())??;
+        }
+        Ok(Self { console })
+    }
+}

@@ -9,6 +9,8 @@ use sentry_memory::{UserMemory, copy_in_cstr};
 use sentry_vfs::IoStart;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::signal::FaultRecord;
+use crate::task::VforkGate;
 use crate::{Restart, Stop, Task};
 
 /// The task that runs, with what only it may touch. Owned by the task's future.
@@ -16,6 +18,13 @@ pub struct Current {
     pub task: Arc<Task>,
     pub regs: Regs,
     pub context: Box<dyn Context>,
+    /// The number of the present or last system call.
+    pub syscall_nr: u64,
+    /// The last call was interrupted, and goes on like this unless a handler runs.
+    pub(crate) restart: Option<Restart>,
+    pub(crate) last_fault: FaultRecord,
+    /// A child made with `CLONE_VFORK` that is to be waited for.
+    pub(crate) vfork: Option<Arc<VforkGate>>,
 }
 
 impl core::fmt::Debug for Current {
@@ -67,6 +76,18 @@ impl From<BlockEnd> for Stop {
 pub const PATH_MAX: usize = 4096;
 
 impl Current {
+    pub(crate) fn new(task: Arc<Task>, regs: Regs, context: Box<dyn Context>) -> Self {
+        Self {
+            task,
+            regs,
+            context,
+            syscall_nr: 0,
+            restart: None,
+            last_fault: FaultRecord::default(),
+            vfork: None,
+        }
+    }
+
     /// A path argument. Uses what the trap carried along, else copies.
     pub fn path(&self, addr: u64) -> Result<Vec<u8>> {
         if let Some(staged) = self.context.staged(addr)
@@ -137,8 +158,10 @@ impl Current {
     /// Sleeps on the task's sleeper until it is woken. Arm it before it is shared.
     pub async fn sleep(&mut self, class: WaitClass, deadline: Option<Nanos>) -> WaitEnd {
         self.context.will_block();
-        let sleeper = Arc::clone(self.task.sleeper());
-        let kernel = Arc::clone(self.task.kernel());
-        sleeper.sleep(class, deadline, kernel.executor().timers()).await
+        self.task.cpu.block();
+        let task = Arc::clone(&self.task);
+        let end = task.sleeper().sleep(class, deadline, task.kernel().executor().timers()).await;
+        self.task.cpu.unblock();
+        end
     }
 }

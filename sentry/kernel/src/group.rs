@@ -35,6 +35,8 @@ pub(crate) struct GroupSignals {
     pub threads: Vec<Arc<Task>>,
     /// The process ends with this status; every thread is on its way out.
     pub exit: Option<WaitStatus>,
+    /// The status that the leader gave to `exit(2)`, while other threads live on.
+    pub leader_exit: Option<WaitStatus>,
     pub stop: StopState,
     pub exec: Option<ExecWait>,
 }
@@ -85,6 +87,7 @@ impl ThreadGroup {
                 actions,
                 threads: Vec::new(),
                 exit: None,
+                leader_exit: None,
                 stop: StopState::Running,
                 exec: None,
             }),

@@ -1,15 +1,26 @@
 //! The kernel of one sandbox: what all its tasks share.
 
-use std::collections::BTreeMap;
+use core::any::{Any, TypeId};
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
-use platform::Platform;
-use sentry_base::{Executor, Mutex, MutexGuard, Nanos, Reactor, Result, lock::rank, mono_now, real_now};
+use platform::{AddrRange, Cause, Platform};
+use sentry_base::{Executor, Mutex, MutexGuard, Nanos, Reactor, lock::rank, mono_now, real_now};
+use sentry_loader::Machine;
+use sentry_memory::MemoryFile;
+use sentry_mm::{Mm, MmConfig};
 use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
 
+use crate::no_space::NoSpace;
 use crate::task_set::TaskSet;
-use crate::{FdTable, Mm, MountNamespace, SyscallTable, Task, ThreadGroup};
+use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup, Vfs};
+
+/// The kernel that the sandbox shows (`uname -r`): the interface that the calls follow.
+pub const RELEASE: &str = "6.12.0-casemate";
+/// Its build, as `uname -v` and `/proc/version` show it.
+pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
 
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -17,6 +28,10 @@ pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
 /// What a kernel is made from.
 pub struct KernelConfig {
     pub platform: Arc<dyn Platform>,
+    pub memory: Arc<MemoryFile>,
+    pub vfs: Arc<Vfs>,
+    /// The processor's features, from the host's auxiliary vector.
+    pub machine: Machine,
     pub table: Arc<dyn SyscallTable>,
     pub hostname: Vec<u8>,
     pub domainname: Vec<u8>,
@@ -52,6 +67,9 @@ pub struct InitSpec {
     /// Becomes the controlling terminal of init's session.
     pub terminal: Option<Arc<dyn Terminal>>,
     pub oom_score_adj: i32,
+    /// Whether signals that init does not handle are dropped, as in a PID namespace. False makes it an ordinary
+    /// process, for a command that its user wants to interrupt.
+    pub shielded: bool,
     /// Called once, on a worker, when init has ended and every other task is gone.
     pub on_exit: Option<Box<dyn FnOnce(WaitStatus) + Send>>,
 }
@@ -82,6 +100,8 @@ pub struct Kernel {
     executor: Arc<Executor>,
     platform: Arc<dyn Platform>,
     table: Arc<dyn SyscallTable>,
+    vfs: Arc<Vfs>,
+    machine: Machine,
     uts: Mutex<UtsNames, { rank::LEAF }>,
     boot_mono: Nanos,
     boot_real: Nanos,
@@ -90,16 +110,22 @@ pub struct Kernel {
     pub(crate) max_tasks: usize,
     pub(crate) trace: Option<TraceSink>,
     tasks: Mutex<TaskSet, { rank::TASK_SET }>,
+    extensions: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>, { rank::LEAF }>,
     unsupported: Mutex<BTreeMap<(String, String), u64>, { rank::LEAF }>,
     no_mm: Arc<Mm>,
     no_fds: Arc<FdTable>,
     init_exit: InitExit,
-    futexes: crate::FutexTable,
+    init_shielded: AtomicBool,
+    futexes: FutexTable,
+    memory: Arc<MemoryFile>,
+    host_deaths: Mutex<Vec<String>, { rank::LEAF }>,
 }
 
 /// How init ended, for whoever waits for it.
 #[derive(Default)]
 pub(crate) struct InitExit {
+    /// Known as soon as init has ended, while others still do.
+    pending: parking_lot::Mutex<Option<WaitStatus>>,
     status: parking_lot::Mutex<Option<WaitStatus>>,
     changed: parking_lot::Condvar,
     callback: parking_lot::Mutex<Option<Box<dyn FnOnce(WaitStatus) + Send>>>,
@@ -131,10 +157,19 @@ impl Kernel {
     pub fn new(config: KernelConfig) -> Arc<Self> {
         Arc::new(Self {
             executor: Executor::new(Arc::new(Traps(Arc::clone(&config.platform)))),
-            no_mm: Arc::new(Mm),
-            no_fds: Arc::new(FdTable),
+            no_mm: Mm::over(
+                Arc::new(NoSpace),
+                AddrRange { start: 0, end: 0 },
+                None,
+                &config.memory,
+                MmConfig { randomize: false, stack_limit: 0 },
+            ),
+            no_fds: FdTable::new(),
+            memory: config.memory,
             platform: config.platform,
             table: config.table,
+            vfs: config.vfs,
+            machine: config.machine,
             uts: Mutex::new(UtsNames { hostname: config.hostname, domainname: config.domainname }),
             boot_mono: mono_now(),
             boot_real: real_now(),
@@ -143,9 +178,12 @@ impl Kernel {
             max_tasks: config.max_tasks,
             trace: config.trace,
             tasks: Mutex::new(TaskSet::default()),
+            extensions: Mutex::new(HashMap::new()),
             unsupported: Mutex::new(BTreeMap::new()),
             init_exit: InitExit::default(),
-            futexes: crate::FutexTable::default(),
+            init_shielded: AtomicBool::new(true),
+            futexes: FutexTable::default(),
+            host_deaths: Mutex::new(Vec::new()),
         })
     }
 
@@ -159,6 +197,18 @@ impl Kernel {
 
     pub fn table(&self) -> &Arc<dyn SyscallTable> {
         &self.table
+    }
+
+    pub fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
+    }
+
+    /// The sandbox's one value of type `T`, made when it is first asked for: for what a family of system calls shares and
+    /// the kernel itself has no use for.
+    pub fn extension<T: Any + Send + Sync + Default>(&self) -> Arc<T> {
+        let mut extensions = self.extensions.lock();
+        let value = extensions.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default()));
+        Arc::clone(value).downcast().unwrap_or_default()
     }
 
     pub fn uts(&self) -> UtsNames {
@@ -179,7 +229,7 @@ impl Kernel {
         self.boot_real
     }
 
-    pub fn futexes(&self) -> &crate::FutexTable {
+    pub fn futexes(&self) -> &FutexTable {
         &self.futexes
     }
 
@@ -257,27 +307,70 @@ impl Kernel {
         }
     }
 
-    /// Makes the first process and starts it.
-    pub fn create_init(self: &Arc<Self>, spec: InitSpec) -> Result<()> {
-        *self.init_exit.callback.lock() = spec.on_exit;
-        Ok(())
+    pub(crate) fn set_exit_callback(&self, callback: Option<Box<dyn FnOnce(WaitStatus) + Send>>) {
+        *self.init_exit.callback.lock() = callback;
     }
 
-    /// Sends a signal to init from outside: one that init does not handle works too.
-    pub fn signal_init(&self, signal: i32) {
-        let _ = signal;
+    pub(crate) fn set_init_shielded(&self, shielded: bool) {
+        self.init_shielded.store(shielded, Ordering::Relaxed);
     }
 
-    /// Sends a signal to the foreground process group of init's terminal, or to init without one.
-    pub fn signal_foreground(&self, signal: i32) {
-        let _ = signal;
+    /// What the processor offers, for the auxiliary vector.
+    pub(crate) fn machine(&self) -> Machine {
+        self.machine
     }
 
-    /// Ends every task with SIGKILL.
-    pub fn kill_all(&self) {}
+    /// The memory file that new address spaces are backed by.
+    pub fn memory(&self) -> &Arc<MemoryFile> {
+        &self.memory
+    }
 
-    pub(crate) fn signal_process_group(&self, pgid: i32, signal: i32) {
-        let _ = (pgid, signal);
+    pub(crate) fn init_is_shielded(&self) -> bool {
+        self.init_shielded.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_init_status(&self, status: WaitStatus) {
+        self.init_exit.pending.lock().get_or_insert(status);
+    }
+
+    pub(crate) fn init_status(&self) -> Option<WaitStatus> {
+        *self.init_exit.pending.lock()
+    }
+
+    /// The last task is gone.
+    pub(crate) fn finish(&self, status: WaitStatus) {
+        let callback = self.init_exit.callback.lock().take();
+        if let Some(callback) = callback {
+            callback(status);
+        }
+        let mut done = self.init_exit.status.lock();
+        done.get_or_insert(status);
+        self.init_exit.changed.notify_all();
+    }
+
+    /// A context was lost on the host: its process is killed, and the cause is kept for the report at the end.
+    pub(crate) fn record_host_death(&self, task: &Task, cause: Cause) {
+        let comm = String::from_utf8_lossy(&task.comm()).into_owned();
+        let text = match cause {
+            Cause::HostSignal(signal) => {
+                format!("process {} ({comm}) was killed on the host by signal {signal}", task.pid())
+            }
+            Cause::Protocol(what) => {
+                format!(
+                    "process {} ({comm}) was killed: its host process broke the protocol: {what}",
+                    task.pid()
+                )
+            }
+        };
+        let mut deaths = self.host_deaths.lock();
+        if deaths.len() < 100 {
+            deaths.push(text);
+        }
+    }
+
+    /// Processes that were lost on the host, one sentence each.
+    pub fn host_deaths(&self) -> Vec<String> {
+        self.host_deaths.lock().clone()
     }
 }
 

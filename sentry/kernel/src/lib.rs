@@ -9,28 +9,40 @@
 //! **Threat.** Everything in registers and user memory is the application's. Nothing here may panic on it.
 
 mod attributes;
+mod clone;
 mod cpu;
 pub mod current;
-mod fs_context;
+mod exec;
+mod exit;
 mod futex;
 mod group;
+mod init;
+mod jobs;
 mod kernel;
 mod limits;
-mod placeholder;
+mod no_space;
+pub mod pidfd;
+mod robust;
+mod run;
 pub mod signal;
 pub mod syscall;
 pub mod task;
 mod task_set;
 mod timers;
+mod wait;
 
+pub use clone::{CloneSpec, clone_task};
 pub use current::{BlockEnd, Current};
-pub use fs_context::FsContext;
+pub use exec::{ExecSpec, execve};
 pub use futex::{FutexTable, FutexWaiter, MATCH_ANY};
 pub use group::ThreadGroup;
-pub use kernel::{InitSpec, Kernel, KernelConfig, TraceSink, Unsupported, UtsNames};
+pub use init::InitError;
+pub use kernel::{InitSpec, Kernel, KernelConfig, RELEASE, TraceSink, Unsupported, UtsNames, VERSION};
 pub use limits::Limits;
-pub use placeholder::{FdTable, MountNamespace};
 pub use sentry_mm::Mm;
+pub use sentry_vfs::{FdTable, FsContext, MountNamespace, Vfs};
 pub use syscall::{Call, Handler, IntoRax, Restart, Row, Stop, SysResult, SyscallTable};
 pub use task::{RestartBlock, Scheduling, Task, TaskState};
 pub use task_set::PID_MAX;
+pub use timers::{TimerClock, TimerKey, TimerSetting};
+pub use wait::{WaitFor, WaitOptions, Waited, try_wait};

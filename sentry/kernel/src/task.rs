@@ -115,6 +115,7 @@ pub struct Task {
     fs: Mutex<Arc<FsContext>, { rank::LEAF }>,
     mount_ns: Mutex<Arc<MountNamespace>, { rank::LEAF }>,
     comm: Mutex<[u8; 16], { rank::LEAF }>,
+    exe: Mutex<Option<Arc<FileDescription>>, { rank::LEAF }>,
     pub(crate) signals: Mutex<TaskSignals, { rank::TASK }>,
     pub(crate) exit_places: ExitPlaces,
     /// The parent that waits in `vfork`, to be woken when this task executes or exits.
@@ -136,6 +137,10 @@ pub(crate) struct VforkGate {
 }
 
 impl VforkGate {
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
     pub fn release(&self) {
         self.open.store(true, Ordering::SeqCst);
         self.parent.wake();
@@ -151,6 +156,20 @@ pub struct Scheduling {
     pub reset_on_fork: bool,
     /// CPUs by bit.
     pub affinity: [u64; 2],
+}
+
+impl Scheduling {
+    /// The ordinary policy on the first `nr_cpus` CPUs.
+    pub(crate) fn of_cpus(nr_cpus: u32) -> Self {
+        let mask = |cpus: u32| if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
+        Self {
+            policy: libc::SCHED_OTHER,
+            priority: 0,
+            nice: 0,
+            reset_on_fork: false,
+            affinity: [mask(nr_cpus), mask(nr_cpus.saturating_sub(64))],
+        }
+    }
 }
 
 impl core::fmt::Debug for Task {
@@ -191,6 +210,7 @@ impl Task {
             fs: Mutex::new(parts.fs),
             mount_ns: Mutex::new(parts.mount_ns),
             comm: Mutex::new(parts.comm),
+            exe: Mutex::new(None),
             signals: Mutex::new(TaskSignals {
                 mask: parts.mask,
                 alt_stack: StackT { flags: abi::signal::SS_DISABLE, ..StackT::default() },
@@ -315,6 +335,16 @@ impl Task {
         *self.comm.lock() = comm_from(name);
     }
 
+    /// The program that runs (`/proc/PID/exe`); `None` for a zombie.
+    pub fn exe(&self) -> Option<Arc<FileDescription>> {
+        self.exe.lock().clone()
+    }
+
+    pub(crate) fn set_exe(&self, exe: Option<Arc<FileDescription>>) {
+        let old = core::mem::replace(&mut *self.exe.lock(), exe);
+        drop(old);
+    }
+
     /// User and system CPU time, in nanoseconds.
     pub fn cpu_times(&self) -> (u64, u64) {
         self.cpu.times()
@@ -380,11 +410,29 @@ impl Task {
         *self.kicker.lock() = Some(kicker);
     }
 
+    /// Takes over what a child has of its parent beyond [`TaskParts`].
+    pub(crate) fn inherit(&self, parent: &Self) {
+        self.set_exe(parent.exe());
+        let keep_caps = parent.keep_caps.load(Ordering::Relaxed);
+        self.keep_caps.store(keep_caps, Ordering::Relaxed);
+        self.timer_slack.store(parent.timer_slack.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.personality.store(parent.personality.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Lets a parent that waits in `vfork` go on.
+    pub(crate) fn open_vfork_gate(&self) {
+        let gate = self.vfork_parent.lock().take();
+        if let Some(gate) = gate {
+            gate.release();
+        }
+    }
+
     /// Lets go of what a zombie does not keep: memory, files, places.
     pub(crate) fn release_resources(&self) {
         *self.kicker.lock() = None;
         self.set_mm(Arc::clone(self.kernel.no_mm()));
         self.set_fds(Arc::clone(self.kernel.no_fds()));
+        self.set_exe(None);
     }
 }
 

@@ -144,7 +144,7 @@ impl TaskSet {
             p.pgid == pgid
                 && Some(*pid) != ignored
                 && p.zombie.is_none()
-                && p.parent > 1
+                && p.parent > 0
                 && self
                     .processes
                     .get(&p.parent)

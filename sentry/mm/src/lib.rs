@@ -36,4 +36,4 @@ pub use map::{FileMapping, MmapArgs, map_flags};
 pub use mappable::{FileMappings, Mappable, MappedFile, MappedPiece};
 pub use mm::{FileAt, Layout, MapInfo, MapName, Mm, MmConfig, Usage};
 pub use remap::remap_flags;
-pub use shared::SharedAnon;
+pub use shared::{SharedAnon, ZeroPages};

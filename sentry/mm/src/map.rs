@@ -147,13 +147,14 @@ impl Mm {
         if args.flags & mf::LOCKED != 0 && !limits.can_lock() {
             return Err(Errno::EPERM);
         }
-        let file = match &args.file {
-            Some(f) => Some((Arc::clone(&f.file), f.name.clone())),
+        // `/dev/zero` is another way to ask for memory.
+        let (file, offset) = match args.file.as_ref().filter(|f| !f.file.is_zero_device()) {
+            Some(f) => (Some((Arc::clone(&f.file), f.name.clone())), offset),
             None if flags.is_shared() => {
                 let memory: Arc<dyn Mappable> = SharedAnon::new(self.memory_file(), len);
-                Some((memory, None))
+                (Some((memory, None)), 0)
             }
-            None => None,
+            None => (None, 0),
         };
         let write = flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE);
         loop {
@@ -300,6 +301,17 @@ impl Mm {
             self.space().unmap(AddrRange { start: done, end: within.end })?;
         }
         Ok(())
+    }
+
+    /// Where `len` bytes would go if they were mapped now without a hint. Only the loader may rely on it, which has the
+    /// space for itself.
+    pub fn pick_free(&self, len: u64) -> Result<Addr> {
+        self.lock().find_free(len, self.user_range()).ok_or(Errno::ENOMEM)
+    }
+
+    /// Whether nothing is mapped in the range and all of it could be.
+    pub fn is_free(&self, range: AddrRange) -> bool {
+        self.user_range().contains_range(&range) && !self.lock().tree.overlaps(range)
     }
 
     /// Unmaps a range. No mapping there is no error.

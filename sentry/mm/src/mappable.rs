@@ -78,6 +78,11 @@ pub trait Mappable: Send + Sync {
         false
     }
 
+    /// True for `/dev/zero`: a private mapping is anonymous memory, a shared one is new shared memory.
+    fn is_zero_device(&self) -> bool {
+        false
+    }
+
     /// Device and inode number, for `/proc/PID/maps` and futex keys.
     fn identity(&self) -> (u64, u64);
 
@@ -107,8 +112,11 @@ impl core::fmt::Debug for dyn Mappable {
 
 /// The open file behind a mapping: it stays open as long as the mapping exists, and names it in `/proc`.
 pub trait MappedFile: Send + Sync {
-    /// The file's path as the task with this root directory's view sees it; `None` for a file without a path.
-    fn path(&self) -> Option<Vec<u8>>;
+    /// The file's path, as far as it is known without a viewer's root directory.
+    fn path(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// The file description of the VFS, which `/proc` asks for the path that its reader may see.
     fn as_any(&self) -> &dyn Any;
 }
 

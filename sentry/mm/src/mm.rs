@@ -3,10 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use platform::{
-    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Fault, FaultMode, MapSource, PAGE_SIZE, Platform, Prot,
-    Sharing, SpaceError,
-};
+use platform::{Addr, AddrRange, AddressSpace, PAGE_SIZE, Platform, SpaceError};
 use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, MutexGuard, Result};
 use sentry_memory::MemoryFile;
@@ -74,7 +71,6 @@ impl Default for MmConfig {
 pub struct Mm {
     id: u64,
     myself: Weak<Mm>,
-    // Before `state`: the last owner of a space ends its host process, and only then may pinned pages be reused.
     space: Arc<dyn AddressSpace>,
     user: AddrRange,
     vdso: Option<AddrRange>,
@@ -120,12 +116,6 @@ impl Mm {
     pub fn new(platform: &dyn Platform, memory: &Arc<MemoryFile>, config: MmConfig) -> Result<Arc<Self>> {
         let space = platform.new_space().map_err(space_errno)?;
         Ok(Self::over(space, platform.user_range(), platform.vdso(), memory, config))
-    }
-
-    /// An address space without addresses, for tasks that have no memory (any more).
-    pub fn absent(memory: &Arc<MemoryFile>) -> Arc<Self> {
-        let nothing = AddrRange { start: MMAP_MIN, end: MMAP_MIN };
-        Self::over(Arc::new(NoSpace), nothing, None, memory, MmConfig { randomize: false, stack_limit: 0 })
     }
 
     /// An address space over an empty host one.
@@ -380,52 +370,18 @@ impl Mm {
 
 impl Drop for Mm {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.space) == 1 {
-            return;
-        }
-        // A context still holds the host process. Pages that are pinned for a mapping must not be there when the pins go.
-        for vma in self.state.get_mut().tree.iter() {
-            let pinned = vma.file().is_some_and(|f| f.resident.iter().any(|r| r.pin.is_some()));
-            if pinned {
-                for range in vma.resident_ranges(vma.range()) {
-                    let _ = self.space.unmap(range);
-                }
+        // A host process that is told to die may still run for a moment, and a hostile one may run code that it pretends
+        // has trapped. What is pinned must be out of its reach before the pins go: one call for all of it.
+        let state = self.state.get_mut();
+        let mut pinned: Option<AddrRange> = None;
+        for vma in state.tree.iter() {
+            if vma.file().is_some_and(|f| f.resident.iter().any(|r| r.pin.is_some())) {
+                pinned = Some(AddrRange { start: pinned.map_or(vma.start, |p| p.start), end: vma.end });
             }
         }
-    }
-}
-
-/// The host side of [`Mm::absent`]: everything is refused.
-#[derive(Debug)]
-struct NoSpace;
-
-impl AddressSpace for NoSpace {
-    fn map(&self, _: AddrRange, _: MapSource<'_>, _: Prot, _: Sharing) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn unmap(&self, _: AddrRange) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn protect(&self, _: AddrRange, _: Prot) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn move_pages(&self, _: AddrRange, _: Addr, _: u64) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn advise(&self, _: AddrRange, _: Advice) -> Result<(), SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn fork(&self, _: &[AddrRange], _: &[AddrRange]) -> Result<Arc<dyn AddressSpace>, SpaceError> {
-        Err(SpaceError::Gone)
-    }
-    fn copy_in(&self, addr: Addr, _: &mut [u8], _: FaultMode) -> Result<usize, Fault> {
-        Err(Fault { addr, access: Prot::READ })
-    }
-    fn copy_out(&self, addr: Addr, _: &[u8], _: FaultMode) -> Result<usize, Fault> {
-        Err(Fault { addr, access: Prot::WRITE })
-    }
-    fn atomic_u32(&self, addr: Addr, _: AtomicOp) -> Result<u32, Fault> {
-        Err(Fault { addr, access: Prot::READ })
+        if let Some(range) = pinned {
+            let _ = self.space.unmap(range);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use sentry_base::lock::rank;
-use sentry_base::{Mutex, Result};
+use sentry_base::{Errno, Mutex, Result};
 use sentry_memory::{MemoryFile, PagedData};
 
 use crate::{Mappable, MappedPiece};
@@ -47,5 +47,24 @@ impl Mappable for SharedAnon {
     fn punch(&self, offset: u64, len: u64) -> Result<()> {
         self.data.lock().punch_hole(offset, len);
         Ok(())
+    }
+}
+
+/// `/dev/zero` as something to map.
+#[derive(Debug)]
+pub struct ZeroPages;
+
+impl Mappable for ZeroPages {
+    fn pieces(&self, _offset: u64, _len: u64, _write: bool) -> Result<Vec<MappedPiece>> {
+        // Never asked: the address space makes memory of its own.
+        Err(Errno::ENODEV)
+    }
+
+    fn is_zero_device(&self) -> bool {
+        true
+    }
+
+    fn identity(&self) -> (u64, u64) {
+        (0, 0)
     }
 }

@@ -638,12 +638,25 @@ fn advice_and_sync_check_their_arguments() {
 }
 
 #[test]
-fn an_absent_space_refuses_everything() {
+fn a_device_of_zeroes_is_anonymous_memory() {
     let f = Fixture::new();
-    let mm = Mm::absent(&f.memory);
-    let args = MmapArgs { addr: 0, len: PAGE_SIZE, prot: RW, flags: mf::PRIVATE, file: None };
-    assert_eq!(mm.mmap(&args, &f.limits), Err(Errno::ENOMEM));
-    assert_eq!(read(&mm, at(0)), Err(Errno::EFAULT));
-    assert_eq!(mm.brk(at(0), &f.limits), 0);
-    assert!(mm.maps().is_empty());
+    let zeroes = |flags| {
+        let file = FileMapping {
+            file: Arc::new(ZeroPages),
+            name: None,
+            offset: 0,
+            readable: true,
+            writable: true,
+            noexec: false,
+        };
+        f.file(0, 2, RW, flags, file).unwrap()
+    };
+    let private = zeroes(mf::PRIVATE);
+    assert!(f.mm.find(private).unwrap().is_anon);
+    let shared = zeroes(mf::SHARED);
+    f.write(shared, 7).unwrap();
+    f.write(private, 8).unwrap();
+    let child = f.mm.fork().unwrap();
+    f.write(shared, 9).unwrap();
+    assert_eq!((read(&child, shared), read(&child, private)), (Ok(9), Ok(8)));
 }

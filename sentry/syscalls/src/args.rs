@@ -87,3 +87,31 @@ impl SysArg for Bits {
         let _ = write!(out, "{:#x}", u32::from_raw(raw));
     }
 }
+
+/// Copies in a structure that may grow (`copy_struct_from_user`): one shorter than `dst` is filled up with zeroes, one
+/// longer must hold nothing but zeroes past it. `EINVAL` below `min`, `E2BIG` above a page or for unknown contents.
+pub(crate) fn copy_struct(
+    cx: &Current,
+    at: Ptr,
+    size: usize,
+    min: usize,
+    dst: &mut [u8],
+) -> sentry_base::Result<()> {
+    use sentry_base::Errno;
+    if size < min {
+        return Err(Errno::EINVAL);
+    }
+    if size > 4096 {
+        return Err(Errno::E2BIG);
+    }
+    let known = size.min(dst.len());
+    cx.copy_in(at.0, dst.get_mut(..known).unwrap_or_default())?;
+    if size > known {
+        let mut rest = vec![0; size - known];
+        cx.copy_in(at.0.wrapping_add(known as u64), &mut rest)?;
+        if rest.iter().any(|b| *b != 0) {
+            return Err(Errno::E2BIG);
+        }
+    }
+    Ok(())
+}

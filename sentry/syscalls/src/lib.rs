@@ -6,7 +6,28 @@
 //! **Threat.** Every argument is the application's.
 
 mod args;
+mod files;
+mod fs_args;
+mod net_args;
+mod sys_attr;
+mod sys_cred;
+mod sys_epoll;
+mod sys_event;
+mod sys_exec;
+mod sys_fd;
 mod sys_futex;
+mod sys_io;
+mod sys_misc;
+mod sys_mm;
+mod sys_path;
+mod sys_pipe;
+mod sys_poll;
+mod sys_process;
+mod sys_signal;
+mod sys_socket;
+mod sys_stat;
+mod sys_time;
+mod sys_timer;
 mod table;
 
 pub use table::Table;

@@ -333,7 +333,8 @@ fn capset(cx: &mut Current, header: Ptr, data: Ptr) -> Result<()> {
     }
     let [effective, permitted, inheritable] = sets.map(|set| CapSet(set).intersect(CapSet::FULL));
     let old = cx.creds();
-    let may_inherit = old.inheritable.union(if old.has_cap(cap::SETPCAP) { old.bounding } else { old.permitted });
+    let may_inherit =
+        old.inheritable.union(if old.has_cap(cap::SETPCAP) { old.bounding } else { old.permitted });
     if !permitted.is_subset_of(old.permitted)
         || !effective.is_subset_of(permitted)
         || !inheritable.is_subset_of(may_inherit)
@@ -342,6 +343,12 @@ fn capset(cx: &mut Current, header: Ptr, data: Ptr) -> Result<()> {
         return Err(Errno::EPERM);
     }
     let ambient = old.ambient.intersect(permitted).intersect(inheritable);
-    cx.set_creds(Arc::new(Credentials { effective, permitted, inheritable, ambient, ..Credentials::clone(&old) }));
+    cx.set_creds(Arc::new(Credentials {
+        effective,
+        permitted,
+        inheritable,
+        ambient,
+        ..Credentials::clone(&old)
+    }));
     Ok(())
 }

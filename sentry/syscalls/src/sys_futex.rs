@@ -171,7 +171,8 @@ fn wake_op(
     let operand = (encoded << 8).cast_signed() >> 20;
     let compare = (encoded << 20).cast_signed() >> 20;
     let shifted = encoded >> 28 & 8 != 0;
-    let operand = if shifted { 1_i32.wrapping_shl(operand.cast_unsigned() & 31) } else { operand }.cast_unsigned();
+    let operand =
+        if shifted { 1_i32.wrapping_shl(operand.cast_unsigned() & 31) } else { operand }.cast_unsigned();
     let op = match encoded >> 28 & 7 {
         0 => AtomicOp::Store(operand),
         1 => AtomicOp::Add(operand),

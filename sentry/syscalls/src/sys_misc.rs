@@ -6,7 +6,7 @@ use std::sync::Arc;
 use abi::process::{Rlimit, SchedParam, Sysinfo, Utsname, rlimit};
 use abi::time::Timespec;
 use sentry_base::{Errno, Result, mono_now, rand};
-use sentry_kernel::{Current, RestartBlock, Stop, SysResult, Task, UtsNames};
+use sentry_kernel::{Current, RELEASE, RestartBlock, Stop, SysResult, Task, UtsNames, VERSION};
 use sentry_vfs::{CapSet, Credentials, cap};
 
 use crate::args::{Bits, PathPtr, Ptr};
@@ -51,11 +51,6 @@ fn field(text: &[u8]) -> [u8; 65] {
     }
     out
 }
-
-/// The kernel that the sandbox shows (`uname -r`): the interface that the calls here follow.
-pub const RELEASE: &str = "6.12.0-casemate";
-/// Its build, as `uname -v` and `/proc/version` show it.
-pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
 
 fn uname(cx: &mut Current, buf: Ptr) -> Result<()> {
     let names = cx.kernel().uts();
@@ -411,7 +406,11 @@ fn getrandom(cx: &mut Current, buf: Ptr, len: usize, flags: Bits) -> Result<usiz
     while done < len {
         let part = chunk.get_mut(..(len - done).min(64 * 1024)).unwrap_or_default();
         rand::fill(part)?;
-        match sentry_memory::UserMemory::copy_out_partial(cx.task.as_ref(), buf.0.wrapping_add(done as u64), part) {
+        match sentry_memory::UserMemory::copy_out_partial(
+            cx.task.as_ref(),
+            buf.0.wrapping_add(done as u64),
+            part,
+        ) {
             Ok(n) => {
                 done += n;
                 if n < part.len() {
@@ -479,7 +478,9 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
             cx.copy_out(a, &name)?;
         }
         libc::PR_GET_SECCOMP => return Ok(0),
-        libc::PR_CAPBSET_READ if a <= 40 => return Ok(u64::from(cx.creds().bounding.has(u32::try_from(a).unwrap_or(0)))),
+        libc::PR_CAPBSET_READ if a <= 40 => {
+            return Ok(u64::from(cx.creds().bounding.has(u32::try_from(a).unwrap_or(0))));
+        }
         libc::PR_CAPBSET_DROP if a <= 40 => {
             if !cx.creds().has_cap(cap::SETPCAP) {
                 return Err(Errno::EPERM);
@@ -561,6 +562,9 @@ async fn restart_syscall(cx: &mut Current) -> SysResult {
         Some(RestartBlock::Futex { addr, value, bitset, shared, deadline }) => {
             crate::sys_futex::restart_wait(cx, addr, value, bitset, shared, deadline).await
         }
-        Some(RestartBlock::Poll { .. }) | None => Err(Stop::Errno(Errno::EINTR)),
+        Some(RestartBlock::Poll { fds, nfds, deadline }) => {
+            crate::sys_poll::restart_poll(cx, fds, nfds, deadline).await
+        }
+        None => Err(Stop::Errno(Errno::EINTR)),
     }
 }

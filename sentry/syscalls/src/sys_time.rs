@@ -159,12 +159,16 @@ async fn clock_nanosleep(cx: &mut Current, clock: i32, flags: Bits, req: Ptr, re
         return Err(Errno::EINVAL.into());
     }
     let now = read_clock(cx, clock)?;
-    if matches!(clock, libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_REALTIME_COARSE | libc::CLOCK_MONOTONIC_COARSE)
-        || clock < 0
+    if matches!(
+        clock,
+        libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_REALTIME_COARSE | libc::CLOCK_MONOTONIC_COARSE
+    ) || clock < 0
     {
         return Err(Errno::EOPNOTSUPP.into());
     }
-    if matches!(clock, libc::CLOCK_REALTIME_ALARM | libc::CLOCK_BOOTTIME_ALARM) && !cx.creds().has_cap(cap::SYS_TIME) {
+    if matches!(clock, libc::CLOCK_REALTIME_ALARM | libc::CLOCK_BOOTTIME_ALARM)
+        && !cx.creds().has_cap(cap::SYS_TIME)
+    {
         return Err(Errno::EPERM.into());
     }
     let time = cx.read_obj::<Timespec>(req.0)?.to_nanos().ok_or(Errno::EINVAL)?;

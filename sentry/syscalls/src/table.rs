@@ -64,7 +64,27 @@ pub(crate) use syscalls;
 const NUMBERS: usize = 512;
 
 /// The families, each with its rows.
-const FAMILIES: &[&[Row]] = &[];
+const FAMILIES: &[&[Row]] = &[
+    crate::sys_attr::ROWS,
+    crate::sys_cred::ROWS,
+    crate::sys_epoll::ROWS,
+    crate::sys_event::ROWS,
+    crate::sys_exec::ROWS,
+    crate::sys_fd::ROWS,
+    crate::sys_futex::ROWS,
+    crate::sys_io::ROWS,
+    crate::sys_misc::ROWS,
+    crate::sys_mm::ROWS,
+    crate::sys_path::ROWS,
+    crate::sys_pipe::ROWS,
+    crate::sys_poll::ROWS,
+    crate::sys_process::ROWS,
+    crate::sys_signal::ROWS,
+    crate::sys_socket::ROWS,
+    crate::sys_stat::ROWS,
+    crate::sys_time::ROWS,
+    crate::sys_timer::ROWS,
+];
 
 /// Every supported call by number.
 pub struct Table {

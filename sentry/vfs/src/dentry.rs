@@ -365,7 +365,7 @@ impl SuperBlock {
     }
 
     /// The cache no longer knows what `name` stands for.
-    pub(crate) fn forget(&self, dir: &Arc<Dentry>, name: &[u8]) {
+    pub(crate) fn forget(dir: &Dentry, name: &[u8]) {
         dir.forget(name);
     }
 

@@ -28,7 +28,7 @@ pub struct FileDescription {
     flags: AtomicU32,
     /// Where it was opened; `None` for pipes, sockets and the like.
     location: Option<Location>,
-    position: Mutex<u64, 45>,
+    position: Mutex<u64, 15>,
     /// Set once it has taken an OFD lock or a `flock`, to be given up with the description.
     locks: OnceLock<Arc<FileLocks>>,
     /// `F_SETOWN` and `F_SETSIG`.
@@ -96,7 +96,7 @@ impl FileDescription {
     }
 
     /// The position; locked for as long as a transfer needs it to stand still. Never held over a wait.
-    pub fn position(&self) -> &Mutex<u64, 45> {
+    pub fn position(&self) -> &Mutex<u64, 15> {
         &self.position
     }
 
@@ -133,5 +133,11 @@ impl FileDescription {
     /// The signal of `F_SETSIG`.
     pub fn signal(&self) -> &AtomicI32 {
         &self.signal
+    }
+}
+
+impl sentry_mm::MappedFile for FileDescription {
+    fn as_any(&self) -> &dyn core::any::Any {
+        self
     }
 }

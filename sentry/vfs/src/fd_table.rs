@@ -176,6 +176,15 @@ impl FdTable {
         i32::try_from(fd).map_err(|_| Errno::EMFILE)
     }
 
+    /// `EMFILE` unless a descriptor below `limit` is free: asked before a call that makes something to enter.
+    pub fn check_room(&self, limit: u64) -> Result<()> {
+        if (self.slots.read().lowest_free(0) as u64) < limit.min(NR_OPEN) {
+            Ok(())
+        } else {
+            Err(Errno::EMFILE)
+        }
+    }
+
     /// Enters a file at the lowest free descriptor.
     pub fn add(&self, file: Arc<FileDescription>, cloexec: bool, limit: u64) -> Result<i32> {
         self.add_from(0, file, cloexec, limit)

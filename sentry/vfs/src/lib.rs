@@ -4,7 +4,8 @@
 //! names. Objects are synchronous: a call answers at once with a result or `WouldBlock`, and whoever wants to wait
 //! does so on the file's wait queue.
 //!
-//! **Lock ranks:** `MountTree` 20, `Rename` 30, `DirInode` 40, file position 45, `FileData` 50, `FdTable` 60. No user
+//! **Lock ranks:** file position 15 (held over a whole transfer), `MountTree` 20, `Rename` 30,
+//! `DirInode` 40, `FileData` 50, `FdTable` 60. No user
 //! copy that may fault is made under a directory's lock; a file's data lock may be held over a copy, because a fault
 //! on user memory never needs it back.
 //!
@@ -49,5 +50,5 @@ pub use inode::{Attachment, DirEntry, FileSystem, Inode, Owner, RenameFlags};
 pub use lock_table::{FileKey, FileLocks, LockOwner, LockTable, RangeLock};
 pub use mount::{Location, Mount, MountFlags, MountInfo, MountMap, MountNamespace, PathText, UmountFlags};
 pub use open::{OpenHow, Opened, PendingOpen, anonymous};
-pub use vfs::{DeviceOpener, FifoOpen, FifoOpener, FifoWait, Vfs, anonymous_dev};
+pub use vfs::{DeviceOpener, FifoOpen, FifoOpener, FifoWait, FsType, Vfs, anonymous_dev};
 pub use walk::{Last, LookupFlags, NAME_MAX, PATH_MAX, Parent, PathCx};

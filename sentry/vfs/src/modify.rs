@@ -9,7 +9,8 @@ use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode};
 use crate::{
-    Attr, Dentry, FileKind, Inode, Last, Location, LookupFlags, Owner, Parent, PathCx, RenameFlags, cap,
+    Attr, Dentry, FileKind, Inode, Last, Location, LookupFlags, Owner, Parent, PathCx, RenameFlags,
+    SuperBlock, cap,
 };
 
 /// Whether two inodes are one file.
@@ -291,7 +292,7 @@ impl PathCx<'_> {
         }
         if flags.contains(RenameFlags::WHITEOUT) {
             // The old name now stands for a whiteout that the cache has not seen.
-            sb.forget(old_dir, old_name);
+            SuperBlock::forget(old_dir, old_name);
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use sentry_base::lock::rank;
 use sentry_base::{Errno, Result, RwLock};
 
-use crate::{Dentry, FileSystem, Inode, SuperBlock};
+use crate::{Dentry, FileSystem, Inode, SuperBlock, Vfs};
 
 bitflags::bitflags! {
     /// Per-mount flags, with the values of `mount(2)`'s `MS_*`.
@@ -165,19 +165,15 @@ impl Location {
                 continue;
             }
             let (parent, name) = at.dentry.parent_and_name();
-            match parent {
-                Some(parent) => {
+            let Some(parent) = parent else {
+                // A nameless file, or a bind mount's directory that was moved out of its tree.
+                if !name.is_empty() {
                     names.push(name);
-                    at.dentry = parent;
                 }
-                None => {
-                    // A nameless file, or a bind mount's directory that was moved out of its tree.
-                    if !name.is_empty() {
-                        names.push(name);
-                    }
-                    break false;
-                }
-            }
+                break false;
+            };
+            names.push(name);
+            at.dentry = parent;
         };
         let mut bytes = Vec::new();
         for name in names.iter().rev() {
@@ -339,6 +335,7 @@ impl Tree {
 /// A tree of mounts, as one or more processes see it.
 pub struct MountNamespace {
     id: u64,
+    vfs: Arc<Vfs>,
     root: RwLock<Arc<Mount>, { rank::LEAF }>,
     tree: RwLock<Tree, { rank::MOUNT_TREE }>,
 }
@@ -361,16 +358,17 @@ impl Drop for MountNamespace {
 
 impl MountNamespace {
     /// A namespace whose root is the root of `root_fs`.
-    pub fn new(root_fs: Arc<dyn FileSystem>, flags: MountFlags, source: &str) -> Arc<Self> {
+    pub fn new(vfs: &Arc<Vfs>, root_fs: Arc<dyn FileSystem>, flags: MountFlags, source: &str) -> Arc<Self> {
         let sb = SuperBlock::new(root_fs);
         let root = Arc::clone(sb.root());
-        Self::with_root(Mount::new(sb, root, flags, source))
+        Self::with_root(vfs, Mount::new(sb, root, flags, source))
     }
 
-    fn with_root(root: Arc<Mount>) -> Arc<Self> {
+    fn with_root(vfs: &Arc<Vfs>, root: Arc<Mount>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0xF000_0000);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            vfs: Arc::clone(vfs),
             root: RwLock::new(root),
             tree: RwLock::default(),
         })
@@ -379,6 +377,11 @@ impl MountNamespace {
     /// The inode number of `/proc/PID/ns/mnt`.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// What all namespaces share.
+    pub fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
     }
 
     /// The place that `/` means to a process that never changed its root.
@@ -433,8 +436,6 @@ impl MountNamespace {
         let mut at = at.clone();
         self.follow_mounts(&mut at);
         Self::check_kinds(&at, &mount.root)?;
-        // A removal of the place waits, or is seen.
-        let _still = at.dentry.parent().map(|_| ());
         if at.dentry.is_unlinked() {
             return Err(Errno::ENOENT);
         }
@@ -531,7 +532,7 @@ impl MountNamespace {
             &old_root.source,
         );
         let mut map = HashMap::from([(old_root.id, Arc::clone(&new_root))]);
-        let copy = Self::with_root(Arc::clone(&new_root));
+        let copy = Self::with_root(&self.vfs, Arc::clone(&new_root));
         let old = self.tree.read();
         let mut todo = vec![old_root];
         while let Some(parent) = todo.pop() {

@@ -95,8 +95,7 @@ impl PathCx<'_> {
     pub fn open(&self, base: Option<&Location>, path: &[u8], how: OpenHow) -> Result<Opened> {
         let mut flags = how.flags;
         if flags.contains(OpenFlags::PATH) {
-            flags =
-                flags & (OpenFlags::PATH | OpenFlags::DIRECTORY | OpenFlags::NOFOLLOW | OpenFlags::CLOEXEC);
+            flags &= OpenFlags::PATH | OpenFlags::DIRECTORY | OpenFlags::NOFOLLOW | OpenFlags::CLOEXEC;
         } else {
             flags |= OpenFlags::LARGEFILE;
         }
@@ -114,7 +113,7 @@ impl PathCx<'_> {
         let follow = !flags.contains(OpenFlags::NOFOLLOW) && !exclusive;
         let mut walk = Walk::start(self, base, path, how.resolve)?;
         loop {
-            let step = walk.to_last()?;
+            let step = walk.walk_to_last()?;
             match step {
                 Step::Here => {}
                 Step::Dots(up) => walk.dots(up)?,
@@ -180,10 +179,10 @@ impl PathCx<'_> {
             return Err(Errno::ENAMETOOLONG);
         }
         let sb = dir.mount.superblock();
-        let _exclusive = dir.dentry.dir.write();
+        let exclusive = dir.dentry.dir.write();
         if let Some(dentry) = sb.lookup_locked(&dir.dentry, name)? {
             let mut at = Location { mount: Arc::clone(&dir.mount), dentry };
-            drop(_exclusive);
+            drop(exclusive);
             self.ns.follow_mounts(&mut at);
             return Ok((at, false));
         }
@@ -246,7 +245,7 @@ impl PathCx<'_> {
             FileKind::Directory => Arc::new(DirFile::new(at.clone())),
             FileKind::Symlink => return Err(Errno::ELOOP),
             FileKind::Socket => return Err(Errno::ENXIO),
-            FileKind::Fifo => match (inode.attachment(), self.vfs.fifo_opener()) {
+            FileKind::Fifo => match (inode.attachment(), self.ns.vfs().fifo_opener()) {
                 (Some(attachment), Some(opener)) => match opener.open(attachment, flags, self.caller)? {
                     FifoOpen::Ready(ops) => ops,
                     FifoOpen::Wait(wait) => {
@@ -258,7 +257,7 @@ impl PathCx<'_> {
             },
             FileKind::CharDevice | FileKind::BlockDevice => {
                 let rdev = inode.attr()?.rdev;
-                match self.vfs.device_opener(kind == FileKind::BlockDevice, rdev) {
+                match self.ns.vfs().device_opener(kind == FileKind::BlockDevice, rdev) {
                     Some(opener) => opener.open(rdev, flags, self.caller)?,
                     None => Arc::clone(inode).open(flags, self.caller)?,
                 }

@@ -1,15 +1,16 @@
 //! What all mount namespaces share: the openers of devices and FIFOs, and file locks.
 
+use core::any::{Any, TypeId};
 use core::fmt::Debug;
 use core::sync::atomic::{AtomicU32, Ordering};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use sentry_base::lock::rank;
-use sentry_base::{Result, RwLock, WaitQueue};
+use sentry_base::{Mutex, Result, RwLock, WaitQueue};
 
 use crate::lock_table::LockTable;
-use crate::{Attachment, Caller, FileOps, IoStart, OpenFlags};
+use crate::{Attachment, Caller, FileOps, FileSystem, IoStart, OpenFlags};
 
 /// Opens the devices of one major number.
 pub trait DeviceOpener: Send + Sync {
@@ -58,18 +59,34 @@ impl Debug for dyn FifoWait {
     }
 }
 
+/// A type of file system, for `mount(2)`.
+pub trait FsType: Send + Sync {
+    /// A file system to mount. `data` holds the mount options; `EINVAL` for options that are not understood.
+    fn mount(&self, source: &str, data: &str, caller: &dyn Caller) -> Result<Arc<dyn FileSystem>>;
+}
+
+impl Debug for dyn FsType {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("FsType")
+    }
+}
+
 #[derive(Default)]
 struct Openers {
     char_devices: HashMap<u32, Arc<dyn DeviceOpener>>,
     block_devices: HashMap<u32, Arc<dyn DeviceOpener>>,
     fifo: Option<Arc<dyn FifoOpener>>,
+    types: BTreeMap<String, Arc<dyn FsType>>,
 }
+
+type Singletons = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
 
 /// The virtual file system of a sandbox.
 #[derive(Default)]
 pub struct Vfs {
     openers: RwLock<Openers, { rank::LEAF }>,
     locks: LockTable,
+    singletons: Mutex<Singletons, { rank::LEAF }>,
 }
 
 impl Debug for Vfs {
@@ -105,6 +122,27 @@ impl Vfs {
 
     pub(crate) fn fifo_opener(&self) -> Option<Arc<dyn FifoOpener>> {
         self.openers.read().fifo.clone()
+    }
+
+    /// Registers a type of file system for `mount(2)` and `/proc/filesystems`.
+    pub fn register_type(&self, name: &str, fs_type: Arc<dyn FsType>) {
+        self.openers.write().types.insert(name.to_owned(), fs_type);
+    }
+
+    pub fn fs_type(&self, name: &str) -> Option<Arc<dyn FsType>> {
+        self.openers.read().types.get(name).cloned()
+    }
+
+    /// The names of the types that can be mounted.
+    pub fn fs_types(&self) -> Vec<String> {
+        self.openers.read().types.keys().cloned().collect()
+    }
+
+    /// The one object of type `T` in this sandbox, made by `make` at the first call (the maker of memory files, say).
+    /// `None` never comes: a type has one entry.
+    pub fn singleton<T: Any + Send + Sync>(&self, make: impl FnOnce() -> Arc<T>) -> Option<Arc<T>> {
+        let mut all = self.singletons.lock();
+        Arc::clone(all.entry(TypeId::of::<T>()).or_insert_with(|| make())).downcast().ok()
     }
 
     /// The locks of all files.

@@ -11,9 +11,7 @@ use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode, check_location};
 use crate::dentry::Known;
-use crate::{
-    Caller, Credentials, Dentry, FileKind, FsContextView, Location, MountFlags, MountNamespace, Vfs,
-};
+use crate::{Caller, Credentials, Dentry, FileKind, FsContextView, Location, MountFlags, MountNamespace};
 
 /// `PATH_MAX`, with the terminating NUL.
 pub const PATH_MAX: usize = 4096;
@@ -60,7 +58,6 @@ impl LookupFlags {
 /// Who walks, and from where.
 #[derive(Clone, Copy)]
 pub struct PathCx<'a> {
-    pub vfs: &'a Vfs,
     pub ns: &'a MountNamespace,
     pub root: &'a Location,
     pub cwd: &'a Location,
@@ -98,20 +95,19 @@ pub enum Last {
 
 impl<'a> PathCx<'a> {
     pub fn new(
-        vfs: &'a Vfs,
         ns: &'a MountNamespace,
         fs: &'a FsContextView,
         creds: &'a Credentials,
         caller: &'a dyn Caller,
     ) -> Self {
-        Self { vfs, ns, root: &fs.root, cwd: &fs.cwd, umask: fs.umask, creds, caller }
+        Self { ns, root: &fs.root, cwd: &fs.cwd, umask: fs.umask, creds, caller }
     }
 
     /// Looks a path up, relative to `base` (the working directory if `None`).
     pub fn lookup(&self, base: Option<&Location>, path: &[u8], flags: LookupFlags) -> Result<Location> {
         let mut walk = Walk::start(self, base, path, flags)?;
         loop {
-            match walk.to_last()? {
+            match walk.walk_to_last()? {
                 Step::Here => {}
                 Step::Dots(up) => walk.dots(up)?,
                 Step::Name(name) => {
@@ -135,7 +131,7 @@ impl<'a> PathCx<'a> {
     /// Looks up all but the last component, for a call that makes, removes or renames it.
     pub fn lookup_parent(&self, base: Option<&Location>, path: &[u8], flags: LookupFlags) -> Result<Parent> {
         let mut walk = Walk::start(self, base, path, flags)?;
-        let last = match walk.to_last()? {
+        let last = match walk.walk_to_last()? {
             Step::Here => Last::Here,
             Step::Dots(false) => Last::Dot,
             Step::Dots(true) => Last::DotDot,
@@ -239,7 +235,7 @@ impl<'c, 'a> Walk<'c, 'a> {
     }
 
     /// Walks up to the last component.
-    pub(crate) fn to_last(&mut self) -> Result<Step> {
+    pub(crate) fn walk_to_last(&mut self) -> Result<Step> {
         loop {
             let Some((range, next)) = self.next() else {
                 return Ok(Step::Here);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
-use sentry_vfs::{Caller, FileOps, OpenFlags};
+use sentry_vfs::{Caller, DeviceOpener, FileOps, OpenFlags, Vfs};
 
 use crate::{PTS_MAJOR, Terminals, mem};
 
@@ -25,6 +25,13 @@ impl Devices {
         Arc::new(Self { terminals })
     }
 
+    /// Registers itself for its major numbers.
+    pub fn register(self: &Arc<Self>, vfs: &Vfs) {
+        for major in Self::MAJORS {
+            vfs.register_char(major, Arc::clone(self) as Arc<dyn DeviceOpener>);
+        }
+    }
+
     /// Opens the device `rdev` (`makedev(3)`); `ENXIO` for one that is not there.
     pub fn open(&self, rdev: u64, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         let minor = libc::minor(rdev);
@@ -36,5 +43,11 @@ impl Devices {
             (PTS_MAJOR, _) => self.terminals.open_slave(minor, flags, caller),
             _ => Err(Errno::ENXIO),
         }
+    }
+}
+
+impl DeviceOpener for Devices {
+    fn open(&self, rdev: u64, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+        Self::open(self, rdev, flags, caller)
     }
 }

@@ -18,5 +18,6 @@ mod tty;
 
 pub use devices::Devices;
 pub use devpts::DevPts;
+pub use mem::is_zero;
 pub use populate::populate;
 pub use tty::{HostSide, MasterFile, PTS_MAJOR, Terminals, Tty, TtyFile};

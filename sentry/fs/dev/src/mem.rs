@@ -26,6 +26,11 @@ pub(crate) fn open(minor: u32) -> Result<Arc<dyn FileOps>> {
     })
 }
 
+/// Whether mapping this file means anonymous memory: it is `/dev/zero`.
+pub fn is_zero(file: &dyn FileOps) -> bool {
+    file.as_any().is::<ZeroFile>()
+}
+
 fn read_zeros(dst: &mut UserWriter<'_>) -> Result<IoStart<usize>> {
     let n = dst.fill(usize::MAX, |buf, _| {
         buf.fill(0);
@@ -62,7 +67,7 @@ impl FileOps for NullFile {
 
 /// `/dev/zero`.
 #[derive(Debug)]
-pub(crate) struct ZeroFile;
+struct ZeroFile;
 
 impl FileOps for ZeroFile {
     fn try_read(&self, _io: &IoCtx<'_>, dst: &mut UserWriter<'_>, _pos: Pos) -> Result<IoStart<usize>> {
@@ -76,6 +81,9 @@ impl FileOps for ZeroFile {
     }
     fn seek(&self, _offset: i64, _whence: Whence, _current: u64, _size: u64) -> Result<u64> {
         Ok(0)
+    }
+    fn mappable(&self) -> Result<Arc<dyn sentry_mm::Mappable>> {
+        Ok(Arc::new(sentry_mm::ZeroPages))
     }
     fn kind(&self) -> FileKind {
         FileKind::CharDevice

@@ -9,38 +9,12 @@ use rustix::io::ReadWriteFlags;
 use sentry_base::{Errno, Result};
 use sentry_memory::{UserReader, UserWriter};
 use sentry_mm::{Mappable, MappedPiece};
-use sentry_vfs::{FileKind, FileOps, IoCtx, IoStart, Pos, Whence};
+use sentry_vfs::{FileOps, IoCtx, IoStart, Pos, Whence};
 
 use crate::{GoferFs, GoferInode, from_rustix};
 
 /// The most bytes that one call moves from application memory at once.
 const CHUNK: usize = 64 * 1024;
-
-/// An open directory. Listing goes by the inode.
-#[derive(Debug)]
-pub(crate) struct GoferDir;
-
-impl FileOps for GoferDir {
-    fn try_read(&self, _io: &IoCtx<'_>, _dst: &mut UserWriter<'_>, _pos: Pos) -> Result<IoStart<usize>> {
-        Err(Errno::EISDIR)
-    }
-
-    fn seekable(&self) -> bool {
-        true
-    }
-
-    fn sync(&self, _data_only: bool) -> Result<()> {
-        Ok(())
-    }
-
-    fn kind(&self) -> FileKind {
-        FileKind::Directory
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
 
 /// An open regular file.
 #[derive(Debug)]
@@ -94,7 +68,8 @@ impl FileOps for GoferFile {
         let mut buf = vec![0_u8; src.remaining().min(CHUNK)];
         let mut done = 0_usize;
         while src.remaining() > 0 {
-            let got = match src.read(&mut buf) {
+            // Taken from the source only once it is stored.
+            let got = match src.clone().read(&mut buf) {
                 Ok(got) => got,
                 Err(e) if done == 0 => return Err(e),
                 Err(_) => break,
@@ -109,7 +84,7 @@ impl FileOps for GoferFile {
             };
             match wrote {
                 Ok(n) => {
-                    done += n;
+                    done += src.skip(n);
                     if n < got {
                         break;
                     }
@@ -144,7 +119,7 @@ impl FileOps for GoferFile {
     }
 
     fn mappable(&self) -> Result<Arc<dyn Mappable>> {
-        Ok(Arc::new(GoferMapping { inode: Arc::clone(&self.inode), fs: Arc::clone(&self.fs) }))
+        Ok(Arc::clone(&self.inode) as Arc<dyn Mappable>)
     }
 
     fn allocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
@@ -167,15 +142,10 @@ impl FileOps for GoferFile {
 }
 
 /// A regular file to be mapped: its host file, page by page.
-struct GoferMapping {
-    inode: Arc<GoferInode>,
-    fs: Arc<GoferFs>,
-}
-
-impl Mappable for GoferMapping {
+impl Mappable for GoferInode {
     fn pieces(&self, offset: u64, len: u64, write: bool) -> Result<Vec<MappedPiece>> {
-        let fd =
-            if write { self.inode.file_to_write(&self.fs)? } else { self.inode.file_to_read(&self.fs)? };
+        let fs = self.fs()?;
+        let fd = if write { self.file_to_write(&fs)? } else { self.file_to_read(&fs)? };
         Ok(vec![MappedPiece { offset, len, fd, fd_offset: offset, pin: None }])
     }
 
@@ -184,6 +154,16 @@ impl Mappable for GoferMapping {
     }
 
     fn identity(&self) -> (u64, u64) {
-        self.inode.identity()
+        self.device_and_ino()
+    }
+
+    fn sync(&self, offset: u64, len: u64) -> Result<()> {
+        let fs = self.fs()?;
+        if fs.is_fixed() {
+            return Ok(());
+        }
+        // The host writes back what its page cache holds of the file, wherever it was mapped.
+        let _ = (offset, len);
+        rustix::fs::fdatasync(self.file_to_read(&fs)?).map_err(from_rustix)
     }
 }

@@ -1,83 +1,18 @@
 //! A file system over a gofer that serves a scratch directory.
 
-use std::any::Any;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use sentry_memory::{UserMemory, UserReader, UserWriter};
-use sentry_vfs::{
-    Caller, Credentials, FileKind, FileOps, Inode, IoCtx, IoStart, JobControl, OpenFlags, Owner, Pos,
-    RenameFlags, SetAttr, Terminal,
-};
+use sentry_memory::{UserReader, UserWriter};
+use sentry_vfs::testing::TestCaller;
+use sentry_vfs::{FileKind, FileOps, Inode, IoStart, OpenFlags, Owner, Pos, RenameFlags, SetAttr};
 
 use super::*;
 
 const ROOT: Owner = Owner { uid: 0, gid: 0 };
-
-/// A caller that owns nothing and whose memory is all bad.
-struct Nobody;
-
-impl UserMemory for Nobody {
-    fn copy_in_partial(&self, _: u64, _: &mut [u8]) -> Result<usize> {
-        Err(Errno::EFAULT)
-    }
-    fn copy_out_partial(&self, _: u64, _: &[u8]) -> Result<usize> {
-        Err(Errno::EFAULT)
-    }
-}
-
-impl JobControl for Nobody {
-    fn pgid(&self) -> i32 {
-        1
-    }
-    fn sid(&self) -> i32 {
-        1
-    }
-    fn session_of_group(&self, _: i32) -> Option<i32> {
-        None
-    }
-    fn group_is_orphaned(&self) -> bool {
-        false
-    }
-    fn ignores_or_blocks(&self, _: i32) -> bool {
-        false
-    }
-    fn signal_group(&self, _: i32, _: i32) {}
-    fn controlling_terminal(&self) -> Option<Arc<dyn Terminal>> {
-        None
-    }
-    fn set_controlling_terminal(&self, _: Arc<dyn Terminal>, _: bool) -> Result<()> {
-        Err(Errno::EPERM)
-    }
-    fn drop_controlling_terminal(&self) -> Result<()> {
-        Err(Errno::ENOTTY)
-    }
-}
-
-impl Caller for Nobody {
-    fn creds(&self) -> Arc<Credentials> {
-        Arc::new(Credentials::root())
-    }
-    fn mem(&self) -> &dyn UserMemory {
-        self
-    }
-    fn tid(&self) -> i32 {
-        1
-    }
-    fn pid(&self) -> i32 {
-        1
-    }
-    fn rlimit(&self, _: u32) -> u64 {
-        u64::MAX
-    }
-    fn signal_self(&self, _: i32) {}
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
 
 struct Scratch {
     dir: PathBuf,
@@ -134,7 +69,8 @@ fn serve(dir: &std::path::Path, read_only: bool) -> Vec<OwnedFd> {
 
 fn read(file: &dyn FileOps, at: u64) -> Result<Vec<u8>> {
     let mut buf = vec![0; 100];
-    let io = IoCtx { caller: &Nobody, flags: OpenFlags::empty() };
+    let caller = TestCaller::new(1);
+    let io = caller.io(OpenFlags::empty());
     match file.try_read(&io, &mut UserWriter::buffer(&mut buf), Pos::At(at))? {
         IoStart::Done(n) => buf.truncate(n),
         IoStart::WouldBlock => panic!("a regular file blocks"),
@@ -143,7 +79,8 @@ fn read(file: &dyn FileOps, at: u64) -> Result<Vec<u8>> {
 }
 
 fn write(file: &dyn FileOps, pos: Pos, text: &[u8]) -> usize {
-    let io = IoCtx { caller: &Nobody, flags: OpenFlags::empty() };
+    let caller = TestCaller::new(1);
+    let io = caller.io(OpenFlags::empty());
     match file.try_write(&io, &mut UserReader::buffer(text), pos).unwrap() {
         IoStart::Done(n) => n,
         IoStart::WouldBlock => panic!("a regular file blocks"),
@@ -180,7 +117,7 @@ fn what_is_known_is_not_asked_again() {
     assert_eq!(s.calls(|| assert_eq!(lib.lookup(b"missing").unwrap_err(), Errno::ENOENT)), 0);
 
     // Open, stat and close ask nothing; the first read does; a second open and read do not.
-    let open = || Arc::clone(&file).open(OpenFlags::empty(), &Nobody).unwrap();
+    let open = || Arc::clone(&file).open(OpenFlags::empty(), &TestCaller::new(1)).unwrap();
     assert_eq!(s.calls(|| assert_eq!((open().kind(), file.attr().unwrap().size), (FileKind::Regular, 5))), 0);
     assert_eq!(s.calls(|| assert_eq!(read(&*open(), 1).unwrap(), b"ello")), 1);
     assert_eq!(s.calls(|| assert_eq!(read(&*open(), 0).unwrap(), b"hello")), 0);
@@ -190,13 +127,13 @@ fn what_is_known_is_not_asked_again() {
     assert_eq!(s.calls(|| assert_eq!(names(&*usr), ["lib", "link"])), 1);
     let rest = || {
         let link = usr.lookup(b"link").unwrap();
-        assert_eq!(link.readlink(&Nobody).unwrap(), b"lib/other");
+        assert_eq!(link.readlink(&TestCaller::new(1)).unwrap(), b"lib/other");
         assert_eq!(link.attr().unwrap().kind(), FileKind::Symlink);
         assert_eq!(usr.lookup(b"nothing").unwrap_err(), Errno::ENOENT);
     };
     assert_eq!(s.calls(rest), 0);
     assert_eq!(usr.create(b"new", 0o644, ROOT).unwrap_err(), Errno::EROFS);
-    assert_eq!(Arc::clone(&file).open(OpenFlags::WRONLY, &Nobody).unwrap_err(), Errno::EROFS);
+    assert_eq!(Arc::clone(&file).open(OpenFlags::WRONLY, &TestCaller::new(1)).unwrap_err(), Errno::EROFS);
 }
 
 #[test]
@@ -218,7 +155,7 @@ fn changes_reach_the_host_and_the_cache() {
     let root = s.root();
     let file = root.create(b"f", 0o640, ROOT).unwrap();
     assert_eq!(file.attr().unwrap().mode & 0o7777, 0o640);
-    let open = Arc::clone(&file).open(OpenFlags::RDWR, &Nobody).unwrap();
+    let open = Arc::clone(&file).open(OpenFlags::RDWR, &TestCaller::new(1)).unwrap();
     assert_eq!(write(&*open, Pos::At(0), b"hello"), 5);
     assert_eq!(write(&*open, Pos::Append, b" world"), 6);
     assert_eq!(file.attr().unwrap().size, 11);
@@ -253,12 +190,12 @@ fn changes_reach_the_host_and_the_cache() {
 #[test]
 fn a_lazily_opened_file_outlives_its_name() {
     let s = Scratch::new(false, false, |d| fs::write(d.join("f"), "text").unwrap());
-    let open = s.at("f").unwrap().open(OpenFlags::empty(), &Nobody).unwrap();
+    let open = s.at("f").unwrap().open(OpenFlags::empty(), &TestCaller::new(1)).unwrap();
     s.root().unlink(b"f").unwrap();
     assert_eq!(read(&*open, 0).unwrap(), b"text");
     let open = {
         let f = s.root().create(b"a", 0o644, ROOT).unwrap();
-        let open = f.open(OpenFlags::RDWR, &Nobody).unwrap();
+        let open = f.open(OpenFlags::RDWR, &TestCaller::new(1)).unwrap();
         write(&*open, Pos::At(0), b"old");
         open
     };

@@ -8,7 +8,9 @@
 //!
 //! **Threat.** Sizes and counts come from applications: capacity is bounded by `/proc/sys/fs/pipe-max-size`.
 
+mod fifo;
 mod pipe;
 mod ring;
 
+pub use fifo::Fifos;
 pub use pipe::{DEFAULT_SLOTS, FifoOpen, FifoWait, MAX_SIZE, PAGE, Pipe, PipeEnd, open_fifo, pipe};

@@ -196,11 +196,8 @@ impl FileOps for OpenTmpfs {
         let inode = &self.inode;
         let size = inode.state.read().attr.size;
         let left = usize::try_from(size.saturating_sub(pos)).unwrap_or(usize::MAX);
-        let n = if left == 0 {
-            0
-        } else {
-            dst.fill(left, |buf, at| Ok(inode.read_piece(pos + at as u64, buf)))?
-        };
+        let n =
+            if left == 0 { 0 } else { dst.fill(left, |buf, at| Ok(inode.read_piece(pos + at as u64, buf)))? };
         if !io.flags.contains(OpenFlags::NOATIME) {
             let now = Timestamp::now();
             let stale = atime_is_stale(&inode.state.read(), now);
@@ -233,7 +230,11 @@ impl FileOps for OpenTmpfs {
             let part = piece.get_mut(..(want - done).min(PIECE)).unwrap_or_default();
             let stored = src.read(part).and_then(|got| {
                 let bytes = part.get(..got).unwrap_or_default();
-                if got == 0 { Ok((0, 0)) } else { Ok((self.inode.write_piece(start + done as u64, bytes)?, got)) }
+                if got == 0 {
+                    Ok((0, 0))
+                } else {
+                    Ok((self.inode.write_piece(start + done as u64, bytes)?, got))
+                }
             });
             match stored {
                 Ok((0, _)) => break,

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use sentry_base::{Errno, Mutex, Result};
 use sentry_memory::MemoryFile;
-use sentry_vfs::{FileKind, FileSystem, Inode, Owner, StatFs, anonymous_dev};
+use sentry_vfs::{Caller, FileKind, FileSystem, FsType, Inode, Owner, StatFs, anonymous_dev};
 
 use crate::TmpfsOptions;
 use crate::inode::TmpInode;
@@ -170,5 +170,30 @@ impl FileSystem for TmpFs {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+/// tmpfs as `mount(2)` makes it.
+#[derive(Debug)]
+pub struct TmpfsType {
+    pub memory: Arc<MemoryFile>,
+    /// Bytes of memory that the sandbox sees: a tmpfs gets half of it unless `size=` says otherwise.
+    pub total_memory: u64,
+}
+
+impl FsType for TmpfsType {
+    fn mount(&self, _source: &str, data: &str, caller: &dyn Caller) -> Result<Arc<dyn FileSystem>> {
+        let mut options = TmpfsOptions::parse(data, self.total_memory)?;
+        if !data.contains("size=") && !data.contains("nr_blocks=") {
+            options.size = Some(self.total_memory / 2 / 4096 * 4096);
+        }
+        let creds = caller.creds();
+        if !data.contains("uid=") {
+            options.uid = creds.fsuid;
+        }
+        if !data.contains("gid=") {
+            options.gid = creds.fsgid;
+        }
+        Ok(TmpFs::new(&self.memory, options))
     }
 }

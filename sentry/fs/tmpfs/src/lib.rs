@@ -20,7 +20,7 @@ mod memfd;
 mod options;
 
 pub use file::{OpenTmpfs, open_tmpfs_file};
-pub use fs::TmpFs;
+pub use fs::{TmpFs, TmpfsType};
 pub use memfd::{MemfdMaker, seal};
 pub use options::TmpfsOptions;
 

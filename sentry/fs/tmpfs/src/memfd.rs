@@ -38,7 +38,8 @@ impl MemfdMaker {
     /// A new file, shown as `/memfd:name (deleted)`. `flags` holds `MFD_*`; `EINVAL` for unknown ones, for huge pages
     /// and for a name of more than 249 bytes.
     pub fn create(&self, name: &[u8], flags: u32, creds: &Credentials) -> Result<Arc<FileDescription>> {
-        const KNOWN: u32 = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_NOEXEC_SEAL | libc::MFD_EXEC;
+        const KNOWN: u32 =
+            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_NOEXEC_SEAL | libc::MFD_EXEC;
         let both = libc::MFD_NOEXEC_SEAL | libc::MFD_EXEC;
         if flags & !KNOWN != 0 || flags & both == both || name.len() > 249 {
             return Err(Errno::EINVAL);

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use abi::process::WaitStatus;
-use abi::signal::{
-    SA_NODEFER, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN, SigAction, SigInfo, SigSet, sig,
-};
+use abi::signal::{SA_NODEFER, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN, SigAction, SigInfo, SigSet, sig};
 use sentry_base::Errno;
 
 use super::send::end_process;

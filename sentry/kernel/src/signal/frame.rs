@@ -9,6 +9,7 @@ use abi::signal::{
 };
 use platform::{FpuState, Regs};
 use sentry_base::{Errno, Result};
+use sentry_memory::UserMemory;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{Current, Stop};
@@ -30,7 +31,7 @@ fn on_stack(stack: &StackT, sp: u64) -> bool {
 }
 
 /// The flags of the alternate stack as `sigaltstack` shows them.
-pub(crate) fn stack_flags(stack: &StackT, sp: u64) -> i32 {
+fn stack_flags(stack: &StackT, sp: u64) -> i32 {
     let mode = stack.flags & SS_AUTODISARM;
     if stack.size == 0 {
         mode | SS_DISABLE
@@ -152,7 +153,7 @@ pub fn sigreturn(cx: &mut Current) -> Stop {
 fn restore(cx: &mut Current) -> Result<()> {
     let at = cx.regs.rsp.wrapping_sub(8).wrapping_add(core::mem::offset_of!(RtSigFrame, uc) as u64);
     let mut bytes = [0_u8; size_of::<UContext>()];
-    cx.task.mm_copy_in(at, &mut bytes)?;
+    cx.task.copy_in(at, &mut bytes)?;
     let uc = UContext::read_from_bytes(&bytes).map_err(|_| Errno::EFAULT)?;
     cx.task.set_signal_mask(uc.sigmask);
     let saved = &uc.mcontext;
@@ -237,12 +238,12 @@ fn read_fpu(cx: &mut Current, addr: u64) -> Result<FpuState> {
     }
     let mut image = own.clone();
     let legacy = image.get_mut(..xsave::LEGACY).ok_or(Errno::EFAULT)?;
-    cx.task.mm_copy_in(addr, legacy)?;
+    cx.task.copy_in(addr, legacy)?;
     let extended = u32_at(&image, xsave::SW_BYTES) == xsave::MAGIC1
         && u32_at(&image, xsave::SW_BYTES + 4) as usize == own.len();
     if extended {
         let rest = image.get_mut(xsave::LEGACY..).ok_or(Errno::EFAULT)?;
-        cx.task.mm_copy_in(addr.wrapping_add(xsave::LEGACY as u64), rest)?;
+        cx.task.copy_in(addr.wrapping_add(xsave::LEGACY as u64), rest)?;
     } else if let Some(rest) = image.get_mut(xsave::LEGACY..) {
         // Only the legacy part: x87 and SSE.
         rest.fill(0);

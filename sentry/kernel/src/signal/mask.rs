@@ -44,7 +44,7 @@ impl Task {
         recalc(&group, self, &own);
         drop(own);
         drop(group);
-        self.group().timers.taken(self.group(), info)
+        Some(self.group().timers.taken(self.group(), info))
     }
 
     /// Waits for `wanted` from now on: they are unblocked and their actions do not count (`sigtimedwait(2)`).
@@ -62,5 +62,22 @@ impl Task {
         let mut own = self.signals.lock();
         own.mask = core::mem::take(&mut own.waited_for);
         recalc(&group, self, &own);
+    }
+}
+
+impl crate::ThreadGroup {
+    /// Sets the action of a signal and returns the old one (`rt_sigaction(2)`). A signal that is ignored from now on is
+    /// no longer pending.
+    pub fn set_action(&self, signo: i32, action: abi::signal::SigAction) -> abi::signal::SigAction {
+        let mut group = self.signals.lock();
+        let old = group.actions.set(signo, action);
+        if group.actions.ignores(signo) {
+            let set = SigSet::of(signo);
+            Self::discard(&mut group, set);
+            for thread in &group.threads {
+                recalc(&group, thread, &thread.signals.lock());
+            }
+        }
+        old
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn end_process(group: &mut GroupSignals, status: WaitStatus) -> WaitS
 impl ThreadGroup {
     /// Sends a signal to the process as a whole: any thread that does not block it may take it.
     pub fn send(self: &Arc<Self>, info: SigInfo, origin: Origin) -> Result<()> {
-        self.send_signal(None, info, origin)
+        self.send_signal(None, info, origin).map(drop)
     }
 
     /// Ends the process (`exit_group(2)`).
@@ -66,12 +66,13 @@ impl ThreadGroup {
         group.actions.ignores(signo)
     }
 
+    /// Sends to the process or to one of its threads; true if the signal is pending now because of this.
     pub(crate) fn send_signal(
         self: &Arc<Self>,
         target: Option<&Task>,
         info: SigInfo,
         origin: Origin,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut report = None;
         let queued = {
             let mut group = self.signals.lock();
@@ -82,10 +83,11 @@ impl ThreadGroup {
         if let Some(signo) = report {
             self.report_to_parent(CLD_CONTINUED, signo);
         }
-        if queued? {
+        let queued = queued?;
+        if queued {
             self.signal_events.notify(Events::IN);
         }
-        Ok(())
+        Ok(queued)
     }
 
     /// The part of sending under the process's lock. True if the signal is now pending.
@@ -196,7 +198,7 @@ impl ThreadGroup {
 impl Task {
     /// Sends a signal to this thread.
     pub fn send(&self, info: SigInfo, origin: Origin) -> Result<()> {
-        self.group().send_signal(Some(self), info, origin)
+        self.group().send_signal(Some(self), info, origin).map(drop)
     }
 
     /// Sends a signal of the kernel to this thread (SIGPIPE, SIGXFSZ).

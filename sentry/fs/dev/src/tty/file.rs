@@ -4,7 +4,7 @@ use core::any::Any;
 use std::sync::Arc;
 
 use abi::tty::{cc, lflag, pkt};
-use sentry_base::{Errno, Events, Nanos, Result, WaitQueue, mono_now};
+use sentry_base::{Errno, Events, Nanos, Result, WaitQueue};
 use sentry_memory::{UserReader, UserWriter};
 use sentry_vfs::{FileKind, FileOps, IoCtx, IoStart, Pos, WaitLimit};
 
@@ -50,15 +50,17 @@ impl State {
     }
 
     /// Whether a read of `want` bytes may return what there is.
+    ///
+    /// With both `VMIN` and `VTIME` set, whatever has come is given at once, as if the time between bytes were over: a
+    /// reader has to expect short reads there anyway.
     fn satisfies(&self, want: usize) -> bool {
         let available = self.ldisc.available();
         let (min, time) = self.min_time();
-        if available == 0 {
-            return min == 0 && time == 0;
+        match (min, time) {
+            (0, 0) => true,
+            (_, 0) => available >= min.min(want),
+            _ => available > 0,
         }
-        // The time between bytes is over.
-        let late = min > 0 && time > 0 && mono_now() >= self.last_input.saturating_add(time);
-        available >= min.min(want) || late
     }
 }
 
@@ -142,16 +144,7 @@ impl FileOps for TtyFile {
         }
         let state = self.tty.state.lock();
         let (min, time) = state.min_time();
-        if time == 0 {
-            return None;
-        }
-        if min == 0 {
-            return Some(WaitLimit { ns: time, then: Ok(0) });
-        }
-        (state.ldisc.available() > 0).then(|| {
-            let gone = mono_now().saturating_sub(state.last_input);
-            WaitLimit { ns: time.saturating_sub(gone), then: Ok(0) }
-        })
+        (min == 0 && time > 0).then_some(WaitLimit { ns: time, then: Ok(0) })
     }
 
     fn ioctl(&self, io: &IoCtx<'_>, command: u32, arg: u64) -> Result<i64> {

@@ -87,7 +87,8 @@ impl Tty {
                 if !self.is_controlling(caller) {
                     return Err(Errno::ENOTTY);
                 }
-                self.give_up(caller)
+                // The kernel tells the foreground group if the leader does this.
+                caller.drop_controlling_terminal().map(|()| 0)
             }
             ioc::TIOCGPGRP => {
                 if !master && !self.is_controlling(caller) {
@@ -204,22 +205,6 @@ impl Tty {
             return Err(Errno::EPERM);
         }
         self.make_controlling(caller, steal)?;
-        Ok(0)
-    }
-
-    /// `TIOCNOTTY` (`disassociate_ctty` of a live leader): the foreground group is told.
-    fn give_up(&self, caller: &dyn Caller) -> Result<i64> {
-        let leader = caller.sid() == caller.pid();
-        let foreground = self.foreground();
-        caller.drop_controlling_terminal()?;
-        if leader {
-            if foreground > 0 {
-                caller.signal_group(foreground, libc::SIGHUP);
-                caller.signal_group(foreground, libc::SIGCONT);
-            }
-            self.set_session(0);
-            self.set_foreground(0);
-        }
         Ok(0)
     }
 

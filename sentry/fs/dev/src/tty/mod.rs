@@ -7,10 +7,11 @@ mod ioctl;
 mod ldisc;
 mod registry;
 
+use core::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Weak};
 
 use abi::tty::{Winsize, lflag, pkt};
-use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank, mono_now};
+use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank};
 use sentry_vfs::{Attr, Caller, FileKind, SignalSink, Terminal};
 
 pub use file::{MasterFile, TtyFile};
@@ -30,6 +31,9 @@ pub struct Tty {
     index: u32,
     sink: Arc<dyn SignalSink>,
     state: Mutex<State, { rank::FILE_DATA }>,
+    /// Foreground process group and session, 0 for none. Outside of the lock: the kernel looks at them under its own.
+    foreground: AtomicI32,
+    session: AtomicI32,
     /// What `stat` shows of its node in devpts.
     attr: Mutex<Attr, { rank::LEAF }>,
     /// Programs wait here.
@@ -61,10 +65,6 @@ struct State {
     /// The master is in packet mode, and has these status bits to see.
     packet: bool,
     status: u8,
-    foreground: i32,
-    session: i32,
-    /// When input came last, for `VTIME`.
-    last_input: Nanos,
 }
 
 impl Tty {
@@ -84,10 +84,9 @@ impl Tty {
                 exclusive: false,
                 packet: false,
                 status: 0,
-                foreground: 0,
-                session: 0,
-                last_input: 0,
             }),
+            foreground: AtomicI32::new(0),
+            session: AtomicI32::new(0),
             attr: Mutex::new(Attr {
                 uid,
                 gid,
@@ -108,7 +107,8 @@ impl Tty {
     }
 
     /// Acts on what the line discipline found, after the state's lock is released.
-    fn finish(&self, effects: &Effects, foreground: i32) {
+    fn finish(&self, effects: &Effects) {
+        let foreground = self.foreground();
         if foreground > 0 {
             for signal in &effects.signals {
                 self.sink.signal_group(foreground, *signal);
@@ -139,15 +139,13 @@ impl Tty {
             }
             state.status |= effects.status;
         }
-        let foreground = state.foreground;
         drop(state);
-        self.finish(&effects, foreground);
+        self.finish(&effects);
         result
     }
 
     /// Bytes typed on the other side; returns how many there was room for.
     fn input(&self, bytes: &[u8]) -> usize {
-        self.state.lock().last_input = mono_now();
         let n = self.with_ldisc(|ldisc, effects| ldisc.receive(bytes, effects));
         self.slave_queue.notify(Events::READABLE);
         n
@@ -168,14 +166,14 @@ impl Tty {
 
     /// Changes the size; SIGWINCH to the foreground group if it did change (`tty_do_resize`).
     fn resize(&self, size: Winsize) {
-        let foreground = {
+        {
             let mut state = self.state.lock();
             if state.winsize == size {
                 return;
             }
             state.winsize = size;
-            state.foreground
-        };
+        }
+        let foreground = self.foreground();
         if foreground > 0 {
             self.sink.signal_group(foreground, libc::SIGWINCH);
         }
@@ -183,16 +181,16 @@ impl Tty {
 
     /// The other side is gone (`__tty_hangup`): SIGHUP and SIGCONT to the session's leader; every open file is dead.
     fn vhangup(&self) {
-        let session = {
+        {
             let mut state = self.state.lock();
             if state.hung_up {
                 return;
             }
             state.hung_up = true;
             state.ldisc.flush_pending();
-            state.foreground = 0;
-            core::mem::take(&mut state.session)
-        };
+        }
+        self.set_foreground(0);
+        let session = self.session.swap(0, Ordering::SeqCst);
         if session > 0 {
             self.sink.signal_group(session, libc::SIGHUP);
             self.sink.signal_group(session, libc::SIGCONT);
@@ -215,7 +213,7 @@ impl Tty {
     /// Job control for a background caller (`__tty_check_change`): sends `signal` (SIGTTIN, SIGTTOU) to its group and
     /// asks for a restart, lets it through, or refuses with `EIO`.
     fn check_change(&self, caller: &dyn Caller, signal: i32) -> Result<()> {
-        let foreground = self.state.lock().foreground;
+        let foreground = self.foreground();
         let group = caller.pgid();
         if foreground <= 0 || group == foreground || !self.is_controlling(caller) {
             return Ok(());
@@ -233,7 +231,7 @@ impl Tty {
     /// A new open file of the slave side. Without `no_ctty`, a session leader without a terminal gets this one.
     fn open_slave(&self, caller: &dyn Caller, reads: bool, no_ctty: bool) -> Result<Arc<TtyFile>> {
         let me = self.me.upgrade().ok_or(Errno::EIO)?;
-        let free = {
+        {
             let mut state = self.state.lock();
             if state.hung_up || state.locked {
                 return Err(Errno::EIO);
@@ -243,10 +241,9 @@ impl Tty {
             }
             state.slaves += 1;
             state.slaves_gone = false;
-            state.session == 0
-        };
+        }
         let file = Arc::new(TtyFile::new(Arc::clone(&me)));
-        if free
+        if self.session() == 0
             && reads
             && !no_ctty
             && caller.sid() == caller.pid()
@@ -261,9 +258,8 @@ impl Tty {
     fn make_controlling(&self, caller: &dyn Caller, steal: bool) -> Result<()> {
         let me = self.me.upgrade().ok_or(Errno::EIO)?;
         caller.set_controlling_terminal(me, steal)?;
-        let mut state = self.state.lock();
-        state.session = caller.sid();
-        state.foreground = caller.pgid();
+        self.set_session(caller.sid());
+        self.set_foreground(caller.pgid());
         Ok(())
     }
 
@@ -295,29 +291,26 @@ impl Terminal for Tty {
     }
 
     fn foreground(&self) -> i32 {
-        self.state.lock().foreground
+        self.foreground.load(Ordering::SeqCst)
     }
 
     fn set_foreground(&self, pgid: i32) {
-        self.state.lock().foreground = pgid;
+        self.foreground.store(pgid, Ordering::SeqCst);
     }
 
     fn session(&self) -> i32 {
-        self.state.lock().session
+        self.session.load(Ordering::SeqCst)
     }
 
     fn set_session(&self, sid: i32) {
-        self.state.lock().session = sid;
+        self.session.store(sid, Ordering::SeqCst);
     }
 
     /// The leader of its session exits (`disassociate_ctty`): as for any pseudo-terminal, the foreground group gets
     /// SIGHUP and the terminal is free again.
     fn hang_up(&self) {
-        let foreground = {
-            let mut state = self.state.lock();
-            state.session = 0;
-            core::mem::take(&mut state.foreground)
-        };
+        self.set_session(0);
+        let foreground = self.foreground.swap(0, Ordering::SeqCst);
         if foreground > 0 {
             self.sink.signal_group(foreground, libc::SIGHUP);
         }

@@ -1,0 +1,123 @@
+//! Joins the guest's terminal to the socket whose other end the command relays to the user's.
+//!
+//! One thread with blocking I/O on the socket. The terminal tells it of output, or of room for input, by a byte in a
+//! socket.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fs_dev::HostSide;
+use hostsys::polling::{self, Interest};
+use sentry_base::{Events, Observer};
+
+/// The most that is held on the way to the command, in bytes.
+const PIECE: usize = 16 << 10;
+
+/// Wakes the relay's thread.
+#[derive(Debug)]
+pub struct Bell {
+    /// Non-blocking: one that is full has woken the thread already.
+    ringer: UnixStream,
+    over: AtomicBool,
+}
+
+impl Bell {
+    /// The bell, and what it rings at. Made before the filter, which has no call for it.
+    pub fn new() -> io::Result<(Arc<Self>, UnixStream)> {
+        let (ringer, ear) = UnixStream::pair()?;
+        ringer.set_nonblocking(true)?;
+        Ok((Arc::new(Self { ringer, over: AtomicBool::new(false) }), ear))
+    }
+
+    fn ring(&self) {
+        let mut ringer = &self.ringer;
+        let _ = ringer.write(&[1]);
+    }
+
+    /// Makes the relay end once it has sent what programs have written.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        self.ring();
+    }
+}
+
+impl Observer for Bell {
+    fn notify(&self, _events: Events) {
+        self.ring();
+    }
+}
+
+/// The relay, before its thread runs.
+#[derive(Debug)]
+pub struct Console {
+    side: Arc<HostSide>,
+    socket: UnixStream,
+    bell: Arc<Bell>,
+    ear: UnixStream,
+}
+
+impl Console {
+    pub fn new(side: &Arc<HostSide>, socket: OwnedFd, bell: &Arc<Bell>, ear: UnixStream) -> Self {
+        let observer: Arc<dyn Observer> = Arc::clone(bell) as _;
+        side.wait_queue().add(Events::READABLE | Events::WRITABLE, observer);
+        Self { side: Arc::clone(side), socket: UnixStream::from(socket), bell: Arc::clone(bell), ear }
+    }
+
+    /// Relays until the command closes its end, or the container is over. Then the terminal is hung up.
+    pub fn run(mut self) {
+        let mut inward: Vec<u8> = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            if !inward.is_empty() {
+                let taken = self.side.push_input(&inward);
+                inward.drain(..taken.min(inward.len()));
+            }
+            let over = self.bell.over.load(Ordering::Acquire);
+            if !self.flush() || over {
+                break;
+            }
+            let mut interests = [
+                Interest::new(self.ear.as_fd(), libc::POLLIN),
+                // More is taken only when the terminal has taken what there was.
+                if inward.is_empty() {
+                    Interest::new(self.socket.as_fd(), libc::POLLIN)
+                } else {
+                    Interest::none()
+                },
+            ];
+            if polling::wait(&mut interests, None).is_err() {
+                break;
+            }
+            let [bell, socket] = &interests;
+            if bell.any() {
+                // One read takes every ring so far.
+                let _ = self.ear.read(&mut buffer);
+            }
+            if socket.any() {
+                match self.socket.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(len) => inward.extend_from_slice(buffer.get(..len).unwrap_or_default()),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => break,
+                }
+            }
+        }
+        self.side.hang_up();
+    }
+
+    /// Sends what programs have written; false if nobody takes it any more.
+    fn flush(&mut self) -> bool {
+        loop {
+            let output = self.side.take_output(PIECE);
+            if output.is_empty() {
+                return true;
+            }
+            if self.socket.write_all(&output).is_err() {
+                return false;
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Builds what the container sees as its files: the root, then every mount in its order.
+//!
+//! Paths are walked inside the new tree, as the container itself would: a symbolic link that the root file system
+//! ships leads to another place in it, and never out.
+
+use std::sync::Arc;
+
+use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind};
+use fs_dev::{DevPts, Terminals};
+use fs_gofer::{GoferFs, Session};
+use fs_overlay::OverlayFs;
+use fs_tmpfs::{TmpFs, TmpfsOptions};
+use sentry_base::{Errno, Result};
+use sentry_kernel::Kernel;
+use sentry_memory::MemoryFile;
+use sentry_vfs::pseudo::PseudoFs;
+use sentry_vfs::{
+    FileSystem, FsContextView, Location, LookupFlags, MountFlags, MountNamespace, PathCx, anonymous_dev,
+};
+
+use crate::caller::KernelCaller;
+
+/// `CGROUP2_SUPER_MAGIC` (`include/uapi/linux/magic.h`).
+const CGROUP_MAGIC: u64 = 0x6367_7270;
+
+/// `TMPFS_MAGIC`, for what hides masked paths.
+const MASK_MAGIC: u64 = 0x0102_1994;
+
+/// A step of the build that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    #[error("cannot attach to the root file system: {0}")]
+    Root(Errno),
+    #[error("cannot mount {what} at {place:?}: {errno}")]
+    Mount { what: &'static str, place: String, errno: Errno },
+    #[error("cannot make the mount point {place:?}: {errno}")]
+    Point { place: String, errno: Errno },
+    #[error("cannot mask {place:?}: {errno}")]
+    Mask { place: String, errno: Errno },
+    #[error("cannot make {place:?} read-only: {errno}")]
+    ReadOnly { place: String, errno: Errno },
+    #[error("cannot make the working directory {place:?}: {errno}")]
+    WorkingDirectory { place: String, errno: Errno },
+}
+
+/// What the file systems of a container are made from.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    pub kernel: &'a Arc<Kernel>,
+    pub memory: &'a Arc<MemoryFile>,
+    pub gofer: &'a Arc<Session>,
+    pub terminals: &'a Arc<Terminals>,
+}
+
+/// The finished tree.
+#[derive(Debug)]
+pub struct Tree {
+    pub ns: Arc<MountNamespace>,
+    caller: KernelCaller,
+    view: FsContextView,
+}
+
+impl Tree {
+    /// Builds the tree that `boot` describes.
+    pub fn build(boot: &Boot, parts: &Parts<'_>) -> core::result::Result<Self, TreeError> {
+        let root = root_fs(parts, boot.root.attach).map_err(TreeError::Root)?;
+        // Mount points may have to be made: the root becomes read-only last.
+        let ns = MountNamespace::new(parts.kernel.vfs(), root, MountFlags::empty(), "rootfs");
+        let at = ns.root();
+        let view = FsContextView { root: at.clone(), cwd: at.clone(), umask: 0o022 };
+        let tree = Self { ns, caller: KernelCaller::new(), view };
+        for mount in &boot.mounts {
+            tree.mount(boot, parts, mount)?;
+        }
+        for path in &boot.masked_paths {
+            tree.mask(path)?;
+        }
+        for path in &boot.readonly_paths {
+            tree.make_read_only(path)?;
+        }
+        let cwd = boot.process.cwd.as_bytes();
+        tree.make_path(cwd, false)
+            .map_err(|errno| TreeError::WorkingDirectory { place: show(cwd), errno })?;
+        if boot.root.readonly {
+            at.mount.set_flags(at.mount.flags() | MountFlags::RDONLY);
+        }
+        Ok(tree)
+    }
+
+    /// A path walk from the container's root with every right.
+    pub fn walk(&self) -> PathCx<'_> {
+        PathCx::new(&self.ns, &self.view, &self.caller.0, &self.caller)
+    }
+
+    pub fn root(&self) -> Location {
+        self.view.root.clone()
+    }
+
+    pub fn caller(&self) -> &KernelCaller {
+        &self.caller
+    }
+
+    /// Finds `path`, and makes the directories that are missing; with `file`, a file in the last place.
+    fn make_path(&self, path: &[u8], file: bool) -> Result<Location> {
+        let walk = self.walk();
+        let mut at = self.root();
+        let mut made = Vec::new();
+        let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
+        while let Some(name) = names.next() {
+            made.push(b'/');
+            made.extend_from_slice(name);
+            at = match walk.lookup(None, &made, LookupFlags::FOLLOW) {
+                Err(Errno::ENOENT) if file && names.peek().is_none() => walk.mknod(None, &made, 0o644, 0)?,
+                Err(Errno::ENOENT) => walk.mkdir(None, &made, 0o755)?,
+                found => found?,
+            };
+        }
+        Ok(at)
+    }
+
+    fn mount(&self, boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> core::result::Result<(), TreeError> {
+        let path = mount.destination.as_bytes();
+        let file = matches!(mount.kind, MountKind::Bind { is_directory: false, .. });
+        let at = self.make_path(path, file).map_err(|errno| TreeError::Point { place: show(path), errno })?;
+        let (what, made) = file_system(boot, parts, mount);
+        made.and_then(|fs| self.ns.mount_at(&at, fs, flags_of(mount.flags), what))
+            .map_err(|errno| TreeError::Mount { what, place: show(path), errno })?;
+        Ok(())
+    }
+
+    /// Hides a path, if it is there: a file behind an empty one, a directory behind an empty one.
+    fn mask(&self, path: &str) -> core::result::Result<(), TreeError> {
+        let hide = || -> Result<()> {
+            let at = match self.walk().lookup(None, path.as_bytes(), LookupFlags::FOLLOW) {
+                Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+                at => at?,
+            };
+            let fs = PseudoFs::new("tmpfs", MASK_MAGIC, anonymous_dev(), 1);
+            fs.set_root(if at.is_dir() { fs.dir([]) } else { fs.fixed("") });
+            self.ns.mount_at(&at, fs, MountFlags::RDONLY, "tmpfs")?;
+            Ok(())
+        };
+        hide().map_err(|errno| TreeError::Mask { place: path.to_owned(), errno })
+    }
+
+    /// Mounts a path on itself, read-only, if it is there.
+    fn make_read_only(&self, path: &str) -> core::result::Result<(), TreeError> {
+        let change = || -> Result<()> {
+            let at = match self.walk().lookup(None, path.as_bytes(), LookupFlags::FOLLOW) {
+                Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+                at => at?,
+            };
+            let bound = self.ns.bind(&at, &at, true)?;
+            bound.mount.set_flags(at.mount.flags() | MountFlags::RDONLY);
+            Ok(())
+        };
+        change().map_err(|errno| TreeError::ReadOnly { place: path.to_owned(), errno })
+    }
+}
+
+fn show(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+/// The gofer's tree below, everything that is written in a layer of the Sentry's own above.
+fn root_fs(parts: &Parts<'_>, attach: u32) -> Result<Arc<dyn FileSystem>> {
+    let dev = anonymous_dev();
+    let lower = fs_gofer::Options { read_only: true, shared: false, dev };
+    let lower = GoferFs::attach(parts.gofer, attach, lower)?;
+    let upper = TmpFs::new(parts.memory, TmpfsOptions::default());
+    Ok(OverlayFs::new(lower, upper, dev)?)
+}
+
+fn file_system(boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dyn FileSystem>>) {
+    match &mount.kind {
+        MountKind::Proc => ("proc", Ok(fs_proc::new(parts.kernel, anonymous_dev()))),
+        MountKind::Sysfs => ("sysfs", Ok(fs_sys::new(anonymous_dev(), parts.kernel.nr_cpus()))),
+        MountKind::Dev { data } => {
+            let console = boot.process.terminal.is_some();
+            let made = tmpfs(parts, data).and_then(|fs| fs_dev::populate(&fs.root(), console).map(|()| fs));
+            ("tmpfs", made.map(|fs| fs as Arc<dyn FileSystem>))
+        }
+        // Options of devpts choose owners and modes, which are the usual ones here.
+        MountKind::Devpts { .. } => {
+            let fs: Arc<dyn FileSystem> = DevPts::new(Arc::clone(parts.terminals));
+            ("devpts", Ok(fs))
+        }
+        MountKind::Mqueue => ("mqueue", tmpfs(parts, "").map(|fs| fs as Arc<dyn FileSystem>)),
+        MountKind::Cgroup => {
+            let fs = PseudoFs::new("cgroup2", CGROUP_MAGIC, anonymous_dev(), 1);
+            fs.set_root(fs.dir([]));
+            ("cgroup2", Ok(fs))
+        }
+        MountKind::Tmpfs { data } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
+        MountKind::Bind { attach, .. } => {
+            // Others may change the host's files at any time.
+            let options =
+                fs_gofer::Options { read_only: mount.flags.readonly, shared: true, dev: anonymous_dev() };
+            let made = GoferFs::attach(parts.gofer, *attach, options);
+            ("bind", made.map(|fs| fs as Arc<dyn FileSystem>))
+        }
+    }
+}
+
+fn tmpfs(parts: &Parts<'_>, data: &str) -> Result<Arc<TmpFs>> {
+    let options = TmpfsOptions::parse(data, parts.kernel.total_memory())?;
+    Ok(TmpFs::new(parts.memory, options))
+}
+
+fn flags_of(asked: Asked) -> MountFlags {
+    [
+        (asked.readonly, MountFlags::RDONLY),
+        (asked.nosuid, MountFlags::NOSUID),
+        (asked.nodev, MountFlags::NODEV),
+        (asked.noexec, MountFlags::NOEXEC),
+        (asked.noatime, MountFlags::NOATIME),
+    ]
+    .into_iter()
+    .filter(|(set, _)| *set)
+    .fold(MountFlags::empty(), |all, (_, flag)| all | flag)
+}

@@ -1,0 +1,177 @@
+//! The files of `/proc` that are about the system as a whole.
+
+use core::fmt::Write;
+use std::sync::Arc;
+
+use abi::time::ticks;
+use sentry_base::{Result, mono_now};
+use sentry_kernel::{Kernel, TaskState};
+use sentry_vfs::pseudo::PseudoFs;
+use sentry_vfs::{Caller, Inode};
+
+use crate::task_of;
+
+/// Version strings of the kernel that the sandbox shows; `uname(2)` says the same.
+pub(crate) const RELEASE: &str = sentry_kernel::RELEASE;
+pub(crate) const VERSION: &str = sentry_kernel::VERSION;
+
+type Maker = fn(&Kernel, &dyn Caller) -> String;
+
+const FILES: &[(&str, Maker)] = &[
+    ("cpuinfo", cpuinfo),
+    ("loadavg", loadavg),
+    ("meminfo", meminfo),
+    ("stat", stat),
+    ("uptime", uptime),
+    ("vmstat", vmstat),
+];
+
+const FIXED: &[(&str, &str)] = &[
+    ("cgroups", "#subsys_name\thierarchy\tnum_cgroups\tenabled\n"),
+    ("cmdline", "\n"),
+    ("consoles", ""),
+    (
+        "devices",
+        "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n  5 /dev/ptmx\n136 pts\n\nBlock devices:\n",
+    ),
+    ("diskstats", ""),
+    (
+        "filesystems",
+        "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\tdevpts\nnodev\toverlay\n",
+    ),
+    ("interrupts", ""),
+    ("modules", ""),
+    ("partitions", "major minor  #blocks  name\n\n"),
+    ("swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"),
+];
+
+/// Names and inodes.
+pub(crate) fn files(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Vec<(&'static str, Arc<dyn Inode>)> {
+    let mut all: Vec<(&'static str, Arc<dyn Inode>)> = Vec::new();
+    for (name, make) in FILES {
+        let kernel = Arc::clone(kernel);
+        let content =
+            move |caller: &dyn Caller| -> Result<Vec<u8>> { Ok(make(&kernel, caller).into_bytes()) };
+        all.push((name, fs.file(0o444, content)));
+    }
+    for (name, text) in FIXED {
+        all.push((name, fs.fixed(*text)));
+    }
+    all.push(("version", fs.fixed(format!("Linux version {RELEASE} (casemate@casemate) {VERSION}\n"))));
+    all
+}
+
+/// What the host's `cpuid` says, which application code can ask itself: flags come from there.
+fn cpuinfo(kernel: &Kernel, _caller: &dyn Caller) -> String {
+    let cpu = hostsys::cpu::identify();
+    let mut out = String::new();
+    for number in 0..kernel.nr_cpus() {
+        let _ = write!(
+            out,
+            "processor\t: {number}\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: {}\nstepping\t: {}\n\
+             cpu MHz\t\t: 2000.000\ncache size\t: 512 KB\nphysical id\t: 0\nsiblings\t: {n}\ncore id\t\t: {number}\n\
+             cpu cores\t: {n}\napicid\t\t: {number}\ninitial apicid\t: {number}\nfpu\t\t: yes\nfpu_exception\t: yes\n\
+             cpuid level\t: 13\nwp\t\t: yes\nflags\t\t: {}\nbugs\t\t:\nbogomips\t: 4000.00\nclflush size\t: 64\n\
+             cache_alignment\t: 64\naddress sizes\t: 46 bits physical, 48 bits virtual\npower management:\n\n",
+            cpu.vendor,
+            cpu.family,
+            cpu.model,
+            cpu.brand,
+            cpu.stepping,
+            cpu.flags.join(" "),
+            n = kernel.nr_cpus(),
+        );
+    }
+    out
+}
+
+fn running(kernel: &Kernel) -> usize {
+    kernel.tasks().iter().filter(|t| t.state() == TaskState::App).count()
+}
+
+fn loadavg(kernel: &Kernel, caller: &dyn Caller) -> String {
+    let tasks = kernel.tasks().len();
+    let last = task_of(caller).map_or(1, |t| t.tid());
+    format!("0.00 0.00 0.00 {}/{tasks} {last}\n", running(kernel).max(1))
+}
+
+fn meminfo(kernel: &Kernel, caller: &dyn Caller) -> String {
+    let total = kernel.total_memory() / 1024;
+    let file = task_of(caller).map_or(0, |t| t.mm().memory_file().allocated() / 1024);
+    let resident: u64 = kernel
+        .processes()
+        .iter()
+        .filter_map(|g| g.threads().first().map(|t| t.mm().space().resident_bytes() / 1024))
+        .sum();
+    let free = total.saturating_sub(file).saturating_sub(resident);
+    let rows: [(&str, u64); 26] = [
+        ("MemTotal", total),
+        ("MemFree", free),
+        ("MemAvailable", free),
+        ("Buffers", 0),
+        ("Cached", file),
+        ("SwapCached", 0),
+        ("Active", resident),
+        ("Inactive", file),
+        ("Active(anon)", resident),
+        ("Inactive(anon)", 0),
+        ("Active(file)", 0),
+        ("Inactive(file)", file),
+        ("Unevictable", 0),
+        ("Mlocked", 0),
+        ("SwapTotal", 0),
+        ("SwapFree", 0),
+        ("Dirty", 0),
+        ("Writeback", 0),
+        ("AnonPages", resident),
+        ("Mapped", file),
+        ("Shmem", file),
+        ("Slab", 0),
+        ("SReclaimable", 0),
+        ("SUnreclaim", 0),
+        ("CommitLimit", total),
+        ("Committed_AS", resident),
+    ];
+    let mut out = String::new();
+    for (name, value) in rows {
+        let label = format!("{name}:");
+        let _ = writeln!(out, "{label:<16}{value:>8} kB");
+    }
+    out.push_str("HugePages_Total:       0\nHugePages_Free:        0\nHugepagesize:       2048 kB\n");
+    out
+}
+
+fn stat(kernel: &Kernel, _caller: &dyn Caller) -> String {
+    let (mut user, mut system) = (0_u64, 0_u64);
+    for group in kernel.processes() {
+        let times = group.cpu_times();
+        user += times.0;
+        system += times.1;
+    }
+    let (user, system) = (ticks(user), ticks(system));
+    let cpus = u64::from(kernel.nr_cpus());
+    let up = ticks(mono_now().saturating_sub(kernel.boot_mono()));
+    let idle = (up * cpus).saturating_sub(user + system);
+    let mut out = format!("cpu  {user} 0 {system} {idle} 0 0 0 0 0 0\n");
+    for cpu in 0..cpus {
+        let _ = writeln!(out, "cpu{cpu} {} 0 {} {} 0 0 0 0 0 0", user / cpus, system / cpus, idle / cpus);
+    }
+    let _ = write!(
+        out,
+        "intr 0\nctxt 0\nbtime {}\nprocesses {}\nprocs_running {}\nprocs_blocked 0\nsoftirq 0 0 0 0 0 0 0 0 0 0 0\n",
+        kernel.boot_real() / 1_000_000_000,
+        kernel.tasks().len(),
+        running(kernel).max(1),
+    );
+    out
+}
+
+fn uptime(kernel: &Kernel, _caller: &dyn Caller) -> String {
+    let up = mono_now().saturating_sub(kernel.boot_mono()) / 10_000_000;
+    let idle = up * u64::from(kernel.nr_cpus());
+    format!("{}.{:02} {}.{:02}\n", up / 100, up % 100, idle / 100, idle % 100)
+}
+
+fn vmstat(_kernel: &Kernel, _caller: &dyn Caller) -> String {
+    "nr_free_pages 0\npgpgin 0\npgpgout 0\npswpin 0\npswpout 0\npgfault 0\npgmajfault 0\n".to_owned()
+}

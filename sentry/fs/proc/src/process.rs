@@ -1,0 +1,500 @@
+//! `/proc/PID` and `/proc/PID/task/TID`.
+
+use core::any::Any;
+use std::sync::Arc;
+
+use sentry_base::{Errno, Result};
+use sentry_kernel::{Kernel, Task, TaskState};
+use sentry_memory::UserMemory;
+use sentry_vfs::pseudo::{Content, PseudoFile, PseudoFs, list_entries};
+use sentry_vfs::{
+    Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, Location, OpenFlags, SetAttr, cap,
+};
+
+use crate::fds::{FdDir, FdView};
+use crate::root::parse_number;
+use crate::{status, task_of};
+
+/// The inode number of entry `entry` of a task's directory.
+pub(crate) fn ino(tid: i32, entry: u64) -> u64 {
+    (u64::from(tid.unsigned_abs()) << 32) | (1 << 16) | entry
+}
+
+/// What a directory is about: a process, or one thread of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject {
+    kernel: Arc<Kernel>,
+    tid: i32,
+    thread: bool,
+}
+
+impl Subject {
+    pub fn process(kernel: &Arc<Kernel>, pid: i32) -> Self {
+        Self { kernel: Arc::clone(kernel), tid: pid, thread: false }
+    }
+
+    pub fn thread(kernel: &Arc<Kernel>, tid: i32) -> Self {
+        Self { kernel: Arc::clone(kernel), tid, thread: true }
+    }
+
+    pub fn is_thread(&self) -> bool {
+        self.thread
+    }
+
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// The task, or `ESRCH` once it is gone.
+    pub fn task(&self) -> Result<Arc<Task>> {
+        self.kernel.task(self.tid).ok_or(Errno::ESRCH)
+    }
+
+    /// Whether it has ended and waits to be reaped.
+    pub fn is_zombie(&self, task: &Task) -> bool {
+        matches!(task.state(), TaskState::Dead | TaskState::Exiting) && task.group().nr_threads() == 0
+    }
+
+    /// The task, if `caller` may look into it (`ptrace_may_access`, `PTRACE_MODE_READ`).
+    pub fn inspect(&self, caller: &dyn Caller) -> Result<Arc<Task>> {
+        let task = self.task()?;
+        if task_of(caller).is_some_and(|c| c.pid() == task.pid()) {
+            return Ok(task);
+        }
+        let (ours, theirs) = (caller.creds(), task.creds());
+        let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == ours.fsuid)
+            && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == ours.fsgid);
+        if (same && task.group().dumpable() == 1) || ours.has_cap(cap::SYS_PTRACE) {
+            Ok(task)
+        } else {
+            Err(Errno::EACCES)
+        }
+    }
+}
+
+/// One entry of a task's directory.
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    /// A file of these permission bits.
+    File(u32, FileText),
+    Link(LinkTarget),
+    Fds(FdView),
+    Tasks,
+    Namespaces,
+    Net,
+    Attr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileText {
+    Auxv,
+    Cgroup,
+    Cmdline,
+    Comm,
+    Environ,
+    Io,
+    Limits,
+    Loginuid,
+    Maps,
+    Smaps,
+    Mountinfo,
+    Mounts,
+    OomAdj,
+    OomScore,
+    OomScoreAdj,
+    Personality,
+    Stat,
+    Statm,
+    Status,
+    IdMap,
+    Setgroups,
+    Wchan,
+    Empty,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LinkTarget {
+    Cwd,
+    Root,
+    Exe,
+}
+
+const ENTRIES: &[(&str, Entry)] = &[
+    ("attr", Entry::Attr),
+    ("auxv", Entry::File(0o400, FileText::Auxv)),
+    ("cgroup", Entry::File(0o444, FileText::Cgroup)),
+    ("cmdline", Entry::File(0o444, FileText::Cmdline)),
+    ("comm", Entry::File(0o644, FileText::Comm)),
+    ("cwd", Entry::Link(LinkTarget::Cwd)),
+    ("environ", Entry::File(0o400, FileText::Environ)),
+    ("exe", Entry::Link(LinkTarget::Exe)),
+    ("fd", Entry::Fds(FdView::Links)),
+    ("fdinfo", Entry::Fds(FdView::Info)),
+    ("gid_map", Entry::File(0o644, FileText::IdMap)),
+    ("io", Entry::File(0o400, FileText::Io)),
+    ("limits", Entry::File(0o444, FileText::Limits)),
+    ("loginuid", Entry::File(0o444, FileText::Loginuid)),
+    ("maps", Entry::File(0o444, FileText::Maps)),
+    ("mountinfo", Entry::File(0o444, FileText::Mountinfo)),
+    ("mounts", Entry::File(0o444, FileText::Mounts)),
+    ("net", Entry::Net),
+    ("ns", Entry::Namespaces),
+    ("oom_adj", Entry::File(0o444, FileText::OomAdj)),
+    ("oom_score", Entry::File(0o444, FileText::OomScore)),
+    ("oom_score_adj", Entry::File(0o644, FileText::OomScoreAdj)),
+    ("personality", Entry::File(0o400, FileText::Personality)),
+    ("root", Entry::Link(LinkTarget::Root)),
+    ("schedstat", Entry::File(0o444, FileText::Empty)),
+    ("setgroups", Entry::File(0o644, FileText::Setgroups)),
+    ("smaps", Entry::File(0o444, FileText::Smaps)),
+    ("stat", Entry::File(0o444, FileText::Stat)),
+    ("statm", Entry::File(0o444, FileText::Statm)),
+    ("status", Entry::File(0o444, FileText::Status)),
+    ("task", Entry::Tasks),
+    ("uid_map", Entry::File(0o644, FileText::IdMap)),
+    ("wchan", Entry::File(0o444, FileText::Wchan)),
+];
+
+/// The network files that programs read when there is no network.
+const NET: &[(&str, &str)] = &[
+    ("arp", "IP address       HW type     Flags       HW address            Mask     Device\n"),
+    (
+        "dev",
+        "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n",
+    ),
+    ("if_inet6", ""),
+    ("ipv6_route", ""),
+    ("netlink", "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"),
+    ("packet", "sk       RefCnt Type Proto  Iface R Rmem   User   Inode\n"),
+    ("route", "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"),
+    (
+        "tcp",
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n",
+    ),
+    (
+        "tcp6",
+        "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n",
+    ),
+    (
+        "udp",
+        "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n",
+    ),
+    (
+        "udp6",
+        "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n",
+    ),
+    ("unix", "Num       RefCount Protocol Flags    Type St Inode Path\n"),
+];
+
+/// Namespace links with the inode numbers of Linux's initial namespaces (`include/linux/proc_ns.h`).
+const NAMESPACES: &[(&str, u32)] = &[
+    ("cgroup", 0xeffffffb),
+    ("ipc", 0xefffffff),
+    ("mnt", 0xf0000000),
+    ("net", 0xf0000001),
+    ("pid", 0xeffffffc),
+    ("time", 0xeffffffa),
+    ("user", 0xeffffffd),
+    ("uts", 0xeffffffe),
+];
+
+/// The directory of one process or thread.
+pub(crate) struct TaskDir {
+    fs: Arc<PseudoFs>,
+    subject: Subject,
+}
+
+impl TaskDir {
+    pub fn new(fs: &Arc<PseudoFs>, subject: Subject) -> Arc<dyn Inode> {
+        Arc::new(Self { fs: Arc::clone(fs), subject })
+    }
+
+    fn entry(&self, number: u64, entry: Entry) -> Result<Arc<dyn Inode>> {
+        let task = self.subject.task()?;
+        let creds = task.creds();
+        let number = ino(self.subject.tid, number + u64::from(self.subject.thread) * 0x100);
+        Ok(match entry {
+            Entry::File(mode, text) => {
+                let content = Text { subject: self.subject.clone(), text };
+                Arc::new(
+                    PseudoFile::new(&self.fs, number, mode, Box::new(content))
+                        .owned_by(creds.euid, creds.egid),
+                )
+            }
+            Entry::Link(target) => Arc::new(TaskLink {
+                attr: owned(FileKind::Symlink, 0o777, number, &self.fs, &task),
+                fs: Arc::clone(&self.fs),
+                subject: self.subject.clone(),
+                target,
+            }),
+            Entry::Fds(view) => FdDir::new(&self.fs, self.subject.clone(), view, number, &task),
+            Entry::Tasks => Arc::new(Threads {
+                attr: Attr { nlink: 3, ..owned(FileKind::Directory, 0o555, number, &self.fs, &task) },
+                fs: Arc::clone(&self.fs),
+                subject: self.subject.clone(),
+            }),
+            Entry::Namespaces => self
+                .fs
+                .dir(NAMESPACES.iter().map(|(name, id)| (*name, self.fs.link(format!("{name}:[{id}]"))))),
+            Entry::Net => self.fs.dir(NET.iter().map(|(name, text)| (*name, self.fs.fixed(*text)))),
+            Entry::Attr => self.fs.dir([("current", self.fs.fixed("unconfined\n"))]),
+        })
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (u64, &'static str, Entry)> {
+        let thread = self.subject.thread;
+        (1..)
+            .zip(ENTRIES)
+            .map(|(n, (name, entry))| (n, *name, *entry))
+            .filter(move |(_, name, _)| !thread || *name != "task")
+    }
+}
+
+fn owned(kind: FileKind, mode: u32, ino: u64, fs: &Arc<PseudoFs>, task: &Task) -> Attr {
+    let creds = task.creds();
+    Attr { uid: creds.euid, gid: creds.egid, ..Attr::new(kind, mode, ino, fs.dev()) }
+}
+
+/// The parts of an inode that are alike for all here.
+macro_rules! plain_inode {
+    ($kind:expr) => {
+        fn kind(&self) -> FileKind {
+            $kind
+        }
+        fn set_attr(&self, _set: &SetAttr) -> Result<()> {
+            Err(Errno::EPERM)
+        }
+        fn filesystem(&self) -> Arc<dyn FileSystem> {
+            Arc::clone(&self.fs) as Arc<dyn FileSystem>
+        }
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+        fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+            self
+        }
+    };
+}
+pub(crate) use plain_inode;
+
+impl Inode for TaskDir {
+    plain_inode!(FileKind::Directory);
+
+    fn attr(&self) -> Result<Attr> {
+        let task = self.subject.task().map_err(|_| Errno::ENOENT)?;
+        let number = ino(self.subject.tid, u64::from(self.subject.thread) * 0x100);
+        Ok(Attr { nlink: 9, ..owned(FileKind::Directory, 0o555, number, &self.fs, &task) })
+    }
+    fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>> {
+        let found = self.entries().find(|(_, n, _)| n.as_bytes() == name);
+        let (number, _, entry) = found.ok_or(Errno::ENOENT)?;
+        self.entry(number, entry).map_err(|_| Errno::ENOENT)
+    }
+    fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
+        let made = self
+            .entries()
+            .filter_map(|(n, name, e)| Some((name.as_bytes().to_vec(), self.entry(n, e).ok()?)));
+        list_entries(cookie, made, sink)
+    }
+    fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+        Err(Errno::EISDIR)
+    }
+    fn volatile_names(&self) -> bool {
+        true
+    }
+}
+
+/// `/proc/PID/task`.
+struct Threads {
+    attr: Attr,
+    fs: Arc<PseudoFs>,
+    subject: Subject,
+}
+
+impl Inode for Threads {
+    plain_inode!(FileKind::Directory);
+
+    fn attr(&self) -> Result<Attr> {
+        Ok(self.attr)
+    }
+    fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>> {
+        let tid = parse_number(name).ok_or(Errno::ENOENT)?;
+        let task = self.subject.kernel.task(tid).ok_or(Errno::ENOENT)?;
+        if task.pid() != self.subject.task().map_err(|_| Errno::ENOENT)?.pid() {
+            return Err(Errno::ENOENT);
+        }
+        Ok(TaskDir::new(&self.fs, Subject::thread(&self.subject.kernel, tid)))
+    }
+    fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
+        let task = self.subject.task().map_err(|_| Errno::ENOENT)?;
+        let mut tids: Vec<i32> = task.group().threads().iter().map(|t| t.tid()).collect();
+        if tids.is_empty() {
+            tids.push(task.tid());
+        }
+        tids.sort_unstable();
+        for tid in tids {
+            let next_cookie = u64::from(tid.unsigned_abs()) + 3;
+            if next_cookie <= cookie {
+                continue;
+            }
+            let entry = DirEntry {
+                name: tid.to_string().into_bytes(),
+                ino: ino(tid, 0x100),
+                kind: FileKind::Directory,
+                next_cookie,
+            };
+            if !sink(entry) {
+                break;
+            }
+        }
+        Ok(())
+    }
+    fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+        Err(Errno::EISDIR)
+    }
+    fn volatile_names(&self) -> bool {
+        true
+    }
+}
+
+/// `cwd`, `root`, `exe`.
+struct TaskLink {
+    attr: Attr,
+    fs: Arc<PseudoFs>,
+    subject: Subject,
+    target: LinkTarget,
+}
+
+impl TaskLink {
+    fn target(&self, caller: &dyn Caller) -> Result<Location> {
+        let task = self.subject.inspect(caller)?;
+        match self.target {
+            LinkTarget::Cwd => Ok(task.fs().cwd()),
+            LinkTarget::Root => Ok(task.fs().root()),
+            LinkTarget::Exe => task.exe().and_then(|f| f.location().cloned()).ok_or(Errno::ENOENT),
+        }
+    }
+}
+
+impl Inode for TaskLink {
+    plain_inode!(FileKind::Symlink);
+
+    fn attr(&self) -> Result<Attr> {
+        Ok(self.attr)
+    }
+    fn readlink(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
+        let target = self.target(caller)?;
+        let root = task_of(caller).ok_or(Errno::ENOENT)?.fs().root();
+        Ok(target.display_path(&root))
+    }
+    fn magic_link(&self, caller: &dyn Caller) -> Option<Result<Location>> {
+        Some(self.target(caller))
+    }
+    fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+        Err(Errno::ELOOP)
+    }
+}
+
+/// The text of one file of a task's directory.
+struct Text {
+    subject: Subject,
+    text: FileText,
+}
+
+/// A range of a task's memory that holds strings, at most 2 MiB of it.
+fn strings(task: &Task, start: u64, end: u64) -> Vec<u8> {
+    let len = usize::try_from(end.saturating_sub(start)).unwrap_or(0).min(2 << 20);
+    let mut text = vec![0; len];
+    let got = task.mm().copy_in_partial(start, &mut text).unwrap_or(0);
+    text.truncate(got);
+    text
+}
+
+impl Content for Text {
+    fn text(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
+        let subject = &self.subject;
+        let private = matches!(
+            self.text,
+            FileText::Auxv
+                | FileText::Environ
+                | FileText::Io
+                | FileText::Maps
+                | FileText::Smaps
+                | FileText::Personality
+        );
+        let task = if private { subject.inspect(caller)? } else { subject.task()? };
+        let caller_root = || task_of(caller).map(|c| c.fs().root()).ok_or(Errno::ENOENT);
+        let text = match self.text {
+            FileText::Auxv => return Ok(task.mm().layout().auxv),
+            FileText::Cmdline => {
+                let layout = task.mm().layout();
+                return Ok(strings(&task, layout.arg_start, layout.arg_end));
+            }
+            FileText::Environ => {
+                let layout = task.mm().layout();
+                return Ok(strings(&task, layout.env_start, layout.env_end));
+            }
+            FileText::Maps => return Ok(status::maps(&task, false)),
+            FileText::Smaps => return Ok(status::maps(&task, true)),
+            FileText::Mountinfo => return Ok(self.mounts(&task, false)),
+            FileText::Mounts => return Ok(self.mounts(&task, true)),
+            FileText::Comm => {
+                let mut comm = task.comm();
+                comm.push(b'\n');
+                return Ok(comm);
+            }
+            FileText::Cgroup => {
+                let _ = caller_root()?;
+                "0::/\n".to_owned()
+            }
+            FileText::Io => "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n".to_owned(),
+            FileText::Limits => status::limits(task.group()),
+            FileText::Loginuid => u32::MAX.to_string(),
+            FileText::OomAdj | FileText::OomScore => "0\n".to_owned(),
+            FileText::OomScoreAdj => format!("{}\n", task.group().oom_score_adj()),
+            FileText::Personality => format!("{:08x}\n", task.personality()),
+            FileText::Stat => status::stat(subject, &task, caller.tid()),
+            FileText::Statm => status::statm(&task),
+            FileText::Status => status::status(subject, &task, caller.tid()),
+            FileText::IdMap => format!("{:>10} {:>10} {:>10}\n", 0, 0, u32::MAX),
+            FileText::Setgroups => "allow\n".to_owned(),
+            FileText::Wchan => "0".to_owned(),
+            FileText::Empty => "0 0 0\n".to_owned(),
+        };
+        Ok(text.into_bytes())
+    }
+
+    fn store(&self, caller: &dyn Caller, data: &[u8]) -> Result<usize> {
+        let task = self.subject.task()?;
+        match self.text {
+            FileText::Comm => {
+                if task_of(caller).is_none_or(|c| c.pid() != task.pid()) {
+                    return Err(Errno::EINVAL);
+                }
+                task.set_comm(data.strip_suffix(b"\n").unwrap_or(data));
+                Ok(data.len())
+            }
+            FileText::OomScoreAdj => {
+                let text = core::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
+                let value: i32 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+                if !(-1000..=1000).contains(&value) {
+                    return Err(Errno::EINVAL);
+                }
+                if value < task.group().oom_score_adj() && !caller.creds().has_cap(cap::SYS_RESOURCE) {
+                    return Err(Errno::EACCES);
+                }
+                task.group().set_oom_score_adj(value);
+                Ok(data.len())
+            }
+            FileText::IdMap | FileText::Setgroups => Err(Errno::EPERM),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+impl Text {
+    fn mounts(&self, task: &Task, short: bool) -> Vec<u8> {
+        let mounts = task.mount_ns().mounts(&task.fs().root());
+        mounts.iter().flat_map(|m| if short { m.mounts_line() } else { m.mountinfo_line() }).collect()
+    }
+}

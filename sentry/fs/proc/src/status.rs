@@ -1,0 +1,299 @@
+//! The texts of `/proc/PID/stat`, `status`, `statm`, `limits`, `maps` and `smaps` (`proc_pid_stat(5)` and its kin).
+
+use core::fmt::Write;
+
+use abi::process::RLIM_INFINITY;
+use abi::signal::SigSet;
+use abi::time::ticks;
+use platform::PAGE_SIZE;
+use sentry_kernel::{Task, TaskState, ThreadGroup};
+use sentry_mm::MapName;
+use sentry_vfs::JobControl;
+
+use crate::process::Subject;
+
+/// The letter of a task's state; a task that looks at itself runs.
+pub(crate) fn state_letter(subject: &Subject, task: &Task, caller_tid: i32) -> char {
+    if subject.is_zombie(task) {
+        return 'Z';
+    }
+    match task.state() {
+        TaskState::Stopped => 'T',
+        TaskState::Dead => 'X',
+        TaskState::App => 'R',
+        _ if task.tid() == caller_tid => 'R',
+        _ => 'S',
+    }
+}
+
+fn state_word(letter: char) -> &'static str {
+    match letter {
+        'R' => "R (running)",
+        'T' => "T (stopped)",
+        'Z' => "Z (zombie)",
+        'X' => "X (dead)",
+        _ => "S (sleeping)",
+    }
+}
+
+struct Memory {
+    total: u64,
+    peak: u64,
+    resident: u64,
+    shared: u64,
+    data: u64,
+    stack: u64,
+    exec: u64,
+    locked: u64,
+}
+
+fn memory(task: &Task) -> Memory {
+    let mm = task.mm();
+    let usage = mm.usage();
+    Memory {
+        total: usage.total,
+        peak: usage.peak,
+        resident: mm.space().resident_bytes(),
+        shared: usage.shared,
+        data: usage.data,
+        stack: usage.stack,
+        exec: usage.exec,
+        locked: usage.locked,
+    }
+}
+
+pub(crate) fn stat(subject: &Subject, task: &Task, caller_tid: i32) -> String {
+    let group = task.group();
+    let m = memory(task);
+    let layout = task.mm().layout();
+    let (utime, stime) = if subject.is_thread() { task.cpu_times() } else { group.cpu_times() };
+    let (cutime, cstime) = group.children_cpu_times();
+    let terminal = task.controlling_terminal();
+    let tty = terminal.as_ref().map_or(0, |t| t.rdev());
+    let foreground = terminal.as_ref().map_or(-1, |t| t.foreground());
+    let scheduling = task.scheduling();
+    let start = ticks(group.started().saturating_sub(group.kernel().boot_mono()));
+    let (ignored, caught) = group.actions().sets();
+    let comm = String::from_utf8_lossy(&task.comm()).into_owned();
+    let real_time = scheduling.priority > 0;
+    let priority = if real_time { -1 - scheduling.priority } else { 20 + scheduling.nice };
+    let mut out = format!(
+        "{} ({comm}) {} {} {} {} {tty} {foreground} 0 0 0 0 0 {} {} {} {} {priority} {} {} 0 {start} {} {} {}",
+        task.tid(),
+        state_letter(subject, task, caller_tid),
+        group.ppid(),
+        group.pgid(),
+        group.sid(),
+        ticks(utime),
+        ticks(stime),
+        ticks(cutime),
+        ticks(cstime),
+        scheduling.nice,
+        group.nr_threads().max(1),
+        m.total,
+        m.resident / PAGE_SIZE,
+        RLIM_INFINITY,
+    );
+    let _ = writeln!(
+        out,
+        " {} {} {} 0 0 {} {} {} {} 0 0 0 {} 0 {} {} 0 0 0 {} {} {} {} {} {} {} 0",
+        layout.start_code,
+        layout.end_code,
+        layout.start_stack,
+        task.pending_signals().0 & 0x7fff_ffff,
+        task.signal_mask().0 & 0x7fff_ffff,
+        ignored.0 & 0x7fff_ffff,
+        caught.0 & 0x7fff_ffff,
+        17,
+        scheduling.priority,
+        scheduling.policy,
+        layout.start_data,
+        layout.end_data,
+        layout.start_brk,
+        layout.arg_start,
+        layout.arg_end,
+        layout.env_start,
+        layout.env_end,
+    );
+    out
+}
+
+pub(crate) fn statm(task: &Task) -> String {
+    let m = memory(task);
+    format!(
+        "{} {} {} {} 0 {} 0\n",
+        m.total / PAGE_SIZE,
+        m.resident / PAGE_SIZE,
+        m.shared / PAGE_SIZE,
+        m.exec / PAGE_SIZE,
+        (m.data + m.stack) / PAGE_SIZE,
+    )
+}
+
+fn set_line(out: &mut String, name: &str, set: SigSet) {
+    let _ = writeln!(out, "{name}:\t{:016x}", set.0);
+}
+
+pub(crate) fn status(subject: &Subject, task: &Task, caller_tid: i32) -> String {
+    let group = task.group();
+    let creds = task.creds();
+    let mut out = String::new();
+    let comm = String::from_utf8_lossy(&task.comm()).replace('\\', "\\\\").replace('\n', "\\n");
+    let groups: String = creds.groups.iter().map(|g| format!("{g} ")).collect();
+    let _ = write!(
+        out,
+        "Name:\t{comm}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t0\n\
+         Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t{}\nGroups:\t{groups}\nNStgid:\t{}\nNSpid:\t{}\nNSpgid:\t{}\nNSsid:\t{}\n",
+        task.fs().umask(),
+        state_word(state_letter(subject, task, caller_tid)),
+        group.pid(),
+        task.tid(),
+        group.ppid(),
+        creds.uid,
+        creds.euid,
+        creds.suid,
+        creds.fsuid,
+        creds.gid,
+        creds.egid,
+        creds.sgid,
+        creds.fsgid,
+        task.fds().capacity(),
+        group.pid(),
+        task.tid(),
+        group.pgid(),
+        group.sid(),
+    );
+    if !subject.is_zombie(task) {
+        let m = memory(task);
+        let kib = |bytes: u64| bytes / 1024;
+        let _ = write!(
+            out,
+            "VmPeak:\t{:>8} kB\nVmSize:\t{:>8} kB\nVmLck:\t{:>8} kB\nVmPin:\t       0 kB\nVmHWM:\t{:>8} kB\nVmRSS:\t{:>8} kB\n\
+             RssAnon:\t{:>8} kB\nRssFile:\t       0 kB\nRssShmem:\t       0 kB\nVmData:\t{:>8} kB\nVmStk:\t{:>8} kB\n\
+             VmExe:\t{:>8} kB\nVmLib:\t       0 kB\nVmPTE:\t       0 kB\nVmSwap:\t       0 kB\n",
+            kib(m.peak),
+            kib(m.total),
+            kib(m.locked),
+            kib(m.resident),
+            kib(m.resident),
+            kib(m.resident),
+            kib(m.data),
+            kib(m.stack),
+            kib(m.exec),
+        );
+    }
+    let _ = writeln!(out, "Threads:\t{}", group.nr_threads().max(1));
+    let _ = writeln!(out, "SigQ:\t0/{}", task.rlimit(libc::RLIMIT_SIGPENDING));
+    let (ignored, caught) = group.actions().sets();
+    set_line(&mut out, "SigPnd", task.pending_signals());
+    set_line(&mut out, "ShdPnd", group.pending_signals());
+    set_line(&mut out, "SigBlk", task.signal_mask());
+    set_line(&mut out, "SigIgn", ignored);
+    set_line(&mut out, "SigCgt", caught);
+    for (name, set) in [
+        ("CapInh", creds.inheritable),
+        ("CapPrm", creds.permitted),
+        ("CapEff", creds.effective),
+        ("CapBnd", creds.bounding),
+        ("CapAmb", creds.ambient),
+    ] {
+        let _ = writeln!(out, "{name}:\t{:016x}", set.0);
+    }
+    let cpus = group.kernel().nr_cpus();
+    let mask = if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
+    let list = if cpus > 1 { format!("0-{}", cpus - 1) } else { "0".to_owned() };
+    let _ = write!(
+        out,
+        "NoNewPrivs:\t{}\nSeccomp:\t0\nSeccomp_filters:\t0\nSpeculation_Store_Bypass:\tvulnerable\n\
+         Cpus_allowed:\t{mask:x}\nCpus_allowed_list:\t{list}\nMems_allowed:\t1\nMems_allowed_list:\t0\n\
+         voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n",
+        u8::from(creds.no_new_privs),
+    );
+    out
+}
+
+const LIMITS: [(&str, &str); 16] = [
+    ("Max cpu time", "seconds"),
+    ("Max file size", "bytes"),
+    ("Max data size", "bytes"),
+    ("Max stack size", "bytes"),
+    ("Max core file size", "bytes"),
+    ("Max resident set", "bytes"),
+    ("Max processes", "processes"),
+    ("Max open files", "files"),
+    ("Max locked memory", "bytes"),
+    ("Max address space", "bytes"),
+    ("Max file locks", "locks"),
+    ("Max pending signals", "signals"),
+    ("Max msgqueue size", "bytes"),
+    ("Max nice priority", ""),
+    ("Max realtime priority", ""),
+    ("Max realtime timeout", "us"),
+];
+
+pub(crate) fn limits(group: &ThreadGroup) -> String {
+    let show = |value: u64| if value == RLIM_INFINITY { "unlimited".to_owned() } else { value.to_string() };
+    let limits = group.limits();
+    let mut out = format!("{:<25} {:<20} {:<20} {:<10}\n", "Limit", "Soft Limit", "Hard Limit", "Units");
+    for (resource, (name, unit)) in (0..).zip(LIMITS) {
+        if let Some(limit) = limits.get(resource) {
+            let _ = writeln!(out, "{name:<25} {:<20} {:<20} {unit:<10}", show(limit.cur), show(limit.max));
+        }
+    }
+    out
+}
+
+/// `maps`, or `smaps` with a block of counters below each line.
+pub(crate) fn maps(task: &Task, with_counters: bool) -> Vec<u8> {
+    let mut out = Vec::new();
+    for map in task.mm().maps() {
+        let access = map.access();
+        let access = String::from_utf8_lossy(&access).into_owned();
+        let (dev, ino) = map.identity;
+        let mut line = format!(
+            "{:08x}-{:08x} {access} {:08x} {:02x}:{:02x} {ino} ",
+            map.range.start,
+            map.range.end,
+            map.offset,
+            libc::major(dev),
+            libc::minor(dev),
+        );
+        let name = map_name(&map.name);
+        if !name.is_empty() {
+            while line.len() < 73 {
+                line.push(' ');
+            }
+        }
+        out.extend_from_slice(line.as_bytes());
+        for byte in name {
+            if byte == b'\n' {
+                out.extend_from_slice(b"\\012");
+            } else {
+                out.push(byte);
+            }
+        }
+        out.push(b'\n');
+        if with_counters {
+            let kib = map.range.len() / 1024;
+            let block = format!(
+                "Size:           {kib:>8} kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\nRss:                   0 kB\n\
+                 Pss:                   0 kB\nShared_Clean:          0 kB\nShared_Dirty:          0 kB\nPrivate_Clean:         0 kB\n\
+                 Private_Dirty:         0 kB\nReferenced:            0 kB\nAnonymous:             0 kB\nSwap:                  0 kB\n\
+                 Locked:                0 kB\n"
+            );
+            out.extend_from_slice(block.as_bytes());
+        }
+    }
+    out
+}
+
+fn map_name(name: &MapName) -> Vec<u8> {
+    match name {
+        MapName::None => Vec::new(),
+        MapName::Heap => b"[heap]".to_vec(),
+        MapName::Stack => b"[stack]".to_vec(),
+        MapName::Vdso => b"[vdso]".to_vec(),
+        MapName::File(file) => file.path().unwrap_or_default(),
+        MapName::Text(text) => text.clone(),
+    }
+}

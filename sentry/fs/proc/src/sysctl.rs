@@ -1,0 +1,154 @@
+//! `/proc/sys`: the values that programs read; few of them can be set.
+
+use std::sync::Arc;
+
+use sentry_base::{Errno, Result, rand};
+use sentry_kernel::{Kernel, PID_MAX, UtsNames};
+use sentry_vfs::pseudo::{Content, PseudoFs};
+use sentry_vfs::{Caller, Inode, cap};
+
+use crate::global::{RELEASE, VERSION};
+
+const VM: &[(&str, &str)] = &[
+    ("overcommit_memory", "0\n"),
+    ("overcommit_ratio", "50\n"),
+    ("max_map_count", "65530\n"),
+    ("mmap_min_addr", "65536\n"),
+    ("swappiness", "60\n"),
+    ("dirty_ratio", "20\n"),
+    ("dirty_background_ratio", "10\n"),
+    ("nr_hugepages", "0\n"),
+];
+
+const KERNEL: &[(&str, &str)] = &[
+    ("ostype", "Linux\n"),
+    ("threads-max", "63000\n"),
+    ("cap_last_cap", "40\n"),
+    ("core_pattern", "core\n"),
+    ("core_uses_pid", "0\n"),
+    ("ngroups_max", "65536\n"),
+    ("overflowuid", "65534\n"),
+    ("overflowgid", "65534\n"),
+    ("panic", "0\n"),
+    ("perf_event_paranoid", "2\n"),
+    ("randomize_va_space", "2\n"),
+    ("sched_child_runs_first", "0\n"),
+    ("sem", "32000\t1024000000\t500\t32000\n"),
+    ("shmall", "18446744073692774399\n"),
+    ("shmmax", "18446744073692774399\n"),
+    ("shmmni", "4096\n"),
+    ("msgmax", "8192\n"),
+    ("msgmnb", "16384\n"),
+    ("msgmni", "32000\n"),
+    ("tainted", "0\n"),
+    ("kptr_restrict", "1\n"),
+    ("dmesg_restrict", "1\n"),
+];
+
+const FS: &[(&str, &str)] = &[
+    ("file-max", "9223372036854775807\n"),
+    ("file-nr", "0\t0\t9223372036854775807\n"),
+    ("nr_open", "1048576\n"),
+    ("pipe-max-size", "1048576\n"),
+    ("pipe-user-pages-hard", "0\n"),
+    ("pipe-user-pages-soft", "16384\n"),
+    ("aio-max-nr", "65536\n"),
+    ("protected_hardlinks", "0\n"),
+    ("protected_symlinks", "0\n"),
+    ("suid_dumpable", "0\n"),
+];
+
+const CORE: &[(&str, &str)] = &[
+    ("somaxconn", "4096\n"),
+    ("rmem_max", "212992\n"),
+    ("wmem_max", "212992\n"),
+    ("rmem_default", "212992\n"),
+    ("wmem_default", "212992\n"),
+];
+
+fn fixed(
+    fs: &Arc<PseudoFs>,
+    rows: &'static [(&'static str, &'static str)],
+) -> Vec<(&'static str, Arc<dyn Inode>)> {
+    rows.iter().map(|(name, text)| (*name, fs.fixed(*text))).collect()
+}
+
+pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
+    let mut entries = fixed(fs, KERNEL);
+    entries.push(("osrelease", fs.fixed(format!("{RELEASE}\n"))));
+    entries.push(("version", fs.fixed(format!("{VERSION}\n"))));
+    entries.push(("pid_max", fs.fixed(format!("{PID_MAX}\n"))));
+    entries.push(("hostname", fs.file(0o644, Name { kernel: Arc::clone(kernel), domain: false })));
+    entries.push(("domainname", fs.file(0o644, Name { kernel: Arc::clone(kernel), domain: true })));
+    let boot_id = uuid();
+    entries.push((
+        "random",
+        fs.dir([
+            ("boot_id", fs.fixed(boot_id)),
+            ("uuid", fs.file(0o444, |_: &dyn Caller| -> Result<Vec<u8>> { Ok(uuid().into_bytes()) })),
+            ("entropy_avail", fs.fixed("256\n")),
+            ("poolsize", fs.fixed("256\n")),
+        ]),
+    ));
+    entries.push(("yama", fs.dir([("ptrace_scope", fs.fixed("0\n"))])));
+    let inotify = fs.dir([
+        ("max_queued_events", fs.fixed("16384\n")),
+        ("max_user_instances", fs.fixed("128\n")),
+        ("max_user_watches", fs.fixed("65536\n")),
+    ]);
+    let mut files = fixed(fs, FS);
+    files.push(("inotify", inotify));
+    files.push(("mqueue", fs.dir([("queues_max", fs.fixed("256\n")), ("msg_max", fs.fixed("10\n"))])));
+    let net = fs
+        .dir([("core", fs.dir(fixed(fs, CORE))), ("unix", fs.dir([("max_dgram_qlen", fs.fixed("512\n"))]))]);
+    fs.dir([
+        ("kernel", fs.dir(entries)),
+        ("vm", fs.dir(fixed(fs, VM))),
+        ("fs", fs.dir(files)),
+        ("net", net),
+        ("user", fs.dir([("max_user_namespaces", fs.fixed("0\n"))])),
+    ])
+}
+
+/// A random version 4 UUID (RFC 9562), with a newline.
+fn uuid() -> String {
+    let high = rand::next_u64() & !0xf000 | 0x4000;
+    let low = rand::next_u64() & !(3 << 62) | 2 << 62;
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}\n",
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xffff,
+        low >> 48,
+        low & 0xffff_ffff_ffff
+    )
+}
+
+/// The host or domain name.
+struct Name {
+    kernel: Arc<Kernel>,
+    domain: bool,
+}
+
+impl Content for Name {
+    fn text(&self, _caller: &dyn Caller) -> Result<Vec<u8>> {
+        let names = self.kernel.uts();
+        let mut text = if self.domain { names.domainname } else { names.hostname };
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    fn store(&self, caller: &dyn Caller, data: &[u8]) -> Result<usize> {
+        if !caller.creds().has_cap(cap::SYS_ADMIN) {
+            return Err(Errno::EPERM);
+        }
+        let name: Vec<u8> = data.iter().copied().take_while(|b| *b != b'\n' && *b != 0).take(64).collect();
+        let old = self.kernel.uts();
+        self.kernel.set_uts(if self.domain {
+            UtsNames { domainname: name, ..old }
+        } else {
+            UtsNames { hostname: name, ..old }
+        });
+        Ok(data.len())
+    }
+}

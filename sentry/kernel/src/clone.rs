@@ -1,0 +1,260 @@
+//! Making tasks: `clone`, `clone3`, `fork` and `vfork` (`kernel/fork.c`).
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use abi::process::{CloneFlags, rlimit};
+use abi::signal::{SS_DISABLE, StackT, sig};
+use platform::SpaceError;
+use sentry_base::{Errno, Result};
+use sentry_vfs::cap;
+
+use crate::group::StopState;
+use crate::signal::recalc;
+use crate::task::{TaskParts, VforkGate, work};
+use crate::task_set::Process;
+use crate::{Current, Kernel, Restart, Stop, Task, ThreadGroup, run};
+
+/// What a new task shares with its maker and starts with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CloneSpec {
+    pub flags: CloneFlags,
+    /// Sent to the parent when the child exits; 0 for none.
+    pub exit_signal: i32,
+    /// The stack pointer; 0 for the maker's.
+    pub stack: u64,
+    /// The FS base, with `CLONE_SETTLS`.
+    pub tls: u64,
+    pub parent_tid: u64,
+    pub child_tid: u64,
+    /// Where `CLONE_PIDFD` writes the descriptor.
+    pub pidfd: u64,
+}
+
+/// The errno of a platform's refusal to make a process or thread.
+pub(crate) fn space_errno(error: SpaceError) -> Errno {
+    match error {
+        SpaceError::Host(errno) => Errno::from_raw(errno),
+        SpaceError::Limit => Errno::EAGAIN,
+        SpaceError::BadRange | SpaceError::Gone => Errno::ENOMEM,
+    }
+}
+
+impl CloneSpec {
+    /// The combinations that `copy_process` refuses.
+    fn check(&self, task: &Task) -> Result<()> {
+        let flags = self.flags;
+        let has = |f| flags.contains(f);
+        if has(CloneFlags::NEWNS | CloneFlags::FS) || has(CloneFlags::NEWUSER | CloneFlags::FS) {
+            return Err(Errno::EINVAL);
+        }
+        if has(CloneFlags::THREAD) && !has(CloneFlags::SIGHAND) {
+            return Err(Errno::EINVAL);
+        }
+        if has(CloneFlags::SIGHAND) && !has(CloneFlags::VM) {
+            return Err(Errno::EINVAL);
+        }
+        if has(CloneFlags::SIGHAND) && has(CloneFlags::CLEAR_SIGHAND) {
+            return Err(Errno::EINVAL);
+        }
+        if has(CloneFlags::PARENT) && task.pid() == 1 {
+            return Err(Errno::EINVAL);
+        }
+        if has(CloneFlags::THREAD) && flags.intersects(CloneFlags::NEWUSER | CloneFlags::NEWPID) {
+            return Err(Errno::EINVAL);
+        }
+        if has(CloneFlags::PIDFD) && flags.intersects(CloneFlags::DETACHED | CloneFlags::THREAD) {
+            return Err(Errno::EINVAL);
+        }
+        if flags.intersects(CloneFlags::NEW_ANY | CloneFlags::INTO_CGROUP) {
+            task.kernel().count_unsupported("clone with new namespaces", task);
+            return Err(Errno::EPERM);
+        }
+        if !(0..=sig::MAX).contains(&self.exit_signal) {
+            return Err(Errno::EINVAL);
+        }
+        if self.tls >= task.kernel().platform().user_range().end && has(CloneFlags::SETTLS) {
+            return Err(Errno::EPERM);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a user without privileges has as many tasks as it may.
+fn check_task_limit(task: &Task) -> Result<()> {
+    let creds = task.creds();
+    if creds.uid == 0 || creds.has_cap(cap::SYS_RESOURCE) || creds.has_cap(cap::SYS_ADMIN) {
+        return Ok(());
+    }
+    let limit = task.rlimit(rlimit::NPROC);
+    let set = task.kernel().task_set();
+    if (set.tasks.len() as u64) < limit {
+        return Ok(());
+    }
+    let owned = set.tasks.values().filter(|t| t.creds().uid == creds.uid).count();
+    if owned as u64 >= limit { Err(Errno::EAGAIN) } else { Ok(()) }
+}
+
+/// Makes a task and starts it; its thread id.
+///
+/// With `CLONE_VFORK` the caller goes on only when the child has left its memory, which the run loop sees to.
+pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
+    let parent = Arc::clone(&cx.task);
+    spec.check(&parent)?;
+    let flags = spec.flags;
+    let thread = flags.contains(CloneFlags::THREAD);
+    // A signal that was sent to the whole group must not miss the child.
+    if !thread && parent.work() & work::SIGNAL != 0 {
+        return Err(Stop::Restart(Restart::NoIntr));
+    }
+    check_task_limit(&parent)?;
+    let kernel = Arc::clone(parent.kernel());
+
+    let mm = if flags.contains(CloneFlags::VM) { parent.mm() } else { parent.mm().fork()? };
+    let mut context = kernel.platform().new_context(mm.space()).map_err(space_errno)?;
+    let fpu = cx.context.fpu().map_err(space_errno)?;
+    if !fpu.0.is_empty() {
+        context.set_fpu(&fpu).map_err(space_errno)?;
+    }
+    let fds = if flags.contains(CloneFlags::FILES) { parent.fds() } else { parent.fds().fork() };
+    let fs = if flags.contains(CloneFlags::FS) { parent.fs() } else { parent.fs().fork() };
+
+    let tid = kernel.task_set().allocate(kernel.max_tasks)?;
+    let group = if thread {
+        Arc::clone(parent.group())
+    } else {
+        let actions = if flags.contains(CloneFlags::SIGHAND) {
+            parent.group().actions()
+        } else {
+            parent.group().actions().fork(flags.contains(CloneFlags::CLEAR_SIGHAND))
+        };
+        let group = ThreadGroup::new(Arc::clone(&kernel), tid, actions, parent.group().limits());
+        group.set_oom_score_adj(parent.group().oom_score_adj());
+        group.set_dumpable(parent.group().dumpable());
+        group
+    };
+    let mut scheduling = *parent.scheduling.lock();
+    if scheduling.reset_on_fork {
+        scheduling.policy = libc::SCHED_OTHER;
+        scheduling.priority = 0;
+        scheduling.nice = scheduling.nice.max(0);
+        scheduling.reset_on_fork = false;
+    }
+    let child = Task::new(TaskParts {
+        tid,
+        kernel: Arc::clone(&kernel),
+        group: Arc::clone(&group),
+        creds: parent.creds(),
+        mm: Arc::clone(&mm),
+        fds,
+        fs,
+        mount_ns: parent.mount_ns(),
+        comm: parent.comm_raw(),
+        mask: parent.signal_mask(),
+        scheduling,
+    });
+    child.inherit(&parent);
+    {
+        // A new thread has no alternate stack; a new process, and a vfork child, keep their parent's.
+        let stack = parent.signals.lock().alt_stack;
+        let keeps = !flags.contains(CloneFlags::VM) || flags.contains(CloneFlags::VFORK);
+        child.signals.lock().alt_stack =
+            if keeps { stack } else { StackT { flags: SS_DISABLE, ..StackT::default() } };
+    }
+    if flags.contains(CloneFlags::CHILD_CLEARTID) {
+        child.exit_places.clear_child_tid.store(spec.child_tid, Ordering::Relaxed);
+    }
+    let gate = flags.contains(CloneFlags::VFORK).then(|| {
+        let gate = Arc::new(VforkGate { open: AtomicBool::new(false), parent: Arc::clone(parent.sleeper()) });
+        *child.vfork_parent.lock() = Some(Arc::clone(&gate));
+        gate
+    });
+
+    // Linux ignores bad addresses here too, but for the pidfd's.
+    let id = tid.to_le_bytes();
+    if flags.contains(CloneFlags::PARENT_SETTID) {
+        let _ = cx.copy_out(spec.parent_tid, &id);
+    }
+    if flags.contains(CloneFlags::CHILD_SETTID) {
+        let _ = sentry_memory::UserMemory::copy_out(mm.as_ref(), spec.child_tid, &id);
+    }
+    if flags.contains(CloneFlags::PIDFD) {
+        crate::pidfd::install_for_clone(cx, &group, spec.pidfd)?;
+    }
+
+    let mut regs = cx.regs;
+    regs.rax = 0;
+    if spec.stack != 0 {
+        regs.rsp = spec.stack;
+    }
+    if flags.contains(CloneFlags::SETTLS) {
+        regs.fs_base = spec.tls;
+    }
+    register(&kernel, &parent, &child, spec)?;
+    cx.vfork = gate;
+    let child = Current::new(child, regs, context);
+    kernel.executor().spawn(run::run(child));
+    Ok(tid)
+}
+
+/// Puts the child among the tasks.
+fn register(
+    kernel: &Arc<Kernel>,
+    parent: &Arc<Task>,
+    child: &Arc<Task>,
+    spec: &CloneSpec,
+) -> Result<(), Stop> {
+    let mut set = kernel.task_set();
+    if set.closed {
+        return Err(Stop::Errno(Errno::EAGAIN));
+    }
+    {
+        let group = parent.group().signals.lock();
+        // The caller is being killed, by a signal or by a thread that executes.
+        if group.exit.is_some() || parent.work() & work::KILL != 0 {
+            return Err(Stop::Restart(Restart::NoIntr));
+        }
+        drop(group);
+        let mut group = child.group().signals.lock();
+        group.threads.push(Arc::clone(child));
+        if let StopState::Stopping(_) | StopState::Stopped(_) = group.stop {
+            child.notify(work::STOP);
+        }
+        recalc(&group, child, &child.signals.lock());
+    }
+    set.tasks.insert(child.tid(), Arc::clone(child));
+    if !spec.flags.contains(CloneFlags::THREAD) {
+        let own = set.process(parent.pid())?;
+        let (pgid, sid) = (own.pgid, own.sid);
+        let (real_parent, parent_tid, exit_signal) = if spec.flags.contains(CloneFlags::PARENT) {
+            (own.parent, own.parent_tid, own.group.exit_signal.load(Ordering::Relaxed))
+        } else {
+            (parent.pid(), parent.tid(), spec.exit_signal)
+        };
+        let group = Arc::clone(child.group());
+        group.exit_signal.store(exit_signal, Ordering::Relaxed);
+        let process = Process {
+            group,
+            leader: Arc::clone(child),
+            parent: real_parent,
+            parent_tid,
+            children: Vec::new(),
+            pgid,
+            sid,
+            zombie: None,
+            leader_dead: false,
+            stop_report: None,
+            continue_report: false,
+            has_execed: false,
+        };
+        let pid = child.pid();
+        set.processes.insert(pid, process);
+        set.set_group(pid, pgid);
+        set.set_session(pid, sid);
+        set.set_parent(pid, real_parent, parent_tid);
+        if let Ok(parent) = set.process_mut(real_parent) {
+            parent.children.push(pid);
+        }
+    }
+    Ok(())
+}

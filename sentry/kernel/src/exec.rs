@@ -1,0 +1,332 @@
+//! Executing programs (`execve(2)`, `fs/exec.c`).
+//!
+//! The new image is built first, so that an error leaves the caller as it was. Then its siblings are ended, and only then
+//! are memory, credentials, descriptors and signals changed.
+
+use core::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use abi::process::rlimit;
+use abi::signal::{SS_DISABLE, StackT};
+use platform::{Context, Regs};
+use sentry_base::{Errno, Result, WaitClass};
+use sentry_loader::{Elf, Format, Ids, Image, Loaded, MAX_SCRIPTS, OpenedFile};
+use sentry_mm::MmLimits;
+use sentry_vfs::{
+    CapSet, Credentials, FileDescription, FsContextView, Location, LookupFlags, MountFlags, PathCx, cap,
+};
+
+use crate::clone::space_errno;
+use crate::group::ExecWait;
+use crate::task::work;
+use crate::{Current, Restart, Stop, Task, TaskState};
+
+/// What to execute.
+#[derive(Debug)]
+pub struct ExecSpec {
+    /// Where a relative path starts; the working directory for `None`.
+    pub base: Option<Location>,
+    pub path: Vec<u8>,
+    /// `FOLLOW` unless `AT_SYMLINK_NOFOLLOW`, `EMPTY` for `AT_EMPTY_PATH`.
+    pub flags: LookupFlags,
+    /// The path as the program sees it (`/dev/fd/N/...` for a descriptor's).
+    pub filename: Vec<u8>,
+    /// A script could not be opened by its name, because its descriptor will be closed.
+    pub name_vanishes: bool,
+    pub argv: Vec<Vec<u8>>,
+    pub envp: Vec<Vec<u8>>,
+}
+
+/// A program that is ready to replace its caller's.
+pub(crate) struct Program {
+    loaded: Loaded,
+    context: Box<dyn Context>,
+    creds: Arc<Credentials>,
+    exe: Arc<FileDescription>,
+    comm: Vec<u8>,
+    /// It got privileges that its caller does not have.
+    secure: bool,
+}
+
+const S_ISUID: u32 = 0o4000;
+const S_ISGID: u32 = 0o2000;
+const S_IXGRP: u32 = 0o010;
+/// `SECBIT_NOROOT`.
+const SECBIT_NOROOT: u32 = 1;
+/// `SECBIT_KEEP_CAPS`.
+const SECBIT_KEEP_CAPS: u32 = 1 << 4;
+/// `ADDR_NO_RANDOMIZE` of `personality(2)`.
+const ADDR_NO_RANDOMIZE: u32 = 0x0004_0000;
+/// Bits of the persona that a program with new privileges does not keep (`PER_CLEAR_ON_SETID`).
+const PER_CLEAR_ON_SETID: u32 = 0x0014_0000 | ADDR_NO_RANDOMIZE | 0x0040_0000;
+
+/// Reads, checks and loads a program; the caller is unchanged.
+pub(crate) fn prepare(task: &Task, spec: ExecSpec) -> Result<Program> {
+    let kernel = task.kernel();
+    let fs = task.fs().view();
+    let creds = task.creds();
+    let walk = |base: Option<&Location>, path: &[u8], flags| open(task, &fs, &creds, base, path, flags);
+    let ExecSpec { base, path, flags, filename, name_vanishes, mut argv, envp } = spec;
+    if argv.is_empty() {
+        argv.push(Vec::new());
+    }
+    let mut file = walk(base.as_ref(), &path, flags)?;
+    let mut name = filename.clone();
+    let mut scripts = 0;
+    let program: Elf = loop {
+        match sentry_loader::identify(&opened(task, &file))? {
+            Format::Elf(elf) => break elf,
+            Format::Script(_) if name_vanishes => return Err(Errno::ENOENT),
+            Format::Script(_) if scripts >= MAX_SCRIPTS => return Err(Errno::ELOOP),
+            Format::Script(script) => {
+                scripts += 1;
+                argv = script.apply(&name, &argv);
+                file = walk(None, &script.interpreter, LookupFlags::FOLLOW)?;
+                name = script.interpreter;
+            }
+        }
+    };
+    let loader_file = match &program.interpreter {
+        Some(path) => Some(walk(None, path, LookupFlags::FOLLOW)?),
+        None => None,
+    };
+    let loader = match &loader_file {
+        Some(file) => Some(Elf::parse_interpreter(&opened(task, file))?),
+        None => None,
+    };
+    let (new_creds, secure) = exec_creds(&creds, &file)?;
+    let persona = task.personality.load(Ordering::Relaxed);
+    let persona = if secure { persona & !PER_CLEAR_ON_SETID } else { persona };
+    let loader_opened = loader_file.as_ref().map(|f| opened(task, f));
+    let program_opened = opened(task, &file);
+    let image = Image {
+        program: &program,
+        file: &program_opened,
+        interpreter: loader.as_ref().zip(loader_opened.as_ref().map(|f| f as &dyn sentry_loader::ExecFile)),
+        argv: &argv,
+        envp: &envp,
+        filename: &filename,
+        ids: Ids {
+            uid: new_creds.uid,
+            euid: new_creds.euid,
+            gid: new_creds.gid,
+            egid: new_creds.egid,
+            secure,
+        },
+        machine: kernel.machine(),
+        limits: task.mm_limits(),
+        randomize: persona & ADDR_NO_RANDOMIZE == 0,
+    };
+    let loaded = sentry_loader::load(kernel.platform().as_ref(), kernel.memory(), &image)?;
+    let context = kernel.platform().new_context(loaded.mm.space()).map_err(space_errno)?;
+    let comm = filename.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
+    Ok(Program { loaded, context, creds: Arc::new(new_creds), exe: file, comm, secure })
+}
+
+fn opened<'a>(task: &'a Task, description: &'a Arc<FileDescription>) -> OpenedFile<'a> {
+    OpenedFile { description, caller: task }
+}
+
+fn open(
+    task: &Task,
+    fs: &FsContextView,
+    creds: &Credentials,
+    base: Option<&Location>,
+    path: &[u8],
+    flags: LookupFlags,
+) -> Result<Arc<FileDescription>> {
+    let ns = task.mount_ns();
+    PathCx::new(&ns, fs, creds, task).open_exec(base, path, flags)
+}
+
+/// The credentials after the exec, and whether the program must not trust its environment
+/// (`cap_bprm_creds_from_file`). Files have no capabilities of their own here.
+fn exec_creds(old: &Credentials, file: &FileDescription) -> Result<(Credentials, bool)> {
+    let mut new = old.clone();
+    let attr = file.attr()?;
+    let nosuid = file.location().is_some_and(|at| at.mount.flags().contains(MountFlags::NOSUID));
+    if !nosuid && !old.no_new_privs {
+        if attr.mode & S_ISUID != 0 {
+            new.euid = attr.uid;
+        }
+        if attr.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP {
+            new.egid = attr.gid;
+        }
+    }
+    let id_changed = new.euid != old.euid || new.egid != old.egid;
+    new.suid = new.euid;
+    new.fsuid = new.euid;
+    new.sgid = new.egid;
+    new.fsgid = new.egid;
+    if id_changed && (new.euid != old.uid || new.egid != old.gid) {
+        new.ambient = CapSet::EMPTY;
+    }
+    new.permitted = new.ambient;
+    new.effective = new.ambient;
+    if old.securebits & SECBIT_NOROOT == 0 {
+        if new.euid == 0 || new.uid == 0 {
+            new.permitted = new.inheritable.union(new.bounding);
+        }
+        if new.euid == 0 {
+            new.effective = new.permitted;
+        }
+    }
+    new.securebits &= !SECBIT_KEEP_CAPS;
+    let raised = !new.effective.is_subset_of(new.ambient) && new.uid != 0;
+    let secure = (id_changed && (new.euid != new.uid || new.egid != new.gid)) || raised;
+    Ok((new, secure))
+}
+
+/// `execve(2)` and `execveat(2)`: on success the registers are the new program's.
+pub async fn execve(cx: &mut Current, spec: ExecSpec) -> Stop {
+    let program = match prepare(&cx.task, spec) {
+        Ok(program) => program,
+        Err(errno) => return Stop::Errno(errno),
+    };
+    if let Err(stop) = end_siblings(cx).await {
+        return stop;
+    }
+    cx.task.set_state(TaskState::ExecCreds);
+    commit(cx, program);
+    Stop::RegistersSet
+}
+
+/// Ends every other thread of the process and takes over the leader's place (`de_thread`).
+async fn end_siblings(cx: &mut Current) -> Result<(), Stop> {
+    let task = Arc::clone(&cx.task);
+    let group = Arc::clone(task.group());
+    {
+        let mut signals = group.signals.lock();
+        if signals.exit.is_some() || signals.exec.is_some() || task.work() & work::KILL != 0 {
+            return Err(Stop::Restart(Restart::NoIntr));
+        }
+        if signals.threads.len() > 1 {
+            task.set_state(TaskState::ExecSiblings);
+            signals.exec = Some(ExecWait { thread: Arc::clone(&task) });
+            for thread in signals.threads.iter().filter(|t| !Arc::ptr_eq(t, &task)) {
+                thread.notify(work::KILL);
+            }
+        }
+    }
+    loop {
+        task.sleeper().arm();
+        let alone = group.signals.lock().threads.len() <= 1;
+        if alone || task.sleeper().is_killed() {
+            break;
+        }
+        cx.sleep(WaitClass::Killable, None).await;
+    }
+    let mut signals = group.signals.lock();
+    signals.exec = None;
+    signals.leader_exit = None;
+    // Killed by a signal while it waited.
+    if task.work() & work::KILL != 0 {
+        return Err(Stop::RegistersSet);
+    }
+    drop(signals);
+    if task.tid() != task.pid() {
+        let mut set = task.kernel().task_set();
+        let pid = task.pid();
+        let own = set.tasks.remove(&task.tid());
+        let old_leader = set.tasks.insert(pid, Arc::clone(&task));
+        let process = set.process_mut(pid)?;
+        let leader = core::mem::replace(&mut process.leader, Arc::clone(&task));
+        process.leader_dead = false;
+        task.set_tid(pid);
+        drop(set);
+        drop((own, old_leader, leader));
+    }
+    Ok(())
+}
+
+/// The registers that a program starts with.
+fn first_regs(loaded: &Loaded) -> Regs {
+    Regs {
+        rip: loaded.entry,
+        rsp: loaded.stack_pointer,
+        cs: 0x33,
+        ss: 0x2b,
+        eflags: 0x202,
+        orig_rax: u64::MAX,
+        ..Regs::default()
+    }
+}
+
+/// Makes a program the first one of a task that has not run yet.
+pub(crate) fn start(task: &Arc<Task>, program: Program) -> Current {
+    let regs = first_regs(&program.loaded);
+    task.set_mm(program.loaded.mm);
+    task.set_exe(Some(program.exe));
+    task.set_creds(program.creds);
+    task.set_comm(&program.comm);
+    Current::new(Arc::clone(task), regs, program.context)
+}
+
+/// Replaces the caller's program. Nothing here can fail.
+fn commit(cx: &mut Current, program: Program) {
+    let Program { loaded, context, creds, exe, comm, secure } = program;
+    let task = Arc::clone(&cx.task);
+    let kernel = Arc::clone(task.kernel());
+    let group = task.group();
+    crate::exit::leave_memory(&task);
+
+    task.set_kicker(context.kicker());
+    let old_context = core::mem::replace(&mut cx.context, context);
+    let old_mm = task.mm();
+    task.set_mm(Arc::clone(&loaded.mm));
+    task.set_exe(Some(exe));
+    cx.regs = first_regs(&loaded);
+    drop(old_context);
+    drop(old_mm);
+
+    if secure {
+        task.pdeath_signal.store(0, Ordering::Relaxed);
+        let persona = task.personality.load(Ordering::Relaxed);
+        task.personality.store(persona & !PER_CLEAR_ON_SETID, Ordering::Relaxed);
+    }
+    let old_creds = task.creds();
+    let same_ids = old_creds.euid == creds.euid && old_creds.egid == creds.egid;
+    group.set_dumpable(i32::from(!secure && same_ids));
+    task.set_creds(creds);
+    task.keep_caps.store(false, Ordering::Relaxed);
+
+    let fds = task.fds();
+    // Counted with this clone: more than two means that another task shares the table.
+    let fds = if Arc::strong_count(&fds) > 2 {
+        let own = fds.fork();
+        task.set_fds(Arc::clone(&own));
+        own
+    } else {
+        fds
+    };
+    fds.close_on_exec(task.pid());
+
+    {
+        let mut signals = group.signals.lock();
+        let actions = signals.actions.fork(true);
+        signals.actions = actions;
+        let mut own = task.signals.lock();
+        own.alt_stack = StackT { flags: SS_DISABLE, ..StackT::default() };
+    }
+    group.timers.clear_posix(&kernel);
+    group.exit_signal.store(abi::signal::sig::CHLD, Ordering::Relaxed);
+    task.set_comm(&comm);
+    if let Ok(process) = kernel.task_set().process_mut(task.pid()) {
+        process.has_execed = true;
+    }
+    *task.restart_block.lock() = None;
+}
+
+impl Task {
+    /// The limits that the calls on memory obey.
+    pub fn mm_limits(&self) -> MmLimits {
+        let limits = self.group().limits();
+        MmLimits {
+            address_space: limits.soft(rlimit::AS),
+            data: limits.soft(rlimit::DATA),
+            stack: limits.soft(rlimit::STACK),
+            memlock: limits.soft(rlimit::MEMLOCK),
+            may_lock: self.creds().has_cap(cap::IPC_LOCK),
+        }
+    }
+}

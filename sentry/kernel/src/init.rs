@@ -1,0 +1,164 @@
+//! The first process of a container.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use abi::signal::{SigSet, sig};
+use sentry_base::Errno;
+use sentry_vfs::{Access, Credentials, FsContext, LookupFlags, PathCx};
+
+use crate::exec::{self, ExecSpec};
+use crate::signal::Actions;
+use crate::task::{Scheduling, TaskParts, comm_from};
+use crate::task_set::{Process, Session};
+use crate::{InitSpec, Kernel, Limits, Task, ThreadGroup, run};
+
+/// Why a container's first process could not be started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InitError {
+    /// There is no argument vector.
+    #[error("no command was given")]
+    NoCommand,
+    /// No directory of `PATH` holds the command.
+    #[error("executable file {0:?} not found in $PATH")]
+    NotInPath(String),
+    /// The command could not be executed.
+    #[error("cannot execute {path:?}: {errno}")]
+    Exec { path: String, errno: Errno },
+    /// The working directory cannot be entered.
+    #[error("cannot enter the working directory {path:?}: {errno}")]
+    WorkingDirectory { path: String, errno: Errno },
+    /// The kernel has ended or its limit of tasks is zero.
+    #[error("cannot make the first task: {0}")]
+    Task(Errno),
+}
+
+impl InitError {
+    /// What a shell would report: 127 for a command that is not there, 126 for one that cannot run.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::NotInPath(_) | Self::Exec { errno: Errno::ENOENT, .. } => 127,
+            _ => 126,
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl Kernel {
+    /// Makes the first process and starts it. Call it once.
+    pub fn create_init(self: &Arc<Self>, spec: InitSpec) -> Result<(), InitError> {
+        let mut limits = Limits::default();
+        for (resource, limit) in &spec.rlimits {
+            limits.set(*resource, *limit);
+        }
+        let command = spec.argv.first().cloned().ok_or(InitError::NoCommand)?;
+        self.set_init_shielded(spec.shielded);
+        let pid = self.task_set().allocate(self.max_tasks).map_err(InitError::Task)?;
+        let group = ThreadGroup::new(Arc::clone(self), pid, Arc::new(Actions::default()), limits);
+        group.exit_signal.store(sig::CHLD, Ordering::Relaxed);
+        group.set_oom_score_adj(spec.oom_score_adj);
+        let task = Task::new(TaskParts {
+            tid: pid,
+            kernel: Arc::clone(self),
+            group: Arc::clone(&group),
+            creds: Arc::new(spec.creds.clone()),
+            mm: Arc::clone(self.no_mm()),
+            fds: Arc::clone(&spec.fds),
+            fs: FsContext::new(spec.root.clone(), spec.root.clone(), spec.umask),
+            mount_ns: Arc::clone(&spec.mount_ns),
+            comm: comm_from(&command),
+            mask: SigSet::EMPTY,
+            scheduling: Scheduling::of_cpus(self.nr_cpus()),
+        });
+        enter_directory(&task, &spec.creds, &spec.cwd)?;
+        let program = find_program(&task, &spec, &command)?;
+
+        group.signals.lock().threads.push(Arc::clone(&task));
+        {
+            let mut set = self.task_set();
+            set.tasks.insert(pid, Arc::clone(&task));
+            let process = Process {
+                group: Arc::clone(&group),
+                leader: Arc::clone(&task),
+                parent: 0,
+                parent_tid: 0,
+                children: Vec::new(),
+                pgid: pid,
+                sid: pid,
+                zombie: None,
+                leader_dead: false,
+                stop_report: None,
+                continue_report: false,
+                has_execed: true,
+            };
+            set.processes.insert(pid, process);
+            set.set_group(pid, pid);
+            set.set_session(pid, pid);
+            set.sessions.insert(pid, Session::default());
+        }
+        if let Some(terminal) = spec.terminal {
+            // A fresh session can always take a terminal that nobody has.
+            let _ = task.take_terminal(terminal, true);
+        }
+        self.set_exit_callback(spec.on_exit);
+        spec.fds.close_on_exec(pid);
+        let cx = exec::start(&task, program);
+        self.executor().spawn(run::run(cx));
+        Ok(())
+    }
+}
+
+fn enter_directory(task: &Arc<Task>, creds: &Credentials, path: &[u8]) -> Result<(), InitError> {
+    let fs = task.fs();
+    let view = fs.view();
+    let ns = task.mount_ns();
+    let walk = PathCx::new(&ns, &view, creds, task.as_ref());
+    let path = if path.is_empty() { b"/".as_slice() } else { path };
+    let at = walk
+        .lookup(None, path, LookupFlags::FOLLOW | LookupFlags::DIRECTORY)
+        .and_then(|at| walk.check(&at, Access::EXEC).map(|()| at))
+        .map_err(|errno| InitError::WorkingDirectory { path: text(path), errno })?;
+    fs.set_cwd(at);
+    Ok(())
+}
+
+/// The default of `execvp(3)` for an environment without `PATH`.
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn find_program(task: &Arc<Task>, spec: &InitSpec, command: &[u8]) -> Result<exec::Program, InitError> {
+    let prepare = |path: Vec<u8>| {
+        let exec = ExecSpec {
+            base: None,
+            path: path.clone(),
+            flags: LookupFlags::FOLLOW,
+            filename: path,
+            name_vanishes: false,
+            argv: spec.argv.clone(),
+            envp: spec.env.clone(),
+        };
+        exec::prepare(task, exec)
+    };
+    if command.contains(&b'/') {
+        return prepare(command.to_vec()).map_err(|errno| InitError::Exec { path: text(command), errno });
+    }
+    if command.is_empty() {
+        return Err(InitError::NotInPath(String::new()));
+    }
+    let path = spec.env.iter().find_map(|v| v.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+    let mut denied = None;
+    for dir in path.split(|b| *b == b':') {
+        let dir = if dir.is_empty() { b".".as_slice() } else { dir };
+        let candidate = [dir, b"/", command].concat();
+        match prepare(candidate.clone()) {
+            Ok(program) => return Ok(program),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
+            Err(errno) => {
+                denied.get_or_insert(InitError::Exec { path: text(&candidate), errno });
+            }
+        }
+    }
+    Err(denied.unwrap_or_else(|| InitError::NotInPath(text(command))))
+}

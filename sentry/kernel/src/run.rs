@@ -1,0 +1,147 @@
+//! A task's life: run application code, answer its traps, do its pending work, until it ends.
+
+use core::fmt::Write;
+use core::future::poll_fn;
+use std::sync::Arc;
+
+use abi::process::WaitStatus;
+use abi::signal::{BUS_ADRERR, SEGV_MAPERR, SigInfo, sig};
+use platform::{Prot, TrapEvent};
+use sentry_base::{Errno, WaitClass};
+use sentry_mm::FaultOutcome;
+
+use crate::signal::{FaultRecord, Outcome, interrupt};
+use crate::{Call, Current, Row, Stop, SysResult, TaskState, exit};
+
+/// Runs a task from its first instruction to its end.
+pub(crate) async fn run(mut cx: Current) {
+    cx.task.set_kicker(cx.context.kicker());
+    loop {
+        if cx.vfork.is_some() {
+            wait_for_vfork(&mut cx).await;
+        }
+        if (cx.task.work() != 0 || cx.restart.is_some()) && interrupt(&mut cx).await == Outcome::Exit {
+            break;
+        }
+        if !cx.task.enter_app() {
+            continue;
+        }
+        cx.task.set_state(TaskState::App);
+        cx.task.cpu.enter_app();
+        let event = poll_fn(|poller| cx.context.poll_switch(poller, &mut cx.regs)).await;
+        cx.task.leave_app();
+        cx.task.cpu.leave_app();
+        cx.task.set_state(TaskState::Syscall);
+        match event {
+            TrapEvent::Syscall => syscall(&mut cx).await,
+            TrapEvent::Fault { addr, access } => fault(&mut cx, addr, access),
+            TrapEvent::Exception(info) => {
+                cx.task.force_signal(SigInfo::fault(info.signo, info.code, info.addr));
+            }
+            TrapEvent::Interrupted => {}
+            TrapEvent::Died(cause) => {
+                let kernel = Arc::clone(cx.task.kernel());
+                kernel.record_host_death(&cx.task, cause);
+                cx.task.group().end(WaitStatus::signaled(sig::KILL, false));
+            }
+        }
+    }
+    exit::exit(cx);
+}
+
+/// Waits until a child made with `CLONE_VFORK` has another image or is gone; only a fatal signal ends the wait early.
+async fn wait_for_vfork(cx: &mut Current) {
+    let Some(gate) = cx.vfork.take() else { return };
+    cx.task.set_state(TaskState::VforkWait);
+    loop {
+        cx.task.sleeper().arm();
+        if gate.is_open() || cx.task.sleeper().is_killed() {
+            return;
+        }
+        cx.sleep(WaitClass::Killable, None).await;
+    }
+}
+
+async fn syscall(cx: &mut Current) {
+    // Linux takes the number as an `int`.
+    let nr = cx.regs.orig_rax & 0xffff_ffff;
+    let args = cx.regs.syscall_args();
+    cx.syscall_nr = nr;
+    let row = cx.task.kernel().table().row(nr).copied();
+    let result = if cx.task.kernel().trace.is_some() {
+        traced(cx, row, nr, args).await
+    } else {
+        call(cx, row, nr, args).await
+    };
+    match result {
+        Ok(value) => cx.regs.rax = value,
+        Err(Stop::Errno(errno)) => cx.regs.rax = errno.to_rax(),
+        Err(Stop::Restart(restart)) => {
+            cx.regs.rax = Errno::EINTR.to_rax();
+            cx.restart = Some(restart);
+        }
+        Err(Stop::RegistersSet) => {}
+    }
+}
+
+async fn call(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6]) -> SysResult {
+    let Some(row) = row else {
+        let name = cx.task.kernel().table().name(nr);
+        cx.task.kernel().count_unsupported(name, &cx.task);
+        return Err(Stop::Errno(Errno::ENOSYS));
+    };
+    match (row.call)(cx, args) {
+        Call::Done(result) => result,
+        Call::Wait(future) => future.await,
+    }
+}
+
+/// A call with a line in the trace: `[tid comm] name(args) = result`.
+async fn traced(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6]) -> SysResult {
+    let comm = cx.task.comm();
+    let mut line = format!(
+        "[{} {}] {}(",
+        cx.task.tid(),
+        String::from_utf8_lossy(&comm),
+        cx.task.kernel().table().name(nr)
+    );
+    match row {
+        Some(row) => {
+            for (index, (arg, raw)) in row.args.iter().zip(args).enumerate() {
+                if index > 0 {
+                    line.push_str(", ");
+                }
+                (arg.show)(cx, raw, &mut line);
+            }
+        }
+        None => {
+            let _ = write!(line, "{:#x}, {:#x}, {:#x}, ...", args[0], args[1], args[2]);
+        }
+    }
+    let result = call(cx, row, nr, args).await;
+    let _ = match &result {
+        Ok(value) if *value > i32::MAX as u64 => write!(line, ") = {value:#x}"),
+        Ok(value) => write!(line, ") = {value}"),
+        Err(Stop::Errno(errno)) => write!(line, ") = -1 {errno}"),
+        Err(Stop::Restart(restart)) => write!(line, ") = ? restart {restart:?}"),
+        Err(Stop::RegistersSet) => write!(line, ") = ?"),
+    };
+    if let Some(trace) = &cx.task.kernel().trace {
+        trace(&line);
+    }
+    result
+}
+
+/// A page fault that the host could not resolve.
+fn fault(cx: &mut Current, addr: u64, access: Prot) {
+    let info = match cx.task.mm().fault(addr, access) {
+        FaultOutcome::Resolved => return,
+        FaultOutcome::Segv(code) => SigInfo::fault(sig::SEGV, code, addr),
+        FaultOutcome::Bus => SigInfo::fault(sig::BUS, BUS_ADRERR, addr),
+    };
+    let present = u64::from(info.code != SEGV_MAPERR);
+    let write = u64::from(access.contains(Prot::WRITE)) << 1;
+    let fetch = u64::from(access.contains(Prot::EXEC)) << 4;
+    cx.last_fault = FaultRecord { trapno: 14, err: 4 | present | write | fetch, cr2: addr };
+    cx.task.force_signal(info);
+}

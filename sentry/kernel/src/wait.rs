@@ -1,0 +1,156 @@
+//! Waiting for children (`wait(2)`, `kernel/exit.c`).
+
+use core::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use abi::process::WaitStatus;
+use abi::signal::{CLD_CONTINUED, CLD_STOPPED, sig};
+use sentry_base::{Errno, Result};
+use sentry_vfs::IoStart;
+
+use crate::exit::child_code;
+use crate::task_set::{Process, Zombie};
+use crate::{Task, ThreadGroup};
+
+/// Which children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitFor {
+    Any,
+    Process(i32),
+    Group(i32),
+}
+
+/// What to report, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WaitOptions {
+    pub exited: bool,
+    pub stopped: bool,
+    pub continued: bool,
+    /// Leave the report for another wait.
+    pub nowait: bool,
+    /// `__WALL`, `__WCLONE`, `__WNOTHREAD`.
+    pub all: bool,
+    pub clone: bool,
+    pub own_thread_only: bool,
+}
+
+/// A child's report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waited {
+    pub pid: i32,
+    pub uid: u32,
+    /// As `wait4` returns it.
+    pub status: WaitStatus,
+    /// `si_code` and `si_status` of `waitid`.
+    pub code: i32,
+    pub value: i32,
+    /// CPU time of the child and the children that it waited for, in nanoseconds.
+    pub utime: u64,
+    pub stime: u64,
+}
+
+impl Waited {
+    fn of(process: &Process, status: WaitStatus, code: i32, value: i32) -> Self {
+        let (utime, stime) = process.group.cpu_times();
+        let (cu, cs) = process.group.children_cpu_times();
+        let uid = process.leader.creds().uid;
+        Self { pid: process.group.pid(), uid, status, code, value, utime: utime + cu, stime: stime + cs }
+    }
+
+    fn of_zombie(pid: i32, zombie: &Zombie) -> Self {
+        let (code, value) = child_code(zombie.status);
+        Self {
+            pid,
+            uid: zombie.uid,
+            status: zombie.status,
+            code,
+            value,
+            utime: zombie.utime.saturating_add(zombie.children_utime),
+            stime: zombie.stime.saturating_add(zombie.children_stime),
+        }
+    }
+}
+
+/// Looks for a report among the caller's children; `WouldBlock` if there are children to wait for and none has one.
+/// `ECHILD` if there are none.
+pub fn try_wait(task: &Task, which: WaitFor, options: &WaitOptions) -> Result<IoStart<Waited>> {
+    let mut released = None;
+    let result = {
+        let mut set = task.kernel().task_set();
+        let own = set.process(task.pid())?;
+        let mut found = None;
+        let mut any = false;
+        for pid in &own.children {
+            let Ok(child) = set.process(*pid) else { continue };
+            if !is_eligible(task, child, which, options) {
+                continue;
+            }
+            any = true;
+            found = report(child, options);
+            if found.is_some() {
+                break;
+            }
+        }
+        if !any {
+            return Err(Errno::ECHILD);
+        }
+        match found {
+            None => IoStart::WouldBlock,
+            Some(waited) => {
+                if !options.nowait {
+                    let pid = waited.pid;
+                    let child = set.process_mut(pid)?;
+                    if let Some(zombie) = child.zombie {
+                        let group = task.group();
+                        let add = |to: &core::sync::atomic::AtomicU64, v: u64| {
+                            to.fetch_add(v, Ordering::Relaxed);
+                        };
+                        add(&group.children_utime, zombie.utime.saturating_add(zombie.children_utime));
+                        add(&group.children_stime, zombie.stime.saturating_add(zombie.children_stime));
+                        released = set.remove_process(pid);
+                    } else if waited.code == CLD_STOPPED {
+                        child.stop_report = None;
+                    } else {
+                        child.continue_report = false;
+                    }
+                }
+                IoStart::Done(waited)
+            }
+        }
+    };
+    drop(released);
+    Ok(result)
+}
+
+fn is_eligible(task: &Task, child: &Process, which: WaitFor, options: &WaitOptions) -> bool {
+    let selected = match which {
+        WaitFor::Any => true,
+        WaitFor::Process(pid) => child.group.pid() == pid,
+        WaitFor::Group(pgid) => child.pgid == pgid,
+    };
+    if !selected || (options.own_thread_only && child.parent_tid != task.tid()) {
+        return false;
+    }
+    let is_clone_child = child.group.exit_signal.load(Ordering::Relaxed) != sig::CHLD;
+    options.all || is_clone_child == options.clone
+}
+
+fn report(child: &Process, options: &WaitOptions) -> Option<Waited> {
+    if let Some(zombie) = &child.zombie {
+        return options.exited.then(|| Waited::of_zombie(child.group.pid(), zombie));
+    }
+    if let Some(signo) = child.stop_report.filter(|_| options.stopped) {
+        return Some(Waited::of(child, WaitStatus::stopped(signo), CLD_STOPPED, signo));
+    }
+    if child.continue_report && options.continued {
+        return Some(Waited::of(child, WaitStatus::CONTINUED, CLD_CONTINUED, sig::CONT));
+    }
+    None
+}
+
+impl ThreadGroup {
+    /// The queue on which changes of children are announced.
+    pub fn child_events(self: &Arc<Self>) -> &sentry_base::WaitQueue {
+        &self.child_events
+    }
+}

@@ -1,0 +1,530 @@
+//! Moving bytes: read(2), write(2) and their vectored and positioned kin, lseek(2), sendfile(2),
+//! copy_file_range(2).
+
+use std::sync::Arc;
+
+use abi::fs::rwf;
+use sentry_base::{Errno, Events, Result, mono_now};
+use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult, Task};
+use sentry_memory::{IoSeg, UserReader, UserWriter};
+use sentry_vfs::{FileDescription, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence, as_dir};
+
+use crate::args::{Bits, Ptr};
+use crate::fs_args::{MAX_RW, cut, segments, total};
+use crate::table::syscalls;
+
+syscalls! {
+    0 read(fd: i32, buf: Ptr, count: usize) [call];
+    1 write(fd: i32, buf: Ptr, count: usize) [call];
+    8 lseek(fd: i32, offset: i64, whence: i32) [sync];
+    17 pread64(fd: i32, buf: Ptr, count: usize, offset: i64) [call];
+    18 pwrite64(fd: i32, buf: Ptr, count: usize, offset: i64) [call];
+    19 readv(fd: i32, iov: Ptr, count: usize) [call];
+    20 writev(fd: i32, iov: Ptr, count: usize) [call];
+    40 sendfile(out_fd: i32, in_fd: i32, offset: Ptr, count: usize) [wait];
+    295 preadv(fd: i32, iov: Ptr, count: usize, offset: i64) [call];
+    296 pwritev(fd: i32, iov: Ptr, count: usize, offset: i64) [call];
+    326 copy_file_range(in_fd: i32, in_offset: Ptr, out_fd: i32, out_offset: Ptr, len: usize, flags: Bits) [sync];
+    327 preadv2(fd: i32, iov: Ptr, count: usize, offset: i64, high: u64, flags: i32) [call];
+    328 pwritev2(fd: i32, iov: Ptr, count: usize, offset: i64, high: u64, flags: i32) [call];
+}
+
+/// One read or write: which file, where, and how.
+struct Transfer {
+    file: Arc<FileDescription>,
+    /// `None` for the file's own position.
+    at: Option<u64>,
+    flags: OpenFlags,
+    /// `RWF_NOAPPEND`
+    no_append: bool,
+}
+
+fn done(result: Result<usize>) -> Call<'static> {
+    Call::Done(result.map(|n| n as u64).map_err(Stop::from))
+}
+
+fn one(buf: Ptr, count: usize) -> [IoSeg; 1] {
+    [IoSeg { addr: buf.0, len: count.min(MAX_RW) as u64 }]
+}
+
+impl Transfer {
+    fn new(cx: &Current, fd: i32, offset: Option<i64>, flags: i32, writing: bool) -> Result<Self> {
+        let file = cx.file(fd)?;
+        let allowed = if writing { file.flags().writes() } else { file.flags().reads() };
+        let at = match offset {
+            Some(offset) => {
+                let at = u64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+                if !file.ops().seekable() {
+                    return Err(if allowed { Errno::ESPIPE } else { Errno::EBADF });
+                }
+                Some(at)
+            }
+            None => None,
+        };
+        if !allowed {
+            return Err(Errno::EBADF);
+        }
+        const KNOWN: i32 = rwf::HIPRI | rwf::DSYNC | rwf::SYNC | rwf::NOWAIT | rwf::APPEND | rwf::NOAPPEND;
+        if flags & !KNOWN != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let mut status = file.flags();
+        if flags & rwf::NOWAIT != 0 {
+            status |= OpenFlags::NONBLOCK;
+        }
+        if flags & rwf::APPEND != 0 {
+            status |= OpenFlags::APPEND;
+        }
+        Ok(Self { file, at, flags: status, no_append: flags & rwf::NOAPPEND != 0 })
+    }
+
+    fn blocks(&self) -> bool {
+        !self.flags.contains(OpenFlags::NONBLOCK) && self.file.ops().wait_queue().is_some()
+    }
+
+    fn read_once(&self, task: &Task, dst: &mut UserWriter<'_>) -> Result<IoStart<usize>> {
+        let io = IoCtx { caller: task, flags: self.flags };
+        let ops = self.file.ops();
+        match self.at {
+            Some(at) => ops.try_read(&io, dst, Pos::At(at)),
+            None if !ops.seekable() => ops.try_read(&io, dst, Pos::Stream),
+            None => {
+                let mut position = self.file.position().lock();
+                let start = ops.try_read(&io, dst, Pos::At(*position))?;
+                if let IoStart::Done(n) = start {
+                    *position += n as u64;
+                }
+                Ok(start)
+            }
+        }
+    }
+
+    fn write_once(&self, task: &Task, src: &mut UserReader<'_>) -> Result<IoStart<usize>> {
+        let io = IoCtx { caller: task, flags: self.flags };
+        let ops = self.file.ops();
+        if !ops.seekable() {
+            return ops.try_write(&io, src, Pos::Stream);
+        }
+        let append = self.flags.contains(OpenFlags::APPEND) && !self.no_append;
+        match self.at {
+            Some(_) if append => ops.try_write(&io, src, Pos::Append),
+            Some(at) => ops.try_write(&io, src, Pos::At(at)),
+            None => {
+                let mut position = self.file.position().lock();
+                let pos = if append { Pos::Append } else { Pos::At(*position) };
+                let start = ops.try_write(&io, src, pos)?;
+                if let IoStart::Done(n) = start {
+                    *position = if append { self.file.attr()?.size } else { *position + n as u64 };
+                }
+                Ok(start)
+            }
+        }
+    }
+
+    /// How many of `len` bytes `RLIMIT_FSIZE` lets a write to a regular file have: `EFBIG` and SIGXFSZ for none.
+    fn size_limit(&self, task: &Task, len: u64) -> Result<u64> {
+        let limit = task.rlimit(libc::RLIMIT_FSIZE);
+        if limit == u64::MAX || len == 0 || !self.file.inode().is_some_and(|i| i.kind() == FileKind::Regular)
+        {
+            return Ok(len);
+        }
+        let start = match self.at {
+            _ if self.flags.contains(OpenFlags::APPEND) => self.file.attr()?.size,
+            Some(at) => at,
+            None => *self.file.position().lock(),
+        };
+        if start >= limit {
+            sentry_vfs::Caller::signal_self(task, libc::SIGXFSZ);
+            return Err(Errno::EFBIG);
+        }
+        Ok(len.min(limit - start))
+    }
+}
+
+/// A read: answered at once if it can be.
+fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'a> {
+    let (transfer, segs) = match (transfer, segs) {
+        (Ok(transfer), Ok(segs)) => (transfer, segs),
+        (Err(e), _) | (_, Err(e)) => return done(Err(e)),
+    };
+    let task = &*cx.task;
+    match transfer.read_once(task, &mut UserWriter::user(task, segs)) {
+        Ok(IoStart::Done(n)) => done(Ok(n)),
+        Ok(IoStart::WouldBlock) if transfer.blocks() => {
+            let segs = segs.to_vec();
+            Call::Wait(Box::pin(read_waiting(cx, transfer, segs)))
+        }
+        Ok(IoStart::WouldBlock) => done(Err(Errno::EAGAIN)),
+        Err(e) => done(Err(e)),
+    }
+}
+
+async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) -> SysResult {
+    let task = Arc::clone(&cx.task);
+    loop {
+        let ops = transfer.file.ops();
+        let Some(queue) = ops.wait_queue() else { return Err(Errno::EAGAIN.into()) };
+        let limit = ops.wait_limit(false);
+        let deadline = limit.map(|l| mono_now().saturating_add(l.ns));
+        let mask = Events::READABLE | Events::PRI | Events::RDHUP;
+        let attempt = |_: &Task| transfer.read_once(&task, &mut UserWriter::user(&*task, &segs));
+        match cx.block_on(queue, mask, deadline, attempt).await {
+            Ok(n) => return Ok(n as u64),
+            Err(BlockEnd::TimedOut) => {
+                if let IoStart::Done(n) = transfer.read_once(&task, &mut UserWriter::user(&*task, &segs))? {
+                    return Ok(n as u64);
+                }
+                if let Some(limit) = limit {
+                    return limit.then.map(|n| n as u64).map_err(Stop::from);
+                }
+            }
+            // A socket with a timeout does not restart (`sock_intr_errno`).
+            Err(BlockEnd::Interrupted) if limit.is_some() => return Err(Errno::EINTR.into()),
+            Err(end) => return Err(end.or_restart(Restart::Sys)),
+        }
+    }
+}
+
+/// A write: answered at once if it can be. A file that takes bytes as they fit gets all of them unless it is
+/// non-blocking.
+fn write_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&[IoSeg]>) -> Call<'a> {
+    let (transfer, mut segs) = match (transfer, segs) {
+        (Ok(transfer), Ok(segs)) => (transfer, segs),
+        (Err(e), _) | (_, Err(e)) => return done(Err(e)),
+    };
+    let task = &*cx.task;
+    let len = total(segs);
+    let allowed = match transfer.size_limit(task, len) {
+        Ok(allowed) => allowed,
+        Err(e) => return done(Err(e)),
+    };
+    let shorter;
+    if allowed < len {
+        shorter = cut(segs, 0, allowed);
+        segs = &shorter;
+    }
+    // What the trap carried along needs no copy from the application.
+    let staged = match segs {
+        [seg] => usize::try_from(seg.len).ok().and_then(|n| cx.context.staged(seg.addr)?.get(..n)),
+        _ => None,
+    };
+    let mut src = staged.map_or_else(|| UserReader::user(task, segs), UserReader::buffer);
+    match transfer.write_once(task, &mut src) {
+        Ok(IoStart::Done(n)) if !transfer.is_partial(n, allowed) => done(Ok(n)),
+        Ok(start) if transfer.blocks() => {
+            let moved = if let IoStart::Done(n) = start { n } else { 0 };
+            let segs = segs.to_vec();
+            Call::Wait(Box::pin(write_waiting(cx, transfer, segs, moved as u64)))
+        }
+        Ok(IoStart::Done(n)) => done(Ok(n)),
+        Ok(IoStart::WouldBlock) => done(Err(Errno::EAGAIN)),
+        Err(e) => done(Err(e)),
+    }
+}
+
+impl Transfer {
+    /// Whether a write of `len` bytes that moved `n` goes on.
+    fn is_partial(&self, n: usize, len: u64) -> bool {
+        let kind = match self.file.inode() {
+            Some(inode) => inode.kind(),
+            None => self.file.ops().kind(),
+        };
+        (n as u64) < len && n > 0 && matches!(kind, FileKind::Fifo | FileKind::Socket | FileKind::CharDevice)
+    }
+}
+
+async fn write_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>, moved: u64) -> SysResult {
+    let task = Arc::clone(&cx.task);
+    let len = total(&segs);
+    let mut moved = moved;
+    loop {
+        let ops = transfer.file.ops();
+        let Some(queue) = ops.wait_queue() else { return Err(Errno::EAGAIN.into()) };
+        let limit = ops.wait_limit(true);
+        let deadline = limit.map(|l| mono_now().saturating_add(l.ns));
+        let rest = cut(&segs, moved, u64::MAX);
+        let attempt = |_: &Task| transfer.write_once(&task, &mut UserReader::user(&*task, &rest));
+        let end = match cx.block_on(queue, Events::WRITABLE, deadline, attempt).await {
+            Ok(n) => {
+                moved += n as u64;
+                if !transfer.is_partial(n, len - (moved - n as u64)) {
+                    return Ok(moved);
+                }
+                continue;
+            }
+            Err(end) => end,
+        };
+        if moved > 0 {
+            return Ok(moved);
+        }
+        return match end {
+            BlockEnd::TimedOut => match limit {
+                Some(limit) => limit.then.map(|n| n as u64).map_err(Stop::from),
+                None => continue,
+            },
+            BlockEnd::Interrupted if limit.is_some() => Err(Errno::EINTR.into()),
+            end => Err(end.or_restart(Restart::Sys)),
+        };
+    }
+}
+
+fn read(cx: &mut Current, fd: i32, buf: Ptr, count: usize) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, None, 0, false);
+    read_call(cx, transfer, Ok(&one(buf, count)))
+}
+
+fn write(cx: &mut Current, fd: i32, buf: Ptr, count: usize) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, None, 0, true);
+    write_call(cx, transfer, Ok(&one(buf, count)))
+}
+
+fn pread64(cx: &mut Current, fd: i32, buf: Ptr, count: usize, offset: i64) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, Some(offset), 0, false);
+    read_call(cx, transfer, Ok(&one(buf, count)))
+}
+
+fn pwrite64(cx: &mut Current, fd: i32, buf: Ptr, count: usize, offset: i64) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, Some(offset), 0, true);
+    write_call(cx, transfer, Ok(&one(buf, count)))
+}
+
+fn vectored(cx: &mut Current, transfer: Result<Transfer>, iov: Ptr, count: usize, writing: bool) -> Call<'_> {
+    let segs = segments(cx, iov, count);
+    let segs = segs.as_deref().map_err(|e| *e);
+    if writing { write_call(cx, transfer, segs) } else { read_call(cx, transfer, segs) }
+}
+
+fn readv(cx: &mut Current, fd: i32, iov: Ptr, count: usize) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, None, 0, false);
+    vectored(cx, transfer, iov, count, false)
+}
+
+fn writev(cx: &mut Current, fd: i32, iov: Ptr, count: usize) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, None, 0, true);
+    vectored(cx, transfer, iov, count, true)
+}
+
+fn preadv(cx: &mut Current, fd: i32, iov: Ptr, count: usize, offset: i64) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, Some(offset), 0, false);
+    vectored(cx, transfer, iov, count, false)
+}
+
+fn pwritev(cx: &mut Current, fd: i32, iov: Ptr, count: usize, offset: i64) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, Some(offset), 0, true);
+    vectored(cx, transfer, iov, count, true)
+}
+
+fn preadv2(
+    cx: &mut Current,
+    fd: i32,
+    iov: Ptr,
+    count: usize,
+    offset: i64,
+    _high: u64,
+    flags: i32,
+) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, (offset != -1).then_some(offset), flags, false);
+    vectored(cx, transfer, iov, count, false)
+}
+
+fn pwritev2(
+    cx: &mut Current,
+    fd: i32,
+    iov: Ptr,
+    count: usize,
+    offset: i64,
+    _high: u64,
+    flags: i32,
+) -> Call<'_> {
+    let transfer = Transfer::new(cx, fd, (offset != -1).then_some(offset), flags, true);
+    vectored(cx, transfer, iov, count, true)
+}
+
+fn lseek(cx: &mut Current, fd: i32, offset: i64, whence: i32) -> Result<u64> {
+    let file = cx.file(fd)?;
+    let whence = match whence {
+        libc::SEEK_SET => Whence::Set,
+        libc::SEEK_CUR => Whence::Current,
+        libc::SEEK_END => Whence::End,
+        libc::SEEK_DATA => Whence::Data,
+        libc::SEEK_HOLE => Whence::Hole,
+        _ => return Err(Errno::EINVAL),
+    };
+    if !file.ops().seekable() {
+        return Err(Errno::ESPIPE);
+    }
+    let needs_size = matches!(whence, Whence::End | Whence::Data | Whence::Hole);
+    let size = if needs_size && as_dir(file.ops()).is_none() { file.attr()?.size } else { 0 };
+    let mut position = file.position().lock();
+    *position = file.ops().seek(offset, whence, *position, size)?;
+    Ok(*position)
+}
+
+/// The piece that a copy between files goes through.
+const COPY_PIECE: usize = 64 * 1024;
+
+/// Reads a piece of `file` at `at` (its own position where `None`) without moving the position.
+fn peek(task: &Task, file: &FileDescription, at: u64, buf: &mut [u8]) -> Result<IoStart<usize>> {
+    let io = IoCtx { caller: task, flags: file.flags() };
+    let pos = if file.ops().seekable() { Pos::At(at) } else { Pos::Stream };
+    file.ops().try_read(&io, &mut UserWriter::buffer(buf), pos)
+}
+
+async fn sendfile(cx: &mut Current, out_fd: i32, in_fd: i32, offset: Ptr, count: usize) -> SysResult {
+    let (input, output) = (cx.file(in_fd)?, cx.file(out_fd)?);
+    if !input.flags().reads() || !output.flags().writes() {
+        return Err(Errno::EBADF.into());
+    }
+    if output.flags().contains(OpenFlags::APPEND) {
+        return Err(Errno::EINVAL.into());
+    }
+    if as_dir(input.ops()).is_some() || (input.inode().is_none() && !input.ops().seekable()) {
+        return Err(Errno::EINVAL.into());
+    }
+    let own_position = offset.is_null();
+    let mut at = if own_position {
+        *input.position().lock()
+    } else {
+        if !input.ops().seekable() {
+            return Err(Errno::ESPIPE.into());
+        }
+        let at: i64 = cx.read_obj(offset.0)?;
+        u64::try_from(at).map_err(|_| Errno::EINVAL)?
+    };
+    let task = Arc::clone(&cx.task);
+    let out = Transfer { flags: output.flags(), file: Arc::clone(&output), at: None, no_append: false };
+    let mut left = count.min(MAX_RW);
+    let mut sent = 0_u64;
+    let mut piece = vec![0; left.min(COPY_PIECE)];
+    let result = 'copy: loop {
+        if left == 0 {
+            break Ok(());
+        }
+        let part = piece.get_mut(..left.min(COPY_PIECE)).unwrap_or_default();
+        let got = match peek(&task, &input, at, part) {
+            Ok(IoStart::Done(0)) => break Ok(()),
+            Ok(IoStart::Done(n)) => n,
+            Ok(IoStart::WouldBlock) => break Err(Stop::from(Errno::EAGAIN)),
+            Err(e) => break Err(e.into()),
+        };
+        let mut written = 0;
+        while written < got {
+            let bytes = part.get(written..got).unwrap_or_default();
+            let start = match out.write_once(&task, &mut UserReader::buffer(bytes)) {
+                Ok(IoStart::WouldBlock) if out.blocks() => {
+                    let Some(queue) = output.ops().wait_queue() else { break 'copy Ok(()) };
+                    let attempt = |_: &Task| out.write_once(&task, &mut UserReader::buffer(bytes));
+                    match cx.block_on(queue, Events::WRITABLE, None, attempt).await {
+                        Ok(n) => n,
+                        Err(end) => break 'copy Err(end.or_restart(Restart::Sys)),
+                    }
+                }
+                Ok(IoStart::WouldBlock) => break 'copy Err(Errno::EAGAIN.into()),
+                Ok(IoStart::Done(n)) => n,
+                Err(e) => break 'copy Err(e.into()),
+            };
+            if start == 0 {
+                break 'copy Ok(());
+            }
+            written += start;
+            at += start as u64;
+            sent += start as u64;
+            left -= start;
+        }
+    };
+    if own_position {
+        *input.position().lock() = at;
+    } else {
+        cx.write_obj(offset.0, &at)?;
+    }
+    match result {
+        Err(e) if sent == 0 => Err(e),
+        _ => Ok(sent),
+    }
+}
+
+/// An offset argument: the pointed-to one or the file's position.
+fn copy_offset(cx: &Current, file: &FileDescription, at: Ptr) -> Result<u64> {
+    if at.is_null() {
+        return Ok(*file.position().lock());
+    }
+    u64::try_from(cx.read_obj::<i64>(at.0)?).map_err(|_| Errno::EINVAL)
+}
+
+fn copy_file_range(
+    cx: &mut Current,
+    in_fd: i32,
+    in_offset: Ptr,
+    out_fd: i32,
+    out_offset: Ptr,
+    len: usize,
+    flags: Bits,
+) -> Result<u64> {
+    let (input, output) = (cx.file(in_fd)?, cx.file(out_fd)?);
+    if flags.0 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if !input.flags().reads() || !output.flags().writes() || output.flags().contains(OpenFlags::APPEND) {
+        return Err(Errno::EBADF);
+    }
+    for file in [&input, &output] {
+        match file.inode().map(|i| i.kind()) {
+            Some(FileKind::Directory) => return Err(Errno::EISDIR),
+            Some(FileKind::Regular) => {}
+            _ => return Err(Errno::EINVAL),
+        }
+    }
+    let (from, to) = (copy_offset(cx, &input, in_offset)?, copy_offset(cx, &output, out_offset)?);
+    let len = len.min(MAX_RW);
+    let same = input.inode().zip(output.inode()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+    if same && from < to.saturating_add(len as u64) && to < from.saturating_add(len as u64) {
+        return Err(Errno::EINVAL);
+    }
+    let task = Arc::clone(&cx.task);
+    let mut piece = vec![0; len.min(COPY_PIECE)];
+    let mut moved = 0;
+    while moved < len {
+        let part = piece.get_mut(..(len - moved).min(COPY_PIECE)).unwrap_or_default();
+        let IoStart::Done(got) = peek(&task, &input, from + moved as u64, part)? else { break };
+        if got == 0 {
+            break;
+        }
+        let out = Transfer {
+            flags: output.flags(),
+            file: Arc::clone(&output),
+            at: Some(to + moved as u64),
+            no_append: true,
+        };
+        let mut src = UserReader::buffer(part.get(..got).unwrap_or_default());
+        match out.write_once(&task, &mut src) {
+            Ok(IoStart::Done(n)) => {
+                moved += n;
+                if n < got {
+                    break;
+                }
+            }
+            Ok(IoStart::WouldBlock) => break,
+            Err(e) if moved == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    for (file, at, start) in [(&input, in_offset, from), (&output, out_offset, to)] {
+        let end = start + moved as u64;
+        if at.is_null() {
+            *file.position().lock() = end;
+        } else {
+            cx.write_obj(at.0, &end)?;
+        }
+    }
+    Ok(moved as u64)
+}
+
+/// Bytes that a read of a regular file would find (`FIONREAD`).
+pub(crate) fn readable_bytes(file: &FileDescription, ops: &Arc<dyn FileOps>) -> Option<i64> {
+    let inode = file.inode().filter(|i| i.kind() == FileKind::Regular)?;
+    if !ops.seekable() {
+        return None;
+    }
+    let size = inode.attr().ok()?.size.cast_signed();
+    Some(size - file.position().lock().cast_signed())
+}

@@ -1,0 +1,283 @@
+//! Calls on the caller's memory, and copies between processes: mmap(2), munmap(2), mprotect(2), mremap(2), brk(2),
+//! madvise(2), msync(2), mincore(2), mlock(2), pkeys(7), process_vm_readv(2).
+
+use std::sync::Arc;
+
+use sentry_base::{Errno, Result};
+use sentry_kernel::{Current, Mm, Task};
+use sentry_memory::{IoSeg, UserMemory, UserReader, UserWriter};
+use sentry_mm::{FileMapping, MappedFile, MmapArgs, map_flags};
+use sentry_vfs::{MountFlags, cap};
+
+use crate::args::{Bits, Ptr};
+use crate::table::syscalls;
+
+syscalls! {
+    9 mmap(addr: Ptr, len: u64, prot: Bits, flags: Bits, fd: i32, offset: u64) [sync, "no huge pages"];
+    10 mprotect(addr: Ptr, len: u64, prot: Bits) [sync];
+    11 munmap(addr: Ptr, len: u64) [sync];
+    12 brk(addr: Ptr) [sync];
+    25 mremap(addr: Ptr, old_len: u64, new_len: u64, flags: Bits, new_addr: Ptr) [sync];
+    26 msync(addr: Ptr, len: u64, flags: Bits) [sync];
+    27 mincore(addr: Ptr, len: u64, vec: Ptr) [sync, "every mapped page counts as resident"];
+    28 madvise(addr: Ptr, len: u64, advice: i32) [sync, "advice on paging is taken and without effect"];
+    149 mlock(addr: Ptr, len: u64) [sync, "accounted; the host decides about paging"];
+    150 munlock(addr: Ptr, len: u64) [sync];
+    151 mlockall(flags: Bits) [sync, "accounted; the host decides about paging"];
+    152 munlockall() [sync];
+    310 process_vm_readv(pid: i32, local: Ptr, nr_local: u64, remote: Ptr, nr_remote: u64, flags: u64) [sync];
+    311 process_vm_writev(pid: i32, local: Ptr, nr_local: u64, remote: Ptr, nr_remote: u64, flags: u64) [sync];
+    325 mlock2(addr: Ptr, len: u64, flags: Bits) [sync, "accounted; the host decides about paging"];
+    329 pkey_mprotect(addr: Ptr, len: u64, prot: Bits, pkey: i32) [sync, "without keys, as on a processor that has none"];
+    330 pkey_alloc(flags: u64, rights: u64) [sync, "there are no keys"];
+    331 pkey_free(pkey: i32) [sync, "there are no keys"];
+}
+
+fn mmap(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, flags: Bits, fd: i32, offset: u64) -> Result<u64> {
+    if !offset.is_multiple_of(platform::PAGE_SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    let mut flags = flags;
+    // Mapping /dev/zero is how one asked for anonymous memory before there was a flag.
+    if flags.0 & map_flags::ANONYMOUS == 0 && fs_dev::is_zero(&**cx.file(fd)?.ops()) {
+        flags.0 |= map_flags::ANONYMOUS;
+    }
+    let file = if flags.0 & map_flags::ANONYMOUS == 0 { Some(mapping(cx, fd, flags, offset)?) } else { None };
+    let args = MmapArgs { addr: addr.0, len, prot: prot.0, flags: flags.0, file };
+    cx.mm().mmap(&args, &cx.mm_limits())
+}
+
+/// What a descriptor gives to be mapped.
+fn mapping(cx: &Current, fd: i32, flags: Bits, offset: u64) -> Result<FileMapping> {
+    let file = cx.file(fd)?;
+    if flags.0 & map_flags::HUGETLB != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let noexec = file.location().is_some_and(|l| l.mount.flags().contains(MountFlags::NOEXEC));
+    let open = file.flags();
+    Ok(FileMapping {
+        file: file.ops().mappable()?,
+        offset,
+        readable: open.reads(),
+        writable: open.writes(),
+        noexec,
+        name: Some(file as Arc<dyn MappedFile>),
+    })
+}
+
+fn mprotect(cx: &mut Current, addr: Ptr, len: u64, prot: Bits) -> Result<()> {
+    cx.mm().mprotect(addr.0, len, prot.0, &cx.mm_limits())
+}
+
+fn munmap(cx: &mut Current, addr: Ptr, len: u64) -> Result<()> {
+    cx.mm().munmap(addr.0, len)
+}
+
+fn brk(cx: &mut Current, addr: Ptr) -> Result<u64> {
+    Ok(cx.mm().brk(addr.0, &cx.mm_limits()))
+}
+
+fn mremap(
+    cx: &mut Current,
+    addr: Ptr,
+    old_len: u64,
+    new_len: u64,
+    flags: Bits,
+    new_addr: Ptr,
+) -> Result<u64> {
+    cx.mm().mremap(addr.0, old_len, new_len, flags.0, new_addr.0, &cx.mm_limits())
+}
+
+fn msync(cx: &mut Current, addr: Ptr, len: u64, flags: Bits) -> Result<()> {
+    cx.mm().msync(addr.0, len, flags.0)
+}
+
+fn mincore(cx: &mut Current, addr: Ptr, len: u64, vec: Ptr) -> Result<()> {
+    let mut left = cx.mm().mincore(addr.0, len)?;
+    let mut at = vec.0;
+    let resident = [1; 4096];
+    while left > 0 {
+        let part = usize::try_from(left).unwrap_or(usize::MAX).min(resident.len());
+        cx.copy_out(at, resident.get(..part).unwrap_or_default())?;
+        at = at.checked_add(part as u64).ok_or(Errno::EFAULT)?;
+        left -= part as u64;
+    }
+    Ok(())
+}
+
+fn madvise(cx: &mut Current, addr: Ptr, len: u64, advice: i32) -> Result<()> {
+    cx.mm().madvise(addr.0, len, advice)
+}
+
+fn mlock(cx: &mut Current, addr: Ptr, len: u64) -> Result<()> {
+    cx.mm().mlock(addr.0, len, false, &cx.mm_limits())
+}
+
+fn mlock2(cx: &mut Current, addr: Ptr, len: u64, flags: Bits) -> Result<()> {
+    const ONFAULT: u32 = 1;
+    if flags.0 & !ONFAULT != 0 {
+        return Err(Errno::EINVAL);
+    }
+    cx.mm().mlock(addr.0, len, flags.0 & ONFAULT != 0, &cx.mm_limits())
+}
+
+fn munlock(cx: &mut Current, addr: Ptr, len: u64) -> Result<()> {
+    cx.mm().munlock(addr.0, len)
+}
+
+fn mlockall(cx: &mut Current, flags: Bits) -> Result<()> {
+    cx.mm().mlockall(flags.0, &cx.mm_limits())
+}
+
+fn munlockall(cx: &mut Current) -> Result<()> {
+    cx.mm().munlockall();
+    Ok(())
+}
+
+fn pkey_mprotect(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, pkey: i32) -> Result<()> {
+    if pkey != -1 {
+        return Err(Errno::EINVAL);
+    }
+    mprotect(cx, addr, len, prot)
+}
+
+fn pkey_alloc(_cx: &mut Current, flags: u64, rights: u64) -> Result<u64> {
+    const DISABLE_ACCESS_AND_WRITE: u64 = 3;
+    if flags != 0 || rights & !DISABLE_ACCESS_AND_WRITE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Err(Errno::ENOSPC)
+}
+
+fn pkey_free(_cx: &mut Current, _pkey: i32) -> Result<()> {
+    Err(Errno::EINVAL)
+}
+
+fn process_vm_readv(
+    cx: &mut Current,
+    pid: i32,
+    local: Ptr,
+    nr_local: u64,
+    remote: Ptr,
+    nr_remote: u64,
+    flags: u64,
+) -> Result<usize> {
+    let Some(copy) = RemoteCopy::new(cx, pid, (local, nr_local), (remote, nr_remote), flags)? else {
+        return Ok(0);
+    };
+    let mut to = UserWriter::user(cx.task.as_ref(), &copy.local);
+    copy.run(to.remaining(), |mm, addr, part| {
+        let got = mm.copy_in_partial(addr, part)?;
+        to.write(part.get(..got).unwrap_or_default())
+    })
+}
+
+fn process_vm_writev(
+    cx: &mut Current,
+    pid: i32,
+    local: Ptr,
+    nr_local: u64,
+    remote: Ptr,
+    nr_remote: u64,
+    flags: u64,
+) -> Result<usize> {
+    let Some(copy) = RemoteCopy::new(cx, pid, (local, nr_local), (remote, nr_remote), flags)? else {
+        return Ok(0);
+    };
+    let mut from = UserReader::user(cx.task.as_ref(), &copy.local);
+    copy.run(from.remaining(), |mm, addr, part| {
+        let got = from.read(part)?;
+        mm.copy_out_partial(addr, part.get(..got).unwrap_or_default())
+    })
+}
+
+/// A checked request to copy between the caller and another process.
+struct RemoteCopy {
+    mm: Arc<Mm>,
+    local: Vec<IoSeg>,
+    remote: Vec<IoSeg>,
+}
+
+impl RemoteCopy {
+    /// `None` where there is nothing to copy.
+    fn new(
+        cx: &Current,
+        pid: i32,
+        local: (Ptr, u64),
+        remote: (Ptr, u64),
+        flags: u64,
+    ) -> Result<Option<Self>> {
+        if flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let local = segments(cx, local.0, local.1)?;
+        if local.iter().all(|s| s.len == 0) {
+            return Ok(None);
+        }
+        let remote = segments(cx, remote.0, remote.1)?;
+        let task = cx.kernel().task(pid).ok_or(Errno::ESRCH)?;
+        if !may_inspect(cx, &task) {
+            return Err(Errno::EPERM);
+        }
+        Ok(Some(Self { mm: task.mm(), local, remote }))
+    }
+
+    /// Copies piece by piece until `limit` bytes are moved or a piece is short; the error of the first piece counts.
+    fn run(&self, limit: usize, mut copy: impl FnMut(&Mm, u64, &mut [u8]) -> Result<usize>) -> Result<usize> {
+        const PIECE: usize = 64 * 1024;
+        let mut buf = vec![0; limit.min(PIECE)];
+        let mut done = 0;
+        for segment in &self.remote {
+            let mut at = segment.addr;
+            let mut left = usize::try_from(segment.len).unwrap_or(usize::MAX);
+            while left > 0 && done < limit {
+                let want = left.min(limit - done).min(PIECE);
+                let moved = match copy(&self.mm, at, buf.get_mut(..want).unwrap_or_default()) {
+                    Ok(moved) => moved,
+                    Err(_) if done > 0 => return Ok(done),
+                    Err(error) => return Err(error),
+                };
+                done += moved;
+                if moved < want {
+                    return Ok(done);
+                }
+                left -= want;
+                at = at.wrapping_add(want as u64);
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// The segments of an `iovec` array (`import_iovec`).
+fn segments(cx: &Current, addr: Ptr, count: u64) -> Result<Vec<IoSeg>> {
+    const COUNT_MAX: usize = 1024;
+    let count = usize::try_from(count).ok().filter(|c| *c <= COUNT_MAX).ok_or(Errno::EINVAL)?;
+    let mut bytes = vec![0; count * 16];
+    cx.copy_in(addr.0, &mut bytes)?;
+    let segment = |pair: &[u8]| {
+        let word = |part: Option<&[u8]>| {
+            part.and_then(|p| p.try_into().ok()).map(u64::from_ne_bytes).ok_or(Errno::EFAULT)
+        };
+        let len = word(pair.get(8..))?;
+        if i64::try_from(len).is_err() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(IoSeg { addr: word(pair.get(..8))?, len })
+    };
+    bytes.chunks_exact(16).map(segment).collect()
+}
+
+/// Whether the caller may look into the memory of `task` (`ptrace(2)`, `PTRACE_MODE_ATTACH_REALCREDS`).
+fn may_inspect(cx: &Current, task: &Task) -> bool {
+    if Arc::ptr_eq(task.group(), cx.group()) {
+        return true;
+    }
+    let (ours, theirs) = (cx.creds(), task.creds());
+    if ours.has_cap(cap::SYS_PTRACE) {
+        return true;
+    }
+    let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == ours.uid)
+        && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == ours.gid);
+    same && task.group().dumpable() == 1 && theirs.permitted.is_subset_of(ours.permitted)
+}

@@ -1,0 +1,81 @@
+//! What the program does when a case execs it: print a piece of its own state.
+
+use std::io::Write;
+
+/// Runs the helper that `args` names and gives the exit status.
+pub fn run(args: &[String]) -> i32 {
+    let rest: &[String] = args.get(1..).unwrap_or(&[]);
+    match args.first().map(String::as_str) {
+        Some("args") => println!("{}", rest.join("|")),
+        Some("argv") => println!("{}", std::env::args().collect::<Vec<_>>().join("|")),
+        Some("env") => {
+            let all: Vec<String> = std::env::vars().map(|(k, v)| format!("{k}={v}")).collect();
+            println!("{}", all.join("|"));
+        }
+        Some("exit") => return rest.first().and_then(|s| s.parse().ok()).unwrap_or(0),
+        Some("fd-open") => {
+            for arg in rest {
+                let fd: i32 = arg.parse().unwrap_or(-1);
+                let open = unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+                print!("{}", if open { "open " } else { "closed " });
+            }
+        }
+        Some("ids") => unsafe {
+            let (mut r, mut e, mut s) = (0, 0, 0);
+            libc::getresuid(&raw mut r, &raw mut e, &raw mut s);
+            print!("{r} {e} {s} {}", libc::getauxval(libc::AT_SECURE));
+        },
+        Some("signals") => signals(rest),
+        Some("auxv") => unsafe {
+            let random = libc::getauxval(libc::AT_RANDOM) as *const u8;
+            let name = libc::getauxval(libc::AT_EXECFN) as *const libc::c_char;
+            let name = std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned();
+            print!(
+                "page={} random={} execfn={name} uid={} secure={} phdr={}",
+                libc::getauxval(libc::AT_PAGESZ),
+                !random.is_null(),
+                libc::getauxval(libc::AT_UID),
+                libc::getauxval(libc::AT_SECURE),
+                libc::getauxval(libc::AT_PHDR) != 0,
+            );
+        },
+        Some("comm") => {
+            let mut name = [0u8; 16];
+            unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+            let end = name.iter().position(|b| *b == 0).unwrap_or(16);
+            print!("{}", String::from_utf8_lossy(&name[..end]));
+        }
+        Some("pid") => print!("{} {}", std::process::id(), crate::sys::gettid()),
+        Some("exe") => print!("{}", std::fs::read_link("/proc/self/exe").unwrap_or_default().display()),
+        Some("threads") => print!("{}", std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)),
+        Some("sleep") => std::thread::sleep(std::time::Duration::from_secs(60)),
+        _ => {
+            eprintln!("unknown helper {args:?}");
+            return 2;
+        }
+    }
+    let _ = std::io::stdout().flush();
+    0
+}
+
+/// For each signal: `d`efault, `i`gnored or `h`andled, then `b`locked and `p`ending.
+fn signals(list: &[String]) {
+    for arg in list {
+        let sig: i32 = arg.parse().unwrap_or(0);
+        unsafe {
+            let mut act: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(sig, std::ptr::null(), &raw mut act);
+            let kind = match act.sa_sigaction {
+                libc::SIG_DFL => "d",
+                libc::SIG_IGN => "i",
+                _ => "h",
+            };
+            let mut set = std::mem::zeroed();
+            libc::sigprocmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut set);
+            let blocked = libc::sigismember(&raw const set, sig) == 1;
+            libc::sigpending(&raw mut set);
+            let pending = libc::sigismember(&raw const set, sig) == 1;
+            print!("{kind}{}{} ", if blocked { "b" } else { "" }, if pending { "p" } else { "" });
+        }
+    }
+}
