@@ -261,7 +261,9 @@ impl Invocation<'_> {
             command.spawn().with_context(|| format!("cannot start the supervisor of `{shown}`"))?;
         let mut writer = None;
         let mut input = child.stdin.take();
-        if let (Some(bytes), Some(mut pipe)) = (bytes, input.take_if(|_| true)) {
+        if let Some(bytes) = bytes
+            && let Some(mut pipe) = input.take()
+        {
             // A reader that goes away is the command's business.
             writer = Some(std::thread::spawn(move || drop(pipe.write_all(&bytes))));
         }

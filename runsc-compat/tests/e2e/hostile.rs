@@ -77,23 +77,22 @@ fn overwriting_the_running_program() -> Result<()> {
     let casemate = trial.programs().casemate.clone();
     let sum = |path: &Path| shell::output(Command::new("sha256sum").arg(path));
     let before = sum(&casemate)?;
+    // What shows comes first: a kernel that lets the program be overwritten ends this shell.
     let script = r#"
-        readlink /proc/self/exe /proc/1/exe
-        (echo overwritten >/proc/self/exe) 2>/dev/null; (echo overwritten >/proc/1/exe) 2>/dev/null
-        python3 -c 'import os
-for p in (1, os.getpid()):
-  try: fd = os.open(f"/proc/{p}/exe", os.O_PATH)
-  except OSError: continue
-  for flags in (os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
-    try: os.write(os.open(f"/proc/self/fd/{fd}", flags), b"overwritten")
-    except OSError as e: print(e.errno)'
-        printf '#!/proc/self/exe\n' >/tmp/s; chmod +x /tmp/s; /tmp/s; echo code $?
         for p in /proc/[0-9]*; do readlink $p/exe; done | grep -c casemate
         for p in /proc/[0-9]*; do cat $p/maps; done 2>/dev/null | grep -c casemate
-        true
+        printf '#!/proc/self/exe\n' >/tmp/s; chmod +x /tmp/s; /tmp/s; echo tried
+        python3 -c 'import os
+for p in (1, os.getpid()):
+  for flags in (os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
+    try:
+      fd = os.open(f"/proc/{p}/exe", os.O_PATH)
+      os.write(os.open(f"/proc/self/fd/{fd}", flags), b"overwritten")
+    except OSError: pass'
+        (echo overwritten >/proc/self/exe) 2>/dev/null; (echo overwritten >/proc/1/exe) 2>/dev/null; exit 0
     "#;
-    let out = trial.run(&Bundle::bash(debian()?, script))?.run()?.expect(0)?;
-    ensure!(out.out().ends_with("0\n0\n"), "the sandbox's own program shows inside: {out}");
+    let out = trial.run(&Bundle::bash(debian()?, script))?.run()?;
+    ensure!(out.out().starts_with("0\n0\n") && out.out().contains("tried"), "its own program shows inside: {out}");
     ensure!(sum(&casemate)? == before, "the host's program has changed: {out}");
     trial.finish()
 }
@@ -123,7 +122,7 @@ fn inherited_descriptors_stay_outside() -> Result<()> {
     let trial = Trial::new("hostile-fds")?;
     let secret = trial.path().join("secret");
     fs::write(&secret, "secret\n")?;
-    let script = "for f in /proc/*/fd/*; do readlink $f; cat <$f 2>/dev/null & done | grep -v -e pipe: -e /dev/null -e proc | sort -u; \
+    let script = "for f in /proc/*/fd/*; do readlink $f; [ -p $f ] || timeout 5 head -c 100 <$f; done 2>/dev/null | grep -v -e pipe: -e /dev/null -e proc | sort -u; \
                   ls /proc/self/fd | wc -l; for n in 5 6 7; do cat <&$n; done 2>/dev/null; echo end";
     let front = format!("exec 5<{0} 6<>{0} 7</; exec \"$@\"", secret.display());
     let run = trial.run(&Bundle::bash(debian()?, script))?;

@@ -70,7 +70,7 @@ fn bind_mounts() -> Result<()> {
         ln -s moved /data/rw/d/link; cat /data/rw/d/link; chmod 600 /data/rw/d/moved; cp -r /etc/apt /data/rw/apt
         for f in new from-host; do ! echo no 2>/dev/null >>/data/ro/$f || echo written; done
         touch /data/ro/x 2>&1 | grep -c 'Read-only file system'; ! rm /data/ro/from-host 2>/dev/null
-        echo ready; read line; cat /data/rw/later; stat -c %s /data/rw/from-host
+        echo ready; read line || true; cat /data/rw/later; stat -c %s /data/rw/from-host
     ";
     let bundle = Bundle::bash(debian()?, script)
         .tmpfs("/data")
