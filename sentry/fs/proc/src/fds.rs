@@ -29,7 +29,13 @@ pub(crate) struct FdDir {
 }
 
 impl FdDir {
-    pub fn new(fs: &Arc<PseudoFs>, subject: Subject, view: FdView, ino: u64, task: &Task) -> Arc<dyn Inode> {
+    pub fn inode(
+        fs: &Arc<PseudoFs>,
+        subject: Subject,
+        view: FdView,
+        ino: u64,
+        task: &Task,
+    ) -> Arc<dyn Inode> {
         let creds = task.creds();
         let mode = if view == FdView::Links { 0o500 } else { 0o555 };
         let attr = Attr::new(FileKind::Directory, mode, ino, fs.dev());

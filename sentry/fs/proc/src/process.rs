@@ -51,7 +51,7 @@ impl Subject {
     }
 
     /// Whether it has ended and waits to be reaped.
-    pub fn is_zombie(&self, task: &Task) -> bool {
+    pub fn is_zombie(task: &Task) -> bool {
         matches!(task.state(), TaskState::Dead | TaskState::Exiting) && task.group().nr_threads() == 0
     }
 
@@ -205,7 +205,7 @@ pub(crate) struct TaskDir {
 }
 
 impl TaskDir {
-    pub fn new(fs: &Arc<PseudoFs>, subject: Subject) -> Arc<dyn Inode> {
+    pub fn inode(fs: &Arc<PseudoFs>, subject: Subject) -> Arc<dyn Inode> {
         Arc::new(Self { fs: Arc::clone(fs), subject })
     }
 
@@ -227,7 +227,7 @@ impl TaskDir {
                 subject: self.subject.clone(),
                 target,
             }),
-            Entry::Fds(view) => FdDir::new(&self.fs, self.subject.clone(), view, number, &task),
+            Entry::Fds(view) => FdDir::inode(&self.fs, self.subject.clone(), view, number, &task),
             Entry::Tasks => Arc::new(Threads {
                 attr: Attr { nlink: 3, ..owned(FileKind::Directory, 0o555, number, &self.fs, &task) },
                 fs: Arc::clone(&self.fs),
@@ -323,7 +323,7 @@ impl Inode for Threads {
         if task.pid() != self.subject.task().map_err(|_| Errno::ENOENT)?.pid() {
             return Err(Errno::ENOENT);
         }
-        Ok(TaskDir::new(&self.fs, Subject::thread(&self.subject.kernel, tid)))
+        Ok(TaskDir::inode(&self.fs, Subject::thread(&self.subject.kernel, tid)))
     }
     fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
         let task = self.subject.task().map_err(|_| Errno::ENOENT)?;
@@ -436,8 +436,8 @@ impl Content for Text {
             }
             FileText::Maps => return Ok(status::maps(&task, false)),
             FileText::Smaps => return Ok(status::maps(&task, true)),
-            FileText::Mountinfo => return Ok(self.mounts(&task, false)),
-            FileText::Mounts => return Ok(self.mounts(&task, true)),
+            FileText::Mountinfo => return Ok(mounts(&task, false)),
+            FileText::Mounts => return Ok(mounts(&task, true)),
             FileText::Comm => {
                 let mut comm = task.comm();
                 comm.push(b'\n');
@@ -455,7 +455,7 @@ impl Content for Text {
             FileText::Personality => format!("{:08x}\n", task.personality()),
             FileText::Stat => status::stat(subject, &task, caller.tid()),
             FileText::Statm => status::statm(&task),
-            FileText::Status => status::status(subject, &task, caller.tid()),
+            FileText::Status => status::status(&task, caller.tid()),
             FileText::IdMap => format!("{:>10} {:>10} {:>10}\n", 0, 0, u32::MAX),
             FileText::Setgroups => "allow\n".to_owned(),
             FileText::Wchan => "0".to_owned(),
@@ -492,9 +492,7 @@ impl Content for Text {
     }
 }
 
-impl Text {
-    fn mounts(&self, task: &Task, short: bool) -> Vec<u8> {
-        let mounts = task.mount_ns().mounts(&task.fs().root());
-        mounts.iter().flat_map(|m| if short { m.mounts_line() } else { m.mountinfo_line() }).collect()
-    }
+fn mounts(task: &Task, short: bool) -> Vec<u8> {
+    let mounts = task.mount_ns().mounts(&task.fs().root());
+    mounts.iter().flat_map(|m| if short { m.mounts_line() } else { m.mountinfo_line() }).collect()
 }

@@ -76,7 +76,7 @@ impl Inode for Root {
         } else {
             Subject::thread(&self.kernel, tid)
         };
-        Ok(TaskDir::new(&self.fs, subject))
+        Ok(TaskDir::inode(&self.fs, subject))
     }
     fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
         let mut wanted = true;

@@ -8,13 +8,13 @@ use abi::time::ticks;
 use platform::PAGE_SIZE;
 use sentry_kernel::{Task, TaskState, ThreadGroup};
 use sentry_mm::MapName;
-use sentry_vfs::JobControl;
+use sentry_vfs::{FileDescription, JobControl, Location};
 
 use crate::process::Subject;
 
 /// The letter of a task's state; a task that looks at itself runs.
-pub(crate) fn state_letter(subject: &Subject, task: &Task, caller_tid: i32) -> char {
-    if subject.is_zombie(task) {
+pub(crate) fn state_letter(task: &Task, caller_tid: i32) -> char {
+    if Subject::is_zombie(task) {
         return 'Z';
     }
     match task.state() {
@@ -80,7 +80,7 @@ pub(crate) fn stat(subject: &Subject, task: &Task, caller_tid: i32) -> String {
     let mut out = format!(
         "{} ({comm}) {} {} {} {} {tty} {foreground} 0 0 0 0 0 {} {} {} {} {priority} {} {} 0 {start} {} {} {}",
         task.tid(),
-        state_letter(subject, task, caller_tid),
+        state_letter(task, caller_tid),
         group.ppid(),
         group.pgid(),
         group.sid(),
@@ -134,18 +134,21 @@ fn set_line(out: &mut String, name: &str, set: SigSet) {
     let _ = writeln!(out, "{name}:\t{:016x}", set.0);
 }
 
-pub(crate) fn status(subject: &Subject, task: &Task, caller_tid: i32) -> String {
+pub(crate) fn status(task: &Task, caller_tid: i32) -> String {
     let group = task.group();
     let creds = task.creds();
     let mut out = String::new();
     let comm = String::from_utf8_lossy(&task.comm()).replace('\\', "\\\\").replace('\n', "\\n");
-    let groups: String = creds.groups.iter().map(|g| format!("{g} ")).collect();
+    let mut groups = String::new();
+    for group in creds.groups.iter() {
+        let _ = write!(groups, "{group} ");
+    }
     let _ = write!(
         out,
         "Name:\t{comm}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t0\n\
          Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t{}\nGroups:\t{groups}\nNStgid:\t{}\nNSpid:\t{}\nNSpgid:\t{}\nNSsid:\t{}\n",
         task.fs().umask(),
-        state_word(state_letter(subject, task, caller_tid)),
+        state_word(state_letter(task, caller_tid)),
         group.pid(),
         task.tid(),
         group.ppid(),
@@ -163,7 +166,7 @@ pub(crate) fn status(subject: &Subject, task: &Task, caller_tid: i32) -> String 
         group.pgid(),
         group.sid(),
     );
-    if !subject.is_zombie(task) {
+    if !Subject::is_zombie(task) {
         let m = memory(task);
         let kib = |bytes: u64| bytes / 1024;
         let _ = write!(
@@ -246,6 +249,7 @@ pub(crate) fn limits(group: &ThreadGroup) -> String {
 /// `maps`, or `smaps` with a block of counters below each line.
 pub(crate) fn maps(task: &Task, with_counters: bool) -> Vec<u8> {
     let mut out = Vec::new();
+    let root = task.fs().root();
     for map in task.mm().maps() {
         let access = map.access();
         let access = String::from_utf8_lossy(&access).into_owned();
@@ -258,7 +262,7 @@ pub(crate) fn maps(task: &Task, with_counters: bool) -> Vec<u8> {
             libc::major(dev),
             libc::minor(dev),
         );
-        let name = map_name(&map.name);
+        let name = map_name(&map.name, &root);
         if !name.is_empty() {
             while line.len() < 73 {
                 line.push(' ');
@@ -287,13 +291,19 @@ pub(crate) fn maps(task: &Task, with_counters: bool) -> Vec<u8> {
     out
 }
 
-fn map_name(name: &MapName) -> Vec<u8> {
+fn map_name(name: &MapName, root: &Location) -> Vec<u8> {
     match name {
         MapName::None => Vec::new(),
         MapName::Heap => b"[heap]".to_vec(),
         MapName::Stack => b"[stack]".to_vec(),
         MapName::Vdso => b"[vdso]".to_vec(),
-        MapName::File(file) => file.path().unwrap_or_default(),
+        MapName::File(file) => match file.as_any().downcast_ref::<FileDescription>() {
+            Some(file) => match (file.location(), file.ops().link_text()) {
+                (Some(location), _) => location.display_path(root),
+                (None, text) => text.unwrap_or_default().into_bytes(),
+            },
+            None => Vec::new(),
+        },
         MapName::Text(text) => text.clone(),
     }
 }
