@@ -50,7 +50,6 @@ pub struct Container {
     pub terminal: Option<Arc<HostSide>>,
     /// The relay of the terminal, to be run on a thread of its own.
     pub console: Option<Console>,
-    pub log: Log,
 }
 
 /// The descriptors of a boot message by their roles.
@@ -87,7 +86,7 @@ impl Container {
         boot: &Boot,
         fds: Vec<OwnedFd>,
         ground: Ground,
-        ended: Box<dyn FnOnce(abi::process::WaitStatus) + Send>,
+        ended: crate::control::Ending,
     ) -> Result<Self, Failure> {
         let fds = Descriptors::sort(boot, fds);
         let log = Log::new(fds.log, boot.options.log_json, boot.options.debug);
@@ -147,7 +146,7 @@ impl Container {
         let spec = init_spec(&boot.process, &tree, table, terminal.as_deref(), ended);
         kernel.create_init(spec).map_err(|error| init_failure(&boot.process, &error))?;
         log.debug("init is ready");
-        Ok(Self { kernel, gofer, terminal, console, log })
+        Ok(Self { kernel, gofer, terminal, console })
     }
 }
 
@@ -185,13 +184,12 @@ fn open_terminal(
 ) -> Result<(), Errno> {
     let flags = OpenFlags::RDWR | OpenFlags::NOCTTY;
     let path = format!("/dev/pts/{}", side.index());
-    let file = match tree.walk().open(None, path.as_bytes(), OpenHow::new(flags)) {
-        Ok(Opened::File(file)) => file,
+    let file = if let Ok(Opened::File(file)) = tree.walk().open(None, path.as_bytes(), OpenHow::new(flags)) {
+        file
+    } else {
         // A container without devpts has its terminal all the same.
-        _ => {
-            let ops: Arc<dyn FileOps> = terminals.open_slave(side.index(), flags, tree.caller())?;
-            sentry_vfs::anonymous(ops, flags)
-        }
+        let ops: Arc<dyn FileOps> = terminals.open_slave(side.index(), flags, tree.caller())?;
+        sentry_vfs::anonymous(ops, flags)
     };
     for number in 0..3 {
         place(table, number, Arc::clone(&file))?;
@@ -204,7 +202,7 @@ fn init_spec(
     tree: &Tree,
     fds: Arc<FdTable>,
     terminal: Option<&HostSide>,
-    ended: Box<dyn FnOnce(abi::process::WaitStatus) + Send>,
+    ended: crate::control::Ending,
 ) -> InitSpec {
     let bytes = |texts: &[control_protocol::Text]| texts.iter().map(|text| text.0.clone()).collect();
     InitSpec {

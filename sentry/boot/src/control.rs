@@ -20,8 +20,11 @@ pub enum End {
     Abandoned,
 }
 
+/// Takes the wait status of init, on a worker.
+pub type Ending = Box<dyn FnOnce(WaitStatus) + Send>;
+
 /// The wait status of init, handed from a worker to the main thread.
-pub fn ending() -> std::io::Result<(Box<dyn FnOnce(WaitStatus) + Send>, UnixStream)> {
+pub fn ending() -> std::io::Result<(Ending, UnixStream)> {
     let (teller, listener) = UnixStream::pair()?;
     let tell = move |status: WaitStatus| {
         let mut teller = &teller;
