@@ -92,7 +92,10 @@ for p in (1, os.getpid()):
         (echo overwritten >/proc/self/exe) 2>/dev/null; (echo overwritten >/proc/1/exe) 2>/dev/null; exit 0
     "#;
     let out = trial.run(&Bundle::bash(debian()?, script))?.run()?;
-    ensure!(out.out().starts_with("0\n0\n") && out.out().contains("tried"), "its own program shows inside: {out}");
+    ensure!(
+        out.out().starts_with("0\n0\n") && out.out().contains("tried"),
+        "its own program shows inside: {out}"
+    );
     ensure!(sum(&casemate)? == before, "the host's program has changed: {out}");
     trial.finish()
 }
