@@ -13,6 +13,7 @@
 // A raw call passes every argument as a machine word; each cast is to or from that word.
 #![allow(clippy::cast_possible_truncation, reason = "system call arguments and results are machine words")]
 
+pub mod allocator;
 pub mod clock;
 pub mod cpu;
 pub mod credentials;

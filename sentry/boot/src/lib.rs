@@ -56,6 +56,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    hostsys::allocator::use_one_arena();
     // The default report would look for the binary's symbols, which no thread here may open.
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     let event = match run(&control) {

@@ -76,7 +76,7 @@ impl FutexTable {
             bitset,
             woken: AtomicBool::new(false),
             sleeper: Arc::clone(sleeper),
-            key: parking_lot::Mutex::new(key.clone()),
+            key: parking_lot::Mutex::new(key),
         });
         let bucket = self.bucket(self.index(&key))?;
         for _ in 0..3 {
@@ -100,7 +100,7 @@ impl FutexTable {
     /// Takes a waiter out; false if it had been woken.
     pub fn dequeue(&self, waiter: &Arc<FutexWaiter>) -> bool {
         loop {
-            let key = waiter.key.lock().clone();
+            let key = *waiter.key.lock();
             let Ok(bucket) = self.bucket(self.index(&key)) else { return false };
             let mut waiters = bucket.lock();
             if let Some(at) = waiters.iter().position(|w| Arc::ptr_eq(w, waiter)) {
@@ -146,7 +146,7 @@ impl FutexTable {
                 for waiter in waiters.iter() {
                     let mut key = waiter.key.lock();
                     if *key == *from && moved < requeue {
-                        *key = to.clone();
+                        *key = *to;
                         moved += 1;
                     }
                 }
@@ -163,7 +163,7 @@ impl FutexTable {
                 if *key != *from || moved >= requeue {
                     return true;
                 }
-                *key = to.clone();
+                *key = *to;
                 moved += 1;
                 target.push(Arc::clone(waiter));
                 false

@@ -25,6 +25,9 @@ pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// Told how init ended.
+pub type ExitCallback = Box<dyn FnOnce(WaitStatus) + Send>;
+
 /// What a kernel is made from.
 pub struct KernelConfig {
     pub platform: Arc<dyn Platform>,
@@ -71,7 +74,7 @@ pub struct InitSpec {
     /// process, for a command that its user wants to interrupt.
     pub shielded: bool,
     /// Called once, on a worker, when init has ended and every other task is gone.
-    pub on_exit: Option<Box<dyn FnOnce(WaitStatus) + Send>>,
+    pub on_exit: Option<ExitCallback>,
 }
 
 impl core::fmt::Debug for InitSpec {
@@ -128,7 +131,7 @@ pub(crate) struct InitExit {
     pending: parking_lot::Mutex<Option<WaitStatus>>,
     status: parking_lot::Mutex<Option<WaitStatus>>,
     changed: parking_lot::Condvar,
-    callback: parking_lot::Mutex<Option<Box<dyn FnOnce(WaitStatus) + Send>>>,
+    callback: parking_lot::Mutex<Option<ExitCallback>>,
 }
 
 impl core::fmt::Debug for Kernel {
@@ -307,7 +310,7 @@ impl Kernel {
         }
     }
 
-    pub(crate) fn set_exit_callback(&self, callback: Option<Box<dyn FnOnce(WaitStatus) + Send>>) {
+    pub(crate) fn set_exit_callback(&self, callback: Option<ExitCallback>) {
         *self.init_exit.callback.lock() = callback;
     }
 

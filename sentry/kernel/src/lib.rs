@@ -37,7 +37,9 @@ pub use exec::{ExecSpec, execve};
 pub use futex::{FutexTable, FutexWaiter, MATCH_ANY};
 pub use group::ThreadGroup;
 pub use init::InitError;
-pub use kernel::{InitSpec, Kernel, KernelConfig, RELEASE, TraceSink, Unsupported, UtsNames, VERSION};
+pub use kernel::{
+    ExitCallback, InitSpec, Kernel, KernelConfig, RELEASE, TraceSink, Unsupported, UtsNames, VERSION,
+};
 pub use limits::Limits;
 pub use sentry_mm::Mm;
 pub use sentry_vfs::{FdTable, FsContext, MountNamespace, Vfs};

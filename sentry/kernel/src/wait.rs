@@ -73,7 +73,7 @@ impl Waited {
 
 /// Looks for a report among the caller's children; `WouldBlock` if there are children to wait for and none has one.
 /// `ECHILD` if there are none.
-pub fn try_wait(task: &Task, which: WaitFor, options: &WaitOptions) -> Result<IoStart<Waited>> {
+pub fn try_wait(task: &Task, which: WaitFor, options: WaitOptions) -> Result<IoStart<Waited>> {
     let mut released = None;
     let result = {
         let mut set = task.kernel().task_set();
@@ -122,7 +122,7 @@ pub fn try_wait(task: &Task, which: WaitFor, options: &WaitOptions) -> Result<Io
     Ok(result)
 }
 
-fn is_eligible(task: &Task, child: &Process, which: WaitFor, options: &WaitOptions) -> bool {
+fn is_eligible(task: &Task, child: &Process, which: WaitFor, options: WaitOptions) -> bool {
     let selected = match which {
         WaitFor::Any => true,
         WaitFor::Process(pid) => child.group.pid() == pid,
@@ -135,7 +135,7 @@ fn is_eligible(task: &Task, child: &Process, which: WaitFor, options: &WaitOptio
     options.all || is_clone_child == options.clone
 }
 
-fn report(child: &Process, options: &WaitOptions) -> Option<Waited> {
+fn report(child: &Process, options: WaitOptions) -> Option<Waited> {
     if let Some(zombie) = &child.zombie {
         return options.exited.then(|| Waited::of_zombie(child.group.pid(), zombie));
     }

@@ -16,6 +16,7 @@ mod sys_event;
 mod sys_exec;
 mod sys_fd;
 mod sys_futex;
+mod sys_inotify;
 mod sys_io;
 mod sys_misc;
 mod sys_mm;

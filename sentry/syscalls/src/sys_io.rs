@@ -7,6 +7,7 @@ use abi::fs::rwf;
 use sentry_base::{Errno, Events, Result, mono_now};
 use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult, Task};
 use sentry_memory::{IoSeg, UserReader, UserWriter};
+use sentry_vfs::watch::event;
 use sentry_vfs::{FileDescription, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence, as_dir};
 
 use crate::args::{Bits, Ptr};
@@ -83,6 +84,24 @@ impl Transfer {
     }
 
     fn read_once(&self, task: &Task, dst: &mut UserWriter<'_>) -> Result<IoStart<usize>> {
+        let start = self.read_quietly(task, dst)?;
+        self.notify(&start, event::ACCESS);
+        Ok(start)
+    }
+
+    fn write_once(&self, task: &Task, src: &mut UserReader<'_>) -> Result<IoStart<usize>> {
+        let start = self.write_quietly(task, src)?;
+        self.notify(&start, event::MODIFY);
+        Ok(start)
+    }
+
+    fn notify(&self, start: &IoStart<usize>, mask: u32) {
+        if let (IoStart::Done(1..), Some(at)) = (start, self.file.location()) {
+            at.notify(mask);
+        }
+    }
+
+    fn read_quietly(&self, task: &Task, dst: &mut UserWriter<'_>) -> Result<IoStart<usize>> {
         let io = IoCtx { caller: task, flags: self.flags };
         let ops = self.file.ops();
         match self.at {
@@ -99,7 +118,7 @@ impl Transfer {
         }
     }
 
-    fn write_once(&self, task: &Task, src: &mut UserReader<'_>) -> Result<IoStart<usize>> {
+    fn write_quietly(&self, task: &Task, src: &mut UserReader<'_>) -> Result<IoStart<usize>> {
         let io = IoCtx { caller: task, flags: self.flags };
         let ops = self.file.ops();
         if !ops.seekable() {

@@ -167,14 +167,14 @@ fn wait_options(bits: u32) -> WaitOptions {
 async fn wait(cx: &mut Current, which: WaitFor, bits: u32) -> SysResult<Option<Waited>> {
     let options = wait_options(bits);
     if bits & WNOHANG != 0 {
-        return Ok(match try_wait(&cx.task, which, &options)? {
+        return Ok(match try_wait(&cx.task, which, options)? {
             IoStart::Done(waited) => Some(waited),
             IoStart::WouldBlock => None,
         });
     }
     let group = std::sync::Arc::clone(cx.group());
     let waited = cx
-        .block_on(group.child_events(), Events::IN, None, |task| try_wait(task, which, &options))
+        .block_on(group.child_events(), Events::IN, None, |task| try_wait(task, which, options))
         .await
         .map_err(|end| end.or_restart(Restart::Sys))?;
     Ok(Some(waited))

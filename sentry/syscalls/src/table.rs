@@ -72,6 +72,7 @@ const FAMILIES: &[&[Row]] = &[
     crate::sys_exec::ROWS,
     crate::sys_fd::ROWS,
     crate::sys_futex::ROWS,
+    crate::sys_inotify::ROWS,
     crate::sys_io::ROWS,
     crate::sys_misc::ROWS,
     crate::sys_mm::ROWS,

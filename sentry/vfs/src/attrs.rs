@@ -3,6 +3,7 @@
 use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode, is_owner};
+use crate::watch::event;
 use crate::{Attr, Credentials, FileKind, Location, PathCx, SetAttr, SetTime, cap};
 
 /// The mode without the set-id bits that a write by `creds` takes away; `None` where none is (`file_remove_privs`).
@@ -34,7 +35,9 @@ impl PathCx<'_> {
         if !self.creds.in_group(attr.gid) && !self.creds.has_cap(cap::FSETID) {
             mode &= !libc::S_ISGID;
         }
-        at.inode().set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })
+        at.inode().set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })?;
+        at.notify(event::ATTRIB);
+        Ok(())
     }
 
     /// `chown(2)`; `None` leaves an id as it is.
@@ -59,7 +62,9 @@ impl PathCx<'_> {
                 set.mode = Some(attr.mode & 0o7777 & !drop);
             }
         }
-        at.inode().set_attr(&set)
+        at.inode().set_attr(&set)?;
+        at.notify(event::ATTRIB);
+        Ok(())
     }
 
     /// `utimensat(2)`; `None` leaves a time as it is.
@@ -75,7 +80,9 @@ impl PathCx<'_> {
             }
             check_inode(&**at.inode(), Access::WRITE, self.creds, self.caller)?;
         }
-        at.inode().set_attr(&SetAttr { atime, mtime, ..SetAttr::default() })
+        at.inode().set_attr(&SetAttr { atime, mtime, ..SetAttr::default() })?;
+        at.notify(event::ATTRIB);
+        Ok(())
     }
 
     /// `truncate(2)`.
@@ -120,13 +127,17 @@ impl PathCx<'_> {
     /// `setxattr(2)`.
     pub fn set_xattr(&self, at: &Location, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
         self.check_xattr(at, name, true)?;
-        at.inode().set_xattr(name, value, flags)
+        at.inode().set_xattr(name, value, flags)?;
+        at.notify(event::ATTRIB);
+        Ok(())
     }
 
     /// `removexattr(2)`.
     pub fn remove_xattr(&self, at: &Location, name: &[u8]) -> Result<()> {
         self.check_xattr(at, name, true)?;
-        at.inode().remove_xattr(name)
+        at.inode().remove_xattr(name)?;
+        at.notify(event::ATTRIB);
+        Ok(())
     }
 
     /// `listxattr(2)`, each name with its NUL.

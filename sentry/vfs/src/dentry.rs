@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, Result, RwLock};
 
+use crate::watch::Watches;
 use crate::{FileKind, FileSystem, Inode};
 
 /// The name was removed; `/proc` shows it with ` (deleted)`.
@@ -199,6 +200,7 @@ pub struct SuperBlock {
     fs: Arc<dyn FileSystem>,
     root: Arc<Dentry>,
     queue: Mutex<VecDeque<Used>, { rank::LEAF }>,
+    watches: Watches,
     /// Serialises renames that move a name between directories (`s_vfs_rename_mutex`).
     pub(crate) rename: Mutex<(), { rank::RENAME }>,
 }
@@ -229,7 +231,13 @@ impl Drop for SuperBlock {
 impl SuperBlock {
     pub fn new(fs: Arc<dyn FileSystem>) -> Arc<Self> {
         let root = Dentry::new(fs.root(), None, Arc::from(&b""[..]));
-        Arc::new(Self { fs, root, queue: Mutex::new(VecDeque::new()), rename: Mutex::new(()) })
+        Arc::new(Self {
+            fs,
+            root,
+            queue: Mutex::new(VecDeque::new()),
+            watches: Watches::default(),
+            rename: Mutex::new(()),
+        })
     }
 
     pub fn filesystem(&self) -> &Arc<dyn FileSystem> {
@@ -238,6 +246,11 @@ impl SuperBlock {
 
     pub fn root(&self) -> &Arc<Dentry> {
         &self.root
+    }
+
+    /// Who watches this file system's inodes.
+    pub fn watches(&self) -> &Watches {
+        &self.watches
     }
 
     /// The child `name` of `dir`, from the cache or the file system; `None` where there is none.

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use sentry_base::{Mutex, Result, lock::rank};
 
 use crate::lock_table::{FileLocks, LockOwner};
+use crate::watch::event;
 use crate::{Attr, FileOps, Inode, Location, OpenFlags};
 
 /// Somebody who must know when a description goes away: an epoll instance that watches it.
@@ -39,6 +40,9 @@ pub struct FileDescription {
 
 impl Drop for FileDescription {
     fn drop(&mut self) {
+        if let Some(at) = self.location.as_ref().filter(|_| !self.flags().contains(OpenFlags::PATH)) {
+            at.notify(if self.flags().writes() { event::CLOSE_WRITE } else { event::CLOSE_NOWRITE });
+        }
         if let Some(locks) = self.locks.get() {
             locks.release(self.lock_owner());
         }

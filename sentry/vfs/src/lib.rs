@@ -4,10 +4,13 @@
 //! names. Objects are synchronous: a call answers at once with a result or `WouldBlock`, and whoever wants to wait
 //! does so on the file's wait queue.
 //!
-//! **Lock ranks:** file position 15 (held over a whole transfer), `MountTree` 20, `Rename` 30,
-//! `DirInode` 40, `FileData` 50, `FdTable` 60. No user
-//! copy that may fault is made under a directory's lock; a file's data lock may be held over a copy, because a fault
-//! on user memory never needs it back.
+//! **Invariants.** A directory has one live dentry, whose lock is the directory's: names change under it and are checked
+//! once more there. What nobody uses is only cached, and the cache of each file system is bounded. A descriptor's file
+//! is flushed and dropped after the table's lock is released.
+//!
+//! **Lock ranks:** file position 15 (held over a whole transfer), `MountTree` 20, `Rename` 30, `DirInode` 40, `FileData`
+//! 50, `FdTable` 60; dentry links, child caches, watches and lock lists are leaves. No user copy that may fault is
+//! made under a directory's lock.
 //!
 //! **Threat.** Paths, names and flags come from the application; replies of a file system on the gofer's side have
 //! been validated by that file system.
@@ -24,12 +27,14 @@ mod fd_table;
 mod file;
 mod fs_context;
 mod inode;
+mod inotify;
 mod lock_table;
 mod modify;
 mod mount;
 mod open;
 mod vfs;
 mod walk;
+pub mod watch;
 
 pub mod pseudo;
 #[cfg(feature = "testing")]
@@ -47,6 +52,7 @@ pub use fd_table::{FdTable, NR_OPEN};
 pub use file::{FileOps, IoCtx, IoStart, OpenFlags, Pos, WaitLimit, Whence};
 pub use fs_context::{FsContext, FsContextView};
 pub use inode::{Attachment, DirEntry, FileSystem, Inode, Owner, RenameFlags};
+pub use inotify::{Inotify, as_inotify};
 pub use lock_table::{FileKey, FileLocks, LockOwner, LockTable, RangeLock};
 pub use mount::{Location, Mount, MountFlags, MountInfo, MountMap, MountNamespace, PathText, UmountFlags};
 pub use open::{OpenHow, Opened, PendingOpen, anonymous};

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode};
+use crate::inotify::next_cookie;
+use crate::watch::event;
 use crate::{
     Attr, Dentry, FileKind, Inode, Last, Location, LookupFlags, Owner, Parent, PathCx, RenameFlags,
     SuperBlock, cap,
@@ -67,6 +69,7 @@ impl PathCx<'_> {
         self.may_change(&dir)?;
         let inode = make(&dir, &name)?;
         let dentry = sb.insert(&dir.dentry, &name, inode);
+        sb.watches().on_name(&dir.dentry, &name, event::CREATE, is_dir, 0);
         Ok(Location { mount: Arc::clone(&dir.mount), dentry })
     }
 
@@ -125,6 +128,7 @@ impl PathCx<'_> {
             dir.inode().link(name, target.inode())?;
             Ok(Arc::clone(target.inode()))
         })?;
+        target.notify(event::ATTRIB);
         Ok(())
     }
 
@@ -172,6 +176,7 @@ impl PathCx<'_> {
             self.may_delete(&dir, &victim, false)?;
             dir.inode().unlink(&name)?;
             sb.unlinked(&dir.dentry, &victim);
+            sb.watches().on_removed(&dir.dentry, &victim);
         }
         // The inode, and with it the file's pages, may go here, after the lock.
         drop(victim);
@@ -197,6 +202,7 @@ impl PathCx<'_> {
         let _inner = victim.dir.write();
         dir.inode().rmdir(&name)?;
         sb.unlinked(&dir.dentry, &victim);
+        sb.watches().on_removed(&dir.dentry, &victim);
         Ok(())
     }
 
@@ -286,6 +292,19 @@ impl PathCx<'_> {
         }
         let _victim = target.as_ref().filter(|t| t.is_dir() && !exchange).map(|t| t.dir.write());
         old.dir.inode().rename(old_name, new.dir.inode(), new_name, flags)?;
+        let watches = sb.watches();
+        let moved = |name: &Dentry, from: (&Dentry, &[u8]), to: (&Dentry, &[u8])| {
+            let cookie = next_cookie();
+            watches.on_name(from.0, from.1, event::MOVED_FROM, name.is_dir(), cookie);
+            watches.on_name(to.0, to.1, event::MOVED_TO, name.is_dir(), cookie);
+            watches.on_self(name, event::MOVE_SELF);
+        };
+        moved(&source, (old_dir, old_name), (new_dir, new_name));
+        match &target {
+            Some(target) if exchange => moved(target, (new_dir, new_name), (old_dir, old_name)),
+            Some(target) => watches.on_replaced(target),
+            None => {}
+        }
         match &target {
             Some(target) if exchange => sb.exchanged(&source, target),
             _ => sb.renamed(old_dir, &source, new_dir, new_name, target.as_ref()),

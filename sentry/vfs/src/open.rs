@@ -7,6 +7,7 @@ use sentry_base::{Errno, Result, WaitQueue};
 
 use crate::access::{Access, check_inode, is_owner};
 use crate::walk::{NAME_MAX, Step, Walk};
+use crate::watch::event;
 use crate::{
     Caller, DirFile, FifoOpen, FifoWait, FileDescription, FileKind, FileOps, IoStart, Location, LookupFlags,
     MountFlags, OpenFlags, PathCx, SetAttr,
@@ -190,6 +191,7 @@ impl PathCx<'_> {
         let (mode, owner) = self.new_mode(dir, mode, false)?;
         let inode = dir.inode().create(name, mode, owner)?;
         let dentry = sb.insert(&dir.dentry, name, inode);
+        sb.watches().on_name(&dir.dentry, name, event::CREATE, false, 0);
         Ok((Location { mount: Arc::clone(&dir.mount), dentry }, true))
     }
 
@@ -267,6 +269,7 @@ impl PathCx<'_> {
         if kind == FileKind::Regular && !created && flags.contains(OpenFlags::TRUNC) {
             self.truncate_unchecked(&at, 0)?;
         }
+        at.notify(event::OPEN);
         Ok(Opened::File(FileDescription::new(ops, status_flags(flags), Some(at))))
     }
 
@@ -304,7 +307,9 @@ impl PathCx<'_> {
     pub fn truncate_unchecked(&self, at: &Location, len: u64) -> Result<()> {
         let mut set = SetAttr { size: Some(len), ..SetAttr::default() };
         set.mode = crate::attrs::without_set_ids(&at.inode().attr()?, self.creds);
-        at.inode().set_attr(&set)
+        at.inode().set_attr(&set)?;
+        at.notify(event::MODIFY);
+        Ok(())
     }
 }
 

@@ -435,3 +435,45 @@ fn a_listing_survives_changes() {
     assert_eq!(seen.len(), 302);
     assert_eq!(w.names("/"), [".", ".."]);
 }
+
+#[test]
+fn inotify_hears_of_names_and_files() {
+    let w = World::new();
+    w.mkdir("/d");
+    let inotify = Inotify::new();
+    let ops: Arc<dyn FileOps> = Arc::clone(&inotify) as Arc<dyn FileOps>;
+    let heard = || {
+        let mut buf = vec![0; 4096];
+        let io = w.caller.io(OpenFlags::empty());
+        let n = match ops.try_read(&io, &mut UserWriter::buffer(&mut buf), Pos::Stream).unwrap() {
+            IoStart::Done(n) => n,
+            IoStart::WouldBlock => 0,
+        };
+        let mut out = Vec::new();
+        let mut rest = &buf[..n];
+        while !rest.is_empty() {
+            let word = |at: usize| u32::from_ne_bytes(rest[at..at + 4].try_into().unwrap());
+            let len = 16 + word(12) as usize;
+            let name: Vec<u8> = rest[16..len].iter().copied().take_while(|b| *b != 0).collect();
+            out.push((word(0), word(4), String::from_utf8(name).unwrap()));
+            rest = &rest[len..];
+        }
+        out
+    };
+    let dir = w.cx().lookup(None, b"/d", LookupFlags::empty()).unwrap();
+    let wd = inotify.add_watch(&dir, watch::event::ALL).unwrap();
+    assert_eq!(wd, 1);
+    w.put("/d/f", b"x");
+    let e = |mask: u32, name: &str| (1, mask, name.to_owned());
+    use watch::event::*;
+    assert_eq!(heard(), [e(CREATE, "f"), e(OPEN, "f"), e(CLOSE_WRITE, "f")]);
+    w.rename("/d/f", "/d/g", RenameFlags::empty()).unwrap();
+    assert_eq!(heard(), [e(MOVED_FROM, "f"), e(MOVED_TO, "g")]);
+    w.mkdir("/d/s");
+    w.cx().unlink(None, b"/d/g").unwrap();
+    assert_eq!(heard(), [e(CREATE | ISDIR, "s"), e(DELETE, "g")]);
+    w.cx().rmdir(None, b"/d/s").unwrap();
+    w.cx().rmdir(None, b"/d").unwrap();
+    assert_eq!(heard(), [e(DELETE | ISDIR, "s"), e(DELETE_SELF, ""), e(IGNORED, "")]);
+    assert_eq!(inotify.remove_watch(wd), Err(Errno::EINVAL));
+}
