@@ -21,7 +21,11 @@ use crate::programs::{self, INSIDE, Programs};
 use crate::supervise::Report;
 
 /// How long a command may take unless a test says otherwise: far above what is needed on a busy two-core machine.
-const LIMIT: Duration = Duration::from_mins(3);
+/// `$CASEMATE_TEST_LIMIT` is another number of seconds, for somebody who waits for a test that hangs.
+fn patience() -> Duration {
+    let asked = std::env::var("CASEMATE_TEST_LIMIT").ok().and_then(|text| text.parse().ok());
+    asked.map_or(Duration::from_mins(3), Duration::from_secs)
+}
 const POLL: Duration = Duration::from_millis(5);
 
 /// A place for one test to run sandboxes in.
@@ -104,7 +108,7 @@ impl Trial {
             stdin: Input::Nothing,
             env: Vec::new(),
             cwd: None,
-            limit: LIMIT,
+            limit: patience(),
             stdout: None,
         }
     }
@@ -361,7 +365,7 @@ impl Running {
             if done() {
                 return Ok(());
             }
-            if ended || start.elapsed() > LIMIT {
+            if ended || start.elapsed() > patience() {
                 let why = if ended { "it has ended" } else { "nothing happens" };
                 bail!(
                     "waiting until {what}: {why}: `{}`\nstdout so far: {}\nstderr so far: {}\n{}",
