@@ -242,7 +242,8 @@ impl Invocation<'_> {
         if matches!(self.stdin, Input::Closed) {
             self = self.under(["sh", "-c", "exec \"$@\" <&-", "sh"]);
         }
-        let shown = self.words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let shown =
+            self.words.iter().map(|word| brief(&word.to_string_lossy())).collect::<Vec<_>>().join(" ");
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let serial = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let report = self.trial.path().join(format!("report-{serial}"));
@@ -418,6 +419,12 @@ impl Drop for Running {
             let _ = self.child.wait();
         }
     }
+}
+
+/// A word of a command line, cut where it becomes a program of its own.
+fn brief(word: &str) -> String {
+    let text: String = word.trim_start().chars().take_while(|c| *c != '\n').take(120).collect();
+    if text.len() < word.len() { format!("'{text}...'") } else { text }
 }
 
 /// Sends a signal to one process.
