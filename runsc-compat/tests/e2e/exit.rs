@@ -20,8 +20,8 @@ fn codes_of_the_program() -> Result<()> {
         ("exit 255", 255),
         ("/etc/passwd 2>/dev/null", 126),
         ("nonesuch 2>/dev/null", 127),
-        ("sh -c 'kill -TERM $$'", 128 + 15),
-        ("sh -c 'kill -KILL $$'", 128 + 9),
+        ("sh -c 'kill -TERM $$'; exit $?", 128 + 15),
+        ("sh -c 'kill -KILL $$'; exit $?", 128 + 9),
     ] {
         trial.run(&shell(script))?.run()?.expect(code)?;
     }
