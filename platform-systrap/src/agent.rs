@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hostsys::seccomp::{self, Notification};
 use parking_lot::{Condvar, Mutex, RwLock};
-use platform::{Cause, SpaceError};
+use platform::{Cause, DeathWatch, SpaceError};
 
 use crate::channel::Window;
 use crate::layout::{MAX_ORDERS, ORDER_FIRST, ORDER_SIZE};
@@ -142,7 +142,6 @@ pub fn host_error(error: &io::Error) -> SpaceError {
 }
 
 /// A stub process: what outlives its space and contexts, and what the reaper works on.
-#[derive(Debug)]
 pub struct Process {
     pub pid: i32,
     /// Set once, when the process is known to be dead.
@@ -152,10 +151,18 @@ pub struct Process {
     /// True until the process is reaped: under a read lock of it the pid names this process and no other.
     unreaped: RwLock<bool>,
     agent: Mutex<Agent>,
+    /// Who is to be told when it dies; emptied when its end is wanted.
+    watches: Mutex<Vec<DeathWatch>>,
     /// Channel groups, in order of their address in the process.
     pub groups: Mutex<Vec<u64>>,
     /// Slots whose thread is parked and belongs to no context.
     pub spares: Mutex<Vec<u64>>,
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Process({})", self.pid)
+    }
 }
 
 #[derive(Debug)]
@@ -184,6 +191,7 @@ impl Process {
             cause: Mutex::new(None),
             unreaped: RwLock::new(true),
             agent: Mutex::new(Agent { orders, rest: Rest::Born(nr_first) }),
+            watches: Mutex::new(Vec::new()),
             groups: Mutex::new(vec![group]),
             spares: Mutex::default(),
         }
@@ -285,6 +293,24 @@ impl Process {
     pub fn mark_gone(&self, cause: Cause) {
         self.cause.lock().get_or_insert(cause);
         self.gone.store(true, Ordering::Release);
+        let watches = std::mem::take(&mut *self.watches.lock());
+        for tell in watches {
+            tell(self.cause());
+        }
+    }
+
+    /// Has `tell` called when the process dies; at once if it is dead.
+    pub fn watch(&self, tell: DeathWatch) {
+        self.watches.lock().push(tell);
+        if self.is_gone() {
+            // It may have died before the push, when nobody will look again.
+            self.mark_gone(self.cause());
+        }
+    }
+
+    /// Tells nobody: the end of the process is wanted.
+    pub fn unwatch(&self) {
+        self.watches.lock().clear();
     }
 
     /// To be called right before the pid is given back to the host.

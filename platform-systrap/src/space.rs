@@ -354,6 +354,10 @@ impl AddressSpace for Space {
         self.copy(to, len, Prot::WRITE, |pid| memory::write_process(pid, to, part))
     }
 
+    fn on_death(&self, tell: platform::DeathWatch) {
+        self.process.watch(tell);
+    }
+
     fn atomic_u32(&self, at: Addr, op: AtomicOp) -> Result<u32, Fault> {
         let access = if op == AtomicOp::Load { Prot::READ } else { Prot::WRITE };
         if !at.is_multiple_of(4) || at >= layout::STUB_BASE {
@@ -385,6 +389,7 @@ impl AddressSpace for Space {
 impl Drop for Space {
     fn drop(&mut self) {
         // Contexts hold the space, so none is left. The reaper does the rest.
+        self.process.unwatch();
         self.process.kill(Cause::HostSignal(libc::SIGKILL));
     }
 }

@@ -51,6 +51,9 @@ pub enum Cause {
     Protocol(&'static str),
 }
 
+/// Told of the death of a space's host process.
+pub type DeathWatch = Box<dyn FnOnce(Cause) + Send>;
+
 /// A source of address spaces and contexts.
 pub trait Platform: Send + Sync {
     /// A new empty address space.
@@ -112,6 +115,11 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
     fn copy_out(&self, to: Addr, src: &[u8], mode: FaultMode) -> Result<usize, Fault>;
     /// An atomic operation on an aligned word of application memory; returns the old value.
     fn atomic_u32(&self, at: Addr, op: AtomicOp) -> Result<u32, Fault>;
+    /// Calls `tell` when the host process behind the space dies while the space is in use, with the cause; at once if it
+    /// is dead already. A task that sleeps in the kernel learns of it in no other way. Called on any thread.
+    fn on_death(&self, tell: DeathWatch) {
+        drop(tell);
+    }
     /// Resident bytes of the space on the host, for accounting; zero when unknown.
     fn resident_bytes(&self) -> u64 {
         0

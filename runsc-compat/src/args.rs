@@ -175,10 +175,16 @@ pub fn parse(args: Vec<OsString>) -> Parsed {
 
 /// Whether `--version` or `-v` is among the global flags: it needs no command.
 fn shows_version(args: &[OsString]) -> bool {
-    args.iter()
-        .skip(1)
-        .take_while(|arg| arg.to_string_lossy().starts_with('-'))
-        .any(|arg| arg == "--version" || arg == "-v" || arg == "-version")
+    let mut args = args.iter().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.to_string_lossy().as_ref() {
+            "--version" | "-v" | "-version" => return true,
+            "--log" | "--log-format" | "--root" | "--rootless" => drop(args.next()),
+            flag if flag.starts_with('-') => {}
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// As runc prints it; a caller that knows runc alone starts us by that name and reads that name.
@@ -256,6 +262,15 @@ mod tests {
         assert_eq!(wrong("casemate kill"), "\"kill\" requires a minimum of 1 argument(s)");
         assert_eq!(wrong("casemate list --bogus"), "flag provided but not defined: --bogus");
         assert_eq!(wrong("casemate bogus"), "No help topic for 'bogus'");
+    }
+
+    #[test]
+    fn the_version_is_shown_behind_other_flags_but_not_behind_a_command() {
+        let shows = |line: &str| shows_version(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(shows("casemate --root /r --debug --version"));
+        assert!(shows("runc -v"));
+        assert!(!shows("casemate do ls --version"));
+        assert!(!shows("casemate --root --version list"));
     }
 
     #[test]

@@ -110,7 +110,13 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     check_task_limit(&parent)?;
     let kernel = Arc::clone(parent.kernel());
 
-    let mm = if flags.contains(CloneFlags::VM) { parent.mm() } else { parent.mm().fork()? };
+    let mm = if flags.contains(CloneFlags::VM) {
+        parent.mm()
+    } else {
+        let copy = parent.mm().fork()?;
+        kernel.watch_space(&copy);
+        copy
+    };
     let mut context = kernel.platform().new_context(mm.space()).map_err(space_errno)?;
     let fpu = cx.context.fpu().map_err(space_errno)?;
     if !fpu.0.is_empty() {

@@ -255,6 +255,7 @@ fn first_regs(loaded: &Loaded) -> Regs {
 /// Makes a program the first one of a task that has not run yet.
 pub(crate) fn start(task: &Arc<Task>, program: Program) -> Current {
     let regs = first_regs(&program.loaded);
+    task.kernel().watch_space(&program.loaded.mm);
     task.set_mm(program.loaded.mm);
     task.set_exe(Some(program.exe));
     task.set_creds(program.creds);
@@ -274,6 +275,7 @@ fn commit(cx: &mut Current, program: Program) {
     let old_context = core::mem::replace(&mut cx.context, context);
     let old_mm = task.mm();
     task.set_mm(Arc::clone(&loaded.mm));
+    kernel.watch_space(&loaded.mm);
     task.set_exe(Some(exe));
     cx.regs = first_regs(&loaded);
     drop(old_context);

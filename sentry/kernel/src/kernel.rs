@@ -366,9 +366,23 @@ impl Kernel {
             }
         };
         let mut deaths = self.host_deaths.lock();
-        if deaths.len() < 100 {
+        if deaths.len() < 100 && !deaths.contains(&text) {
             deaths.push(text);
         }
+    }
+
+    /// Has the tasks of `mm` killed when its host process dies, wherever they are: one that sleeps here would not notice.
+    pub(crate) fn watch_space(self: &Arc<Self>, mm: &Arc<Mm>) {
+        let (kernel, watched) = (Arc::downgrade(self), Arc::downgrade(mm));
+        mm.space().on_death(Box::new(move |cause| {
+            let (Some(kernel), Some(mm)) = (kernel.upgrade(), watched.upgrade()) else { return };
+            for task in kernel.tasks() {
+                if Arc::ptr_eq(&task.mm(), &mm) {
+                    kernel.record_host_death(&task, cause);
+                    task.group().end(WaitStatus::signaled(abi::signal::sig::KILL, false));
+                }
+            }
+        }));
     }
 
     /// Processes that were lost on the host, one sentence each.

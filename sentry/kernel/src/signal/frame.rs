@@ -20,8 +20,6 @@ const USER_FLAGS: u64 = 0x0005_0dd5;
 const HANDLER_CLEARS: u64 = 0x0001_0500;
 /// The 128 bytes below the stack pointer that the ABI lets a function use.
 const RED_ZONE: u64 = 128;
-/// The first address past user space (`TASK_SIZE_MAX`).
-const TASK_SIZE: u64 = (1 << 47) - 4096;
 /// The 64-bit user code segment.
 const USER_CS: u16 = 0x33;
 /// The user data segment.
@@ -162,10 +160,7 @@ fn restore(cx: &mut Current) -> Result<()> {
     if saved.cs != USER_CS || (uc.flags & UC_STRICT_RESTORE_SS != 0 && saved.ss != USER_SS) {
         return Err(Errno::EFAULT);
     }
-    // The vDSO lies outside of what the application may map, and code there may have been interrupted.
-    if saved.rip >= TASK_SIZE {
-        return Err(Errno::EFAULT);
-    }
+    // Any address may be gone to: one that is not the application's faults there, as it does on Linux.
     let fpu = read_fpu(cx, saved.fpstate)?;
     cx.context.set_fpu(&fpu).map_err(|_| Errno::EFAULT)?;
     let old = cx.regs;
