@@ -48,7 +48,7 @@ while [ "$nr_binds" -gt 0 ]; do
   nr_binds=$((nr_binds - 1))
 done
 hostname casemate
-exec chroot "$root" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
   HOME=/root LC_ALL=C.UTF-8 sh -c 'cd "$0" && exec "$@"' "$cwd" "$@"
 "#;
 

@@ -92,11 +92,15 @@ pub fn descendants(ancestor: i32) -> Vec<Process> {
     found
 }
 
+/// How many processes a description has.
+const MOST: usize = 24;
+
 /// What each process below `ancestor` is doing, for somebody who asks why nothing ends.
 pub fn describe(ancestor: i32) -> String {
     let mut text = String::new();
-    for process in descendants(ancestor) {
-        let Process { pid, parent, state, name, .. } = &process;
+    let all = descendants(ancestor);
+    for process in all.iter().take(MOST) {
+        let Process { pid, parent, state, name, .. } = process;
         let line = process.args().join(" ");
         let line: String = line.chars().take(160).collect();
         let _ = writeln!(text, "  pid {pid} (parent {parent}) {state} {name}: {line}");
@@ -111,6 +115,9 @@ pub fn describe(ancestor: i32) -> String {
                 name.trim()
             );
         }
+    }
+    if all.len() > MOST {
+        let _ = writeln!(text, "  and {} more", all.len() - MOST);
     }
     text
 }

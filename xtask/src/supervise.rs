@@ -79,9 +79,11 @@ fn supervise(mut command: Command, limit: Duration, report: &Path) -> Result<()>
             kill_all(me);
             return Ok(());
         }
-        if end.is_none() && started.elapsed() > limit && stuck.is_none() {
+        if end.is_none() && started.elapsed() > limit {
             stuck = Some(processes::describe(me));
+            // This waits for the command too: its end is not of interest any more.
             kill_all(me);
+            break;
         }
         std::thread::sleep(if end.is_none() { POLL } else { Duration::ZERO });
     }

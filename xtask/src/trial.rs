@@ -21,7 +21,11 @@ use crate::programs::{self, INSIDE, Programs};
 use crate::supervise::Report;
 
 /// How long a command may take unless a test says otherwise: far above what is needed on a busy two-core machine.
-const LIMIT: Duration = Duration::from_mins(3);
+/// `$CASEMATE_TEST_LIMIT` is another number of seconds, for somebody who waits for a test that hangs.
+fn patience() -> Duration {
+    let asked = std::env::var("CASEMATE_TEST_LIMIT").ok().and_then(|text| text.parse().ok());
+    asked.map_or(Duration::from_mins(3), Duration::from_secs)
+}
 const POLL: Duration = Duration::from_millis(5);
 
 /// A place for one test to run sandboxes in.
@@ -104,7 +108,7 @@ impl Trial {
             stdin: Input::Nothing,
             env: Vec::new(),
             cwd: None,
-            limit: LIMIT,
+            limit: patience(),
             stdout: None,
         }
     }
@@ -238,7 +242,8 @@ impl Invocation<'_> {
         if matches!(self.stdin, Input::Closed) {
             self = self.under(["sh", "-c", "exec \"$@\" <&-", "sh"]);
         }
-        let shown = self.words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let shown =
+            self.words.iter().map(|word| brief(&word.to_string_lossy())).collect::<Vec<_>>().join(" ");
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let serial = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let report = self.trial.path().join(format!("report-{serial}"));
@@ -361,7 +366,7 @@ impl Running {
             if done() {
                 return Ok(());
             }
-            if ended || start.elapsed() > LIMIT {
+            if ended || start.elapsed() > patience() {
                 let why = if ended { "it has ended" } else { "nothing happens" };
                 bail!(
                     "waiting until {what}: {why}: `{}`\nstdout so far: {}\nstderr so far: {}\n{}",
@@ -414,6 +419,12 @@ impl Drop for Running {
             let _ = self.child.wait();
         }
     }
+}
+
+/// A word of a command line, cut where it becomes a program of its own.
+fn brief(word: &str) -> String {
+    let text: String = word.trim_start().chars().take_while(|c| *c != '\n').take(120).collect();
+    if text.len() < word.len() { format!("'{text}...'") } else { text }
 }
 
 /// Sends a signal to one process.

@@ -143,7 +143,7 @@ fn codes_and_streams() -> Result<()> {
     host_do(&trial, &["true"]).run()?.expect(0)?;
     host_do(&trial, &["false"]).run()?.expect(1)?;
     host_do(&trial, &["sh", "-c", "exit 77"]).run()?.expect(77)?;
-    host_do(&trial, &["sh", "-c", "sh -c 'kill -TERM $$'"]).run()?.expect(143)?;
+    host_do(&trial, &["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"]).run()?.expect(143)?;
     host_do(&trial, &["nonesuch-program"]).run()?.expect(127)?.expect_err("nonesuch-program")?;
     host_do(&trial, &["/etc/passwd"]).run()?.expect(126)?.expect_err("/etc/passwd")?;
     host_do(&trial, &["cat"]).stdin("through\n").run()?.expect(0)?.expect_out("through\n")?;

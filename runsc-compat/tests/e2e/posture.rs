@@ -16,7 +16,7 @@ fn busy(trial: &Trial) -> Result<Running> {
     let script = "exec 3</etc/passwd 4>/tmp/new; cat /usr/share/dict/* 2>/dev/null | wc -l >/tmp/n; \
                   python3 -c 'import threading, time
 [threading.Thread(target=time.sleep, args=(1000,), daemon=True).start() for _ in range(3)]
-print(\"ready\", flush=True); input()'";
+print(\"ready\", flush=True); import sys; sys.stdin.readline()'";
     let bundle = Bundle::bash(debian()?, script).bind(trial.path(), "/data", "rw");
     let mut running = trial.run(&bundle)?.piped_stdin().start()?;
     running.until_says("ready")?;
