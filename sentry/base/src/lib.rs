@@ -15,6 +15,8 @@ pub mod rand;
 pub mod timer;
 pub mod wait;
 
+pub use hostsys::cpu;
+
 pub use clock::{Nanos, boot_now, mono_now, real_now};
 pub use errno::{Errno, Result};
 pub use executor::{Executor, Reactor};

@@ -63,7 +63,7 @@ pub(crate) fn files(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Vec<(&'static s
 
 /// What the host's `cpuid` says, which application code can ask itself: flags come from there.
 fn cpuinfo(kernel: &Kernel, _caller: &dyn Caller) -> String {
-    let cpu = hostsys::cpu::identify();
+    let cpu = sentry_base::cpu::identify();
     let mut out = String::new();
     for number in 0..kernel.nr_cpus() {
         let _ = write!(
