@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use xtask::bundle::Bundle;
@@ -126,8 +127,10 @@ fn contained_descriptors(who: &str, process: &Process, root: &Path) -> Result<()
         let path = process.proc(&format!("fd/{}", fd.number));
         ensure!(fs::metadata(path)?.is_file(), "{who} holds {fd:?}");
         ensure!(!fd.writable(), "{who} holds a host file for writing: {fd:?}");
-        let inside = fd.target.starts_with(&root.display().to_string())
-            || fs::metadata(root.join(fd.target.trim_start_matches('/'))).is_ok();
+        // The gofer keeps attach point N at `/N` of its own root: that is how the path reads.
+        let below: PathBuf = Path::new(&fd.target).components().skip(2).collect();
+        let about = |path: PathBuf| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+        let inside = about(root.join(below)).ok() == about(process.proc(&format!("fd/{}", fd.number))).ok();
         ensure!(inside, "{who} holds a file from outside of the root: {fd:?}");
     }
     Ok(())
