@@ -167,6 +167,13 @@ pub trait Inode: Send + Sync {
         None
     }
 
+    /// For a magic link to an open file that has no place (a pipe, a socket, a file of the host): that file. Opening the
+    /// link gives another description of it.
+    fn magic_file(&self, caller: &dyn Caller) -> Option<Arc<crate::FileDescription>> {
+        let _ = caller;
+        None
+    }
+
     /// Opens a regular file, directory or the inode's own kind of device. FIFOs, sockets and device nodes of ordinary
     /// file systems are opened by the VFS and never reach this. Truncation is done by the VFS.
     fn open(self: Arc<Self>, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>>;

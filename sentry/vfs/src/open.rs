@@ -37,6 +37,21 @@ pub enum Opened {
     Wait(PendingOpen),
 }
 
+/// Opens a file without a place once more (`/proc/self/fd/N` of a pipe): no more access than it was opened with.
+fn reopen(file: &FileDescription, flags: OpenFlags) -> Result<Opened> {
+    let had = file.flags();
+    if flags.contains(OpenFlags::DIRECTORY) {
+        return Err(Errno::ENOTDIR);
+    }
+    if (flags.reads() && !had.reads()) || (flags.writes() && !had.writes()) {
+        return Err(Errno::EACCES);
+    }
+    if matches!(file.ops().kind(), FileKind::Socket) {
+        return Err(Errno::ENXIO);
+    }
+    Ok(Opened::File(FileDescription::new(Arc::clone(file.ops()), flags, None)))
+}
+
 /// The open of a FIFO that waits for the other end.
 #[derive(Debug)]
 pub struct PendingOpen {
@@ -125,6 +140,11 @@ impl PathCx<'_> {
                     match walk.child(&name)? {
                         Some(child) => {
                             if child.inode().kind() == FileKind::Symlink && (follow || walk.trailing_slash) {
+                                if !flags.contains(OpenFlags::PATH)
+                                    && let Some(file) = walk.placeless(&child)
+                                {
+                                    return reopen(&file, flags);
+                                }
                                 walk.follow(&child)?;
                                 continue;
                             }

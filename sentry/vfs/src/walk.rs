@@ -357,6 +357,19 @@ impl<'c, 'a> Walk<'c, 'a> {
         }
     }
 
+    /// The open file without a place that `link`, the last name of the path, leads to.
+    pub(crate) fn placeless(&self, link: &Location) -> Option<Arc<crate::FileDescription>> {
+        let restricted = LookupFlags::NO_MAGICLINKS
+            | LookupFlags::NO_SYMLINKS
+            | LookupFlags::BENEATH
+            | LookupFlags::IN_ROOT
+            | LookupFlags::NO_XDEV;
+        if self.flags.intersects(restricted) {
+            return None;
+        }
+        link.inode().magic_file(self.cx.caller)
+    }
+
     /// Goes on at the target of `link`, a child of the present directory.
     pub(crate) fn follow(&mut self, link: &Location) -> Result<()> {
         self.links += 1;

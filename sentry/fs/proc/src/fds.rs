@@ -169,6 +169,9 @@ impl Inode for FdLink {
             None => Some(Err(Errno::ENXIO)),
         }
     }
+    fn magic_file(&self, caller: &dyn Caller) -> Option<Arc<FileDescription>> {
+        self.file(caller).ok().filter(|file| file.location().is_none())
+    }
     fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         Err(Errno::ELOOP)
     }
