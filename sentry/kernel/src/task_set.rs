@@ -10,8 +10,8 @@ use sentry_vfs::Terminal;
 
 use crate::{Task, ThreadGroup};
 
-/// The largest task number plus one (`pid_max` of a small machine).
-pub const PID_MAX: i32 = 32768;
+/// The largest task number plus one (`PID_MAX_LIMIT` of 64-bit kernels).
+pub const PID_MAX: i32 = 4_194_304;
 
 /// A process that has ended and was not yet waited for.
 #[derive(Debug, Clone, Copy)]

@@ -7,8 +7,8 @@ use sentry_base::{Errno, Result};
 use sentry_kernel::Task;
 use sentry_vfs::pseudo::{Content, PseudoFile, PseudoFs};
 use sentry_vfs::{
-    Attr, Caller, DirEntry, FileDescription, FileKind, FileOps, FileSystem, Inode, Location, OpenFlags,
-    SetAttr,
+    Attr, Caller, Dentry, DirEntry, FileDescription, FileKind, FileOps, FileSystem, Inode, Location, Mount,
+    OpenFlags, SetAttr,
 };
 
 use crate::process::{Subject, ino, plain_inode};
@@ -165,8 +165,12 @@ impl Inode for FdLink {
         };
         match file.location() {
             Some(location) => Some(Ok(location.clone())),
-            // A pipe or socket has no place: opening it anew needs its inode, which is not there.
-            None => Some(Err(Errno::ENXIO)),
+            // A pipe or socket has no place: it gets one of its own, to be looked at. `magic_file` opens it.
+            None => {
+                let inode: Arc<dyn Inode> = Arc::new(Placeless { file, fs: Arc::clone(&self.fs) });
+                let mount = Mount::detached(Arc::clone(&self.fs) as Arc<dyn FileSystem>);
+                Some(Ok(Location { mount, dentry: Dentry::detached(inode, None, b"") }))
+            }
         }
     }
     fn magic_file(&self, caller: &dyn Caller) -> Option<Arc<FileDescription>> {
@@ -174,6 +178,36 @@ impl Inode for FdLink {
     }
     fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         Err(Errno::ELOOP)
+    }
+}
+
+/// An open file without a name, as something to call `stat` on.
+struct Placeless {
+    file: Arc<FileDescription>,
+    fs: Arc<PseudoFs>,
+}
+
+impl Inode for Placeless {
+    fn kind(&self) -> FileKind {
+        self.file.ops().kind()
+    }
+    fn attr(&self) -> Result<Attr> {
+        self.file.attr()
+    }
+    fn set_attr(&self, _set: &SetAttr) -> Result<()> {
+        Err(Errno::EPERM)
+    }
+    fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+        Err(Errno::ENXIO)
+    }
+    fn filesystem(&self) -> Arc<dyn FileSystem> {
+        Arc::clone(&self.fs) as Arc<dyn FileSystem>
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
     }
 }
 
