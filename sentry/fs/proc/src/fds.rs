@@ -163,15 +163,13 @@ impl Inode for FdLink {
             Ok(file) => file,
             Err(errno) => return Some(Err(errno)),
         };
-        match file.location() {
-            Some(location) => Some(Ok(location.clone())),
-            // A pipe or socket has no place: it gets one of its own, to be looked at. `magic_file` opens it.
-            None => {
-                let inode: Arc<dyn Inode> = Arc::new(Placeless { file, fs: Arc::clone(&self.fs) });
-                let mount = Mount::detached(Arc::clone(&self.fs) as Arc<dyn FileSystem>);
-                Some(Ok(Location { mount, dentry: Dentry::detached(inode, None, b"") }))
-            }
+        if let Some(location) = file.location() {
+            return Some(Ok(location.clone()));
         }
+        // A pipe or socket has no place: it gets one of its own, to be looked at. `magic_file` opens it.
+        let inode: Arc<dyn Inode> = Arc::new(Placeless { file, fs: Arc::clone(&self.fs) });
+        let mount = Mount::detached(Arc::clone(&self.fs) as Arc<dyn FileSystem>);
+        Some(Ok(Location { mount, dentry: Dentry::detached(inode, None, b"") }))
     }
     fn magic_file(&self, caller: &dyn Caller) -> Option<Arc<FileDescription>> {
         self.file(caller).ok().filter(|file| file.location().is_none())
