@@ -14,6 +14,7 @@ use sentry_mm::{Mm, MmConfig};
 use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
 
 use crate::no_space::NoSpace;
+use crate::signal::Origin;
 use crate::task_set::TaskSet;
 use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup, Vfs};
 
@@ -394,5 +395,12 @@ impl Kernel {
 impl SignalSink for Kernel {
     fn signal_group(&self, pgid: i32, signal: i32) {
         self.signal_process_group(pgid, signal);
+    }
+
+    fn signal_process(&self, pid: i32, signal: i32) {
+        if let Some(process) = self.process(pid) {
+            let _ =
+                process.send(abi::signal::SigInfo::kernel(signal, abi::signal::SI_KERNEL), Origin::Inside);
+        }
     }
 }

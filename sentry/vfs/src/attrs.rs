@@ -16,6 +16,11 @@ pub fn without_set_ids(attr: &Attr, creds: &Credentials) -> Option<u32> {
     (!keeps).then_some(attr.mode & 0o7777 & !drop)
 }
 
+/// Whether a value is of a form that `security.capability` may have: revision 2 or 3 (`struct vfs_ns_cap_data`).
+fn is_file_capability(value: &[u8]) -> bool {
+    matches!((value.len(), value.get(3)), (20, Some(2)) | (24, Some(3)))
+}
+
 fn may_write(at: &Location) -> Result<()> {
     if at.mount.is_read_only() { Err(Errno::EROFS) } else { Ok(()) }
 }
@@ -93,6 +98,7 @@ impl PathCx<'_> {
             _ => return Err(Errno::EINVAL),
         }
         self.check(at, Access::WRITE)?;
+        let _in_use = crate::InUse::begin(at.inode(), crate::Use::Write)?;
         self.truncate_unchecked(at, len)
     }
 
@@ -101,6 +107,9 @@ impl PathCx<'_> {
             may_write(at)?;
         }
         let refused = if write { Errno::EPERM } else { Errno::ENODATA };
+        if [&b"user."[..], b"trusted.", b"security."].contains(&name) {
+            return Err(Errno::EINVAL);
+        }
         if name.starts_with(b"trusted.") {
             return if self.creds.has_cap(cap::SYS_ADMIN) { Ok(()) } else { Err(refused) };
         }
@@ -111,6 +120,12 @@ impl PathCx<'_> {
         if name.starts_with(b"user.") {
             if !matches!(at.inode().kind(), FileKind::Regular | FileKind::Directory) {
                 return Err(refused);
+            }
+            if write && at.is_dir() {
+                let attr = at.inode().attr()?;
+                if attr.mode & libc::S_ISVTX != 0 && !is_owner(&attr, self.creds) {
+                    return Err(Errno::EPERM);
+                }
             }
             let want = if write { Access::WRITE } else { Access::READ };
             return check_inode(&**at.inode(), want, self.creds, self.caller);
@@ -127,6 +142,9 @@ impl PathCx<'_> {
     /// `setxattr(2)`.
     pub fn set_xattr(&self, at: &Location, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
         self.check_xattr(at, name, true)?;
+        if name == b"security.capability" && !is_file_capability(value) {
+            return Err(Errno::EINVAL);
+        }
         at.inode().set_xattr(name, value, flags)?;
         at.notify(event::ATTRIB);
         Ok(())

@@ -19,6 +19,8 @@ use crate::{FileKind, FileSystem, Inode};
 const UNLINKED: u8 = 1;
 /// Looked up since the cache last considered it for eviction.
 const REFERENCED: u8 = 2;
+/// A nameless file that never gets a name (`O_TMPFILE` with `O_EXCL`).
+const NO_LINKS: u8 = 4;
 
 /// Dentries and absent names that one file system may keep cached without anyone using them.
 const CACHE_CAP: usize = 50_000;
@@ -129,6 +131,14 @@ impl Dentry {
 
     pub fn is_unlinked(&self) -> bool {
         self.flags.load(Ordering::Acquire) & UNLINKED != 0
+    }
+
+    pub(crate) fn forbid_links(&self) {
+        self.flags.fetch_or(NO_LINKS, Ordering::Relaxed);
+    }
+
+    pub(crate) fn forbids_links(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & NO_LINKS != 0
     }
 
     /// Whether something is mounted here in any namespace.

@@ -3,6 +3,7 @@
 use crate::harness::Area;
 
 mod attr;
+mod copy;
 mod cred;
 mod dir;
 mod epoll;
@@ -10,8 +11,12 @@ mod event;
 mod exec;
 mod fd;
 mod file;
+mod fileio;
 mod futex;
+mod inotify;
+mod lock;
 mod mm;
+mod openat2;
 mod path;
 mod pipe;
 mod poll;
@@ -24,8 +29,10 @@ mod signal;
 mod thread;
 mod time;
 mod tmpfs;
+mod tree;
 mod tty;
 mod unix;
+mod xattr;
 
 /// Every area, in the order in which `list` prints them.
 pub const AREAS: &[Area] = &[
@@ -49,6 +56,13 @@ pub const AREAS: &[Area] = &[
     Area { name: "dir", cases: dir::CASES },
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
+    Area { name: "tree", cases: tree::CASES },
+    Area { name: "openat2", cases: openat2::CASES },
+    Area { name: "fileio", cases: fileio::CASES },
+    Area { name: "copy", cases: copy::CASES },
+    Area { name: "lock", cases: lock::CASES },
+    Area { name: "xattr", cases: xattr::CASES },
+    Area { name: "inotify", cases: inotify::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "cred", cases: cred::CASES },

@@ -135,13 +135,6 @@ impl LinkNote {
 
 /// Owner, mode, times and extended attributes.
 fn copy_metadata(lower: &Arc<dyn Inode>, upper: &Arc<dyn Inode>, attr: &Attr) -> Result<()> {
-    for name in lower.list_xattr().unwrap_or_default() {
-        let Ok(value) = lower.get_xattr(&name) else { continue };
-        match upper.set_xattr(&name, &value, 0) {
-            Ok(()) | Err(Errno::EOPNOTSUPP) => {}
-            Err(e) => return Err(e),
-        }
-    }
     let link = attr.kind() == FileKind::Symlink;
     upper.set_attr(&SetAttr {
         mode: (!link).then_some(attr.mode & 0o7777),
@@ -150,7 +143,16 @@ fn copy_metadata(lower: &Arc<dyn Inode>, upper: &Arc<dyn Inode>, attr: &Attr) ->
         size: None,
         atime: Some(SetTime::At(attr.atime)),
         mtime: Some(SetTime::At(attr.mtime)),
-    })
+    })?;
+    // After the owner: a change of that takes capabilities away.
+    for name in lower.list_xattr().unwrap_or_default() {
+        let Ok(value) = lower.get_xattr(&name) else { continue };
+        match upper.set_xattr(&name, &value, 0) {
+            Ok(()) | Err(Errno::EOPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Copies the bytes, and leaves holes as holes where the lower layer can tell them.

@@ -9,7 +9,7 @@ use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, MutexGuard, Result};
 use sentry_vfs::{
     Attachment, Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, Owner, RenameFlags,
-    SetAttr,
+    SetAttr, Usage,
 };
 
 use crate::copy_up::Data;
@@ -65,6 +65,7 @@ pub struct OverlayInode {
     copying: Mutex<(), { rank::DIR_INODE }>,
     live: Mutex<Live, { rank::LEAF }>,
     attachment: Attachment,
+    usage: Usage,
     this: Weak<OverlayInode>,
 }
 
@@ -130,6 +131,7 @@ impl OverlayInode {
             copying: Mutex::new(()),
             live: Mutex::default(),
             attachment: Attachment::new(),
+            usage: Usage::default(),
             this: Weak::clone(this),
         })
     }
@@ -624,6 +626,10 @@ impl Inode for OverlayInode {
 
     fn list_xattr(&self) -> Result<Vec<Vec<u8>>> {
         self.backing().list_xattr()
+    }
+
+    fn usage(&self) -> Option<&Usage> {
+        Some(&self.usage)
     }
 
     fn attachment(&self) -> Option<&Attachment> {
