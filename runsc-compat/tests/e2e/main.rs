@@ -19,6 +19,7 @@ mod common;
 mod configuration;
 mod deaths;
 mod exit;
+mod files;
 mod host_command;
 mod hostile;
 mod languages;

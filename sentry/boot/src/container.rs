@@ -45,6 +45,7 @@ pub struct Ground {
 /// A container whose init is ready to run as soon as workers do.
 #[derive(Debug)]
 pub struct Container {
+    pub log: Log,
     pub kernel: Arc<Kernel>,
     pub gofer: Arc<Session>,
     pub terminal: Option<Arc<HostSide>>,
@@ -146,7 +147,7 @@ impl Container {
         let spec = init_spec(&boot.process, &tree, table, terminal.as_deref(), ended);
         kernel.create_init(spec).map_err(|error| init_failure(&boot.process, &error))?;
         log.debug("init is ready");
-        Ok(Self { kernel, gofer, terminal, console })
+        Ok(Self { log, kernel, gofer, terminal, console })
     }
 }
 

@@ -91,6 +91,7 @@ fn forward(container: &Container, signo: i32) {
 
 /// What there is to tell about a container that has ended.
 pub fn report(container: &Container, status: WaitStatus) -> Report {
+    container.log.debug(&format!("the gofer has answered {} requests", container.gofer.calls()));
     let byte = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
     let unsupported = container
         .kernel

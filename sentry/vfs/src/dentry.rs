@@ -5,12 +5,12 @@
 //! cycle when it evicts unused dentries and when the last mount goes away.
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use sentry_base::lock::rank;
-use sentry_base::{Errno, Mutex, Result, RwLock};
+use sentry_base::{Errno, KeyedMap, Mutex, Result, RwLock};
 
 use crate::watch::Watches;
 use crate::{FileKind, FileSystem, Inode};
@@ -39,7 +39,7 @@ enum Child {
 
 #[derive(Default)]
 struct Children {
-    map: HashMap<Arc<[u8]>, Child>,
+    map: KeyedMap<Arc<[u8]>, Child>,
     /// Number of entries at which dead `InUse` entries are swept out.
     sweep_at: usize,
 }

@@ -75,7 +75,7 @@ fn sendfile_errors() -> Outcome {
     fails!(EBADF, sendfile(b.as_raw_fd(), 99, null, 1));
     let mut off: off_t = -1;
     fails!(EINVAL, sendfile(b.as_raw_fd(), a.as_raw_fd(), &raw mut off, 1));
-    fails!(EFAULT, sendfile(b.as_raw_fd(), a.as_raw_fd(), 8 as *mut off_t, 1));
+    fails!(EFAULT, sendfile(b.as_raw_fd(), a.as_raw_fd(), 24 as *mut off_t, 1));
     let append = sys::open("b", O_WRONLY | O_APPEND)?;
     fails!(EINVAL, sendfile(append.as_raw_fd(), a.as_raw_fd(), null, 1));
     let (r, w) = sys::pipe()?;
@@ -314,7 +314,7 @@ fn copy_file_range_errors() -> Outcome {
     fails!(EISDIR, cfr(d.as_raw_fd(), null, b.as_raw_fd(), null, 1, 0));
     let mut off = -5i64;
     fails!(EINVAL, cfr(a.as_raw_fd(), &raw mut off, b.as_raw_fd(), null, 1, 0));
-    fails!(EFAULT, cfr(a.as_raw_fd(), 8 as *mut i64, b.as_raw_fd(), null, 1, 0));
+    fails!(EFAULT, cfr(a.as_raw_fd(), 24 as *mut i64, b.as_raw_fd(), null, 1, 0));
     Ok(())
 }
 

@@ -402,7 +402,8 @@ fn inode_numbers_match_stat() -> Outcome {
     ok!(symlink(c("x").as_ptr(), c("many/link").as_ptr()));
     let d = sys::open("many", O_RDONLY)?;
     for (name, _, ino) in once(&d, 4096)? {
-        if name != ".." {
+        // An overlay of the kernel numbers `.` anew.
+        if name != "." && name != ".." {
             same!((name.clone(), ino), (name.clone(), sys::lstat(&format!("many/{name}"))?.st_ino));
         }
     }
@@ -679,7 +680,7 @@ fn statfs_names_the_limits() -> Outcome {
     same!(fs.f_namelen, 255);
     want!(fs.f_bsize >= 512 && fs.f_blocks >= fs.f_bfree, "{} {} {}", fs.f_bsize, fs.f_blocks, fs.f_bfree);
     fails!(ENOENT, statfs(c("none").as_ptr(), &raw mut fs));
-    fails!(EFAULT, statfs(c(".").as_ptr(), 8 as *mut statfs));
+    fails!(EFAULT, statfs(c(".").as_ptr(), 24 as *mut statfs));
     fails!(EBADF, fstatfs(99, &raw mut fs));
     Ok(())
 }

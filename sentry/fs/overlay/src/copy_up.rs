@@ -1,9 +1,8 @@
 //! Copying an object of the lower layer up, with the directories above it.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use sentry_base::{Errno, Result};
+use sentry_base::{Errno, KeyedSet, Result};
 use sentry_memory::{UserReader, UserWriter};
 use sentry_vfs::{Attr, FileKind, FileOps, Inode, IoStart, OpenFlags, Owner, Pos, SetAttr, SetTime, Whence};
 
@@ -115,7 +114,7 @@ impl OverlayInode {
     }
 
     fn note_copy(&self, fs: &OverlayFs, upper_ino: u64, lower: Option<Arc<dyn Inode>>) {
-        let note = UpperNote { ino: self.ino(), live: self.weak(), lower, whiteouts: HashSet::new() };
+        let note = UpperNote { ino: self.ino(), live: self.weak(), lower, whiteouts: KeyedSet::default() };
         let old = fs.tables.lock().upper.insert(upper_ino, note);
         drop(old);
     }

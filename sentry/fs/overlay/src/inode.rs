@@ -2,11 +2,10 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, Weak};
 
 use sentry_base::lock::rank;
-use sentry_base::{Errno, Mutex, MutexGuard, Result};
+use sentry_base::{Errno, KeyedMap, KeyedSet, Mutex, MutexGuard, Result};
 use sentry_vfs::{
     Attachment, Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, Owner, RenameFlags,
     SetAttr, Usage,
@@ -34,7 +33,7 @@ struct Upper {
 /// Lower children of a directory that are in use, by name.
 #[derive(Default)]
 struct Live {
-    by_name: HashMap<Box<[u8]>, Weak<OverlayInode>>,
+    by_name: KeyedMap<Box<[u8]>, Weak<OverlayInode>>,
     sweep_at: usize,
 }
 
@@ -551,10 +550,10 @@ impl Inode for OverlayInode {
         }
         let fs = self.fs()?;
         let (lower, whiteouts) = match self.upper_ino() {
-            None => (self.lower.clone(), HashSet::new()),
+            None => (self.lower.clone(), KeyedSet::default()),
             Some(ino) => match fs.tables.lock().upper.get(&ino) {
                 Some(note) => (note.lower.clone(), note.whiteouts.clone()),
-                None => (None, HashSet::new()),
+                None => (None, KeyedSet::default()),
             },
         };
         let mut more = true;
