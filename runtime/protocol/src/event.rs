@@ -12,6 +12,8 @@ pub enum Order {
     Signal(i32),
     /// The terminal's new size.
     Resize(TerminalSize),
+    /// Let a held init run.
+    Start,
 }
 
 /// From the Sentry.

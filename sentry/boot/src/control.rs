@@ -174,9 +174,14 @@ impl Server<'_> {
         }
     }
 
-    fn obey(&self, order: &Order) {
+    fn obey(&mut self, order: &Order) {
         match order {
             Order::Signal(signo) => self.container.kernel.signal_init(*signo),
+            Order::Start => {
+                if let Some(init) = self.held.take() {
+                    init.start();
+                }
+            }
             Order::Resize(size) => {
                 if let Some(terminal) = &self.container.terminal {
                     terminal.resize(size.rows, size.columns);

@@ -116,7 +116,7 @@ impl Session {
             }
             State::Running(running) => {
                 match self.channel.receive::<Order>(false) {
-                    Ok(None) => {}
+                    Ok(None | Some(Order::Start)) => {}
                     Ok(Some(Order::Signal(signo))) => send(&running.group, signo),
                     Ok(Some(Order::Resize(size))) => {
                         if let Some(terminal) = &running.terminal {
