@@ -153,6 +153,10 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
         notice.give();
     }
     drop(released);
+    if last && let Some(callback) = kernel.take_exit_callback(task.pid()) {
+        let status = task.group().signals.lock().exit.unwrap_or(WaitStatus(0));
+        callback(status);
+    }
     if let Some(status) = finished {
         kernel.finish(status);
     }
