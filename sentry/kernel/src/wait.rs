@@ -118,6 +118,9 @@ pub fn try_wait(task: &Task, which: WaitFor, options: WaitOptions) -> Result<IoS
             }
         }
     };
+    if released.as_ref().is_some_and(|p| !p.group.pid_ns().is_first()) {
+        crate::exit::after_wait(task.kernel());
+    }
     drop(released);
     Ok(result)
 }
@@ -137,6 +140,9 @@ fn is_eligible(task: &Task, child: &Process, which: WaitFor, options: WaitOption
 
 fn report(child: &Process, options: WaitOptions) -> Option<Waited> {
     if let Some(zombie) = &child.zombie {
+        if child.lingers {
+            return None;
+        }
         return options.exited.then(|| Waited::of_zombie(child.group.pid(), zombie));
     }
     if let Some(signo) = child.stop_report.filter(|_| options.stopped) {

@@ -215,7 +215,7 @@ impl RemoteCopy {
             return Ok(None);
         }
         let remote = segments(cx, remote.0, remote.1)?;
-        let task = cx.kernel().task(pid).ok_or(Errno::ESRCH)?;
+        let task = cx.find_task(pid).ok_or(Errno::ESRCH)?;
         if !may_inspect(cx, &task) {
             return Err(Errno::EPERM);
         }
@@ -274,10 +274,12 @@ fn may_inspect(cx: &Current, task: &Task) -> bool {
         return true;
     }
     let (ours, theirs) = (cx.creds(), task.creds());
-    if ours.has_cap(cap::SYS_PTRACE) {
+    if ours.has_cap_in(&theirs.user_ns, cap::SYS_PTRACE) {
         return true;
     }
     let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == ours.uid)
         && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == ours.gid);
-    same && task.group().dumpable() == 1 && theirs.permitted.is_subset_of(ours.permitted)
+    same && task.group().dumpable() == 1
+        && theirs.permitted.is_subset_of(ours.permitted)
+        && theirs.user_ns == ours.user_ns
 }
