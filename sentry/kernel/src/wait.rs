@@ -37,6 +37,7 @@ pub struct WaitOptions {
 /// A child's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waited {
+    /// As the caller sees it.
     pub pid: i32,
     pub uid: u32,
     /// As `wait4` returns it.
@@ -97,8 +98,10 @@ pub fn try_wait(task: &Task, which: WaitFor, options: WaitOptions) -> Result<IoS
         match found {
             None => IoStart::WouldBlock,
             Some(waited) => {
+                let pid = waited.pid;
+                // Its number is given up with the process.
+                let waited = Waited { pid: task.show_pid(pid), ..waited };
                 if !options.nowait {
-                    let pid = waited.pid;
                     let child = set.process_mut(pid)?;
                     if let Some(zombie) = child.zombie {
                         let group = task.group();

@@ -176,9 +176,11 @@ fn umount2(cx: &mut Current, at: PathPtr, flags: Bits) -> Result<()> {
     let paths = Paths::of(cx);
     let follow =
         if flags.contains(UmountFlags::NOFOLLOW) { LookupFlags::empty() } else { LookupFlags::FOLLOW };
-    let target = paths.at(CWD, &cx.path(at.0)?, follow)?;
+    let mut target = paths.at(CWD, &cx.path(at.0)?, follow)?;
     may_mount(&paths)?;
     let ns = Arc::clone(paths.ns());
+    // `.` may be covered by another mount since (`LOOKUP_MOUNTPOINT`).
+    ns.follow_mounts(&mut target);
     // The caller's own view of root and working directory must not count as users.
     drop(paths);
     ns.umount(target, flags)

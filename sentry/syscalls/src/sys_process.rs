@@ -215,7 +215,7 @@ async fn wait4(cx: &mut Current, pid: i32, status: Ptr, options: Bits, usage: Pt
         cx.write_obj(status.0, &waited.status.0)?;
     }
     write_usage(cx, usage, &waited)?;
-    Ok(cx.show_pid(waited.pid))
+    Ok(waited.pid)
 }
 
 async fn waitid(
@@ -260,8 +260,8 @@ async fn waitid(
     if !info.is_null() {
         let value = match &waited {
             Some(w) => {
-                let (pid, uid) = (cx.show_pid(w.pid), cx.creds().user_ns.show_uid(w.uid));
-                SigInfo::child(sig::CHLD, w.code, pid, uid, w.value, 0, 0)
+                let uid = cx.creds().user_ns.show_uid(w.uid);
+                SigInfo::child(sig::CHLD, w.code, w.pid, uid, w.value, 0, 0)
             }
             None => SigInfo::kernel(0, 0),
         };

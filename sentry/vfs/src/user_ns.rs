@@ -3,6 +3,7 @@
 //! Ids inside the Sentry are those of the sandbox's first namespace; a call translates them at its edge, for its
 //! caller. Whether credentials have a capability is always asked with the namespace that owns the object.
 
+use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -221,14 +222,12 @@ impl UserNs {
             Some(parent) if reader == self => parent,
             _ => reader,
         };
-        let maps = self.maps.read();
-        maps.of(kind)
-            .iter()
-            .map(|e| {
-                let first = lower.show(kind, e.kernel_first).unwrap_or(u32::MAX);
-                format!("{:>10} {first:>10} {:>10}\n", e.first, e.count)
-            })
-            .collect()
+        let mut text = String::new();
+        for e in self.maps.read().of(kind) {
+            let first = lower.show(kind, e.kernel_first).unwrap_or(u32::MAX);
+            let _ = writeln!(text, "{:>10} {first:>10} {:>10}", e.first, e.count);
+        }
+        text
     }
 
     /// Sets a map from what `writer` writes to `/proc/PID/uid_map` or `gid_map` (`map_write`): once, `EPERM` after that

@@ -138,7 +138,11 @@ fn set_line(out: &mut String, name: &str, set: SigSet) {
 fn numbers(subject: &Subject, task: &Task, number: i32) -> String {
     let all = task.group().pid_ns().locals(number);
     let shown = usize::try_from(subject.ns().level()).unwrap_or(0);
-    all.iter().skip(shown).map(|n| format!("\t{n}")).collect()
+    let mut text = String::new();
+    for number in all.iter().skip(shown) {
+        let _ = write!(text, "\t{number}");
+    }
+    text
 }
 
 pub(crate) fn status(subject: &Subject, task: &Task, caller: &dyn Caller) -> String {

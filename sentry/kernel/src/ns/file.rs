@@ -268,6 +268,10 @@ impl FileOps for NsFile {
         }
     }
 
+    fn link_text(&self) -> Option<String> {
+        Some(self.ns.text())
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -78,8 +78,8 @@ impl Mount {
     /// A mount in no namespace, for the kernel's own files (`memfd_create(2)`, pipes in the like of `pipefs`).
     pub fn detached(fs: Arc<dyn FileSystem>) -> Arc<Self> {
         let sb = SuperBlock::new(fs);
-        let root = Arc::clone(sb.root());
-        Self::new(sb, root, MountFlags::empty(), "none")
+        let (root, name) = (Arc::clone(sb.root()), sb.filesystem().name());
+        Self::new(sb, root, MountFlags::empty(), name)
     }
 
     /// The mount id of `/proc/PID/mountinfo` and `statx(2)`.
