@@ -23,6 +23,7 @@ mod limits;
 mod no_space;
 pub mod ns;
 pub mod pidfd;
+pub mod ptrace;
 mod robust;
 mod run;
 pub mod signal;

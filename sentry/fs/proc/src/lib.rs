@@ -10,6 +10,7 @@
 
 mod fds;
 mod global;
+mod mem;
 mod namespaces;
 mod process;
 mod root;

@@ -4,6 +4,7 @@ use core::any::Any;
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
+use sentry_kernel::ptrace::{Access, may_access};
 use sentry_kernel::{Kernel, PidNs, Task, TaskState};
 use sentry_memory::UserMemory;
 use sentry_vfs::pseudo::{Content, PseudoFile, PseudoFs, list_entries};
@@ -73,10 +74,7 @@ impl Subject {
     /// The task, if `caller` may look into it (`ptrace_may_access`, `PTRACE_MODE_READ`).
     pub fn inspect(&self, caller: &dyn Caller) -> Result<Arc<Task>> {
         let task = self.task()?;
-        let allowed = match task_of(caller) {
-            Some(own) => own.may_inspect(&task),
-            None => true,
-        };
+        let allowed = task_of(caller).is_some_and(|c| may_access(c, &task, Access::Read));
         if allowed { Ok(task) } else { Err(Errno::EACCES) }
     }
 }
@@ -92,6 +90,7 @@ enum Entry {
     Namespaces,
     Net,
     Attr,
+    Mem,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +144,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("limits", Entry::File(0o444, FileText::Limits)),
     ("loginuid", Entry::File(0o444, FileText::Loginuid)),
     ("maps", Entry::File(0o444, FileText::Maps)),
+    ("mem", Entry::Mem),
     ("mountinfo", Entry::File(0o444, FileText::Mountinfo)),
     ("mounts", Entry::File(0o444, FileText::Mounts)),
     ("mountstats", Entry::File(0o400, FileText::Mountstats)),
@@ -237,6 +237,11 @@ impl TaskDir {
                 NsDir::inode(&self.fs, self.subject.clone(), attr)
             }
             Entry::Net => self.fs.dir(NET.iter().map(|(name, text)| (*name, self.fs.fixed(*text)))),
+            Entry::Mem => Arc::new(crate::mem::MemFile {
+                attr: owned(FileKind::Regular, 0o600, number, &self.fs, &task),
+                fs: Arc::clone(&self.fs),
+                subject: self.subject.clone(),
+            }),
             Entry::Attr => self.fs.dir([("current", self.fs.fixed("unconfined\n"))]),
         })
     }

@@ -19,6 +19,7 @@ pub(crate) fn state_letter(task: &Task, caller_tid: i32) -> char {
     }
     match task.state() {
         TaskState::Stopped => 'T',
+        TaskState::Traced => 't',
         TaskState::Dead => 'X',
         TaskState::App => 'R',
         _ if task.tid() == caller_tid => 'R',
@@ -30,6 +31,7 @@ fn state_word(letter: char) -> &'static str {
     match letter {
         'R' => "R (running)",
         'T' => "T (stopped)",
+        't' => "t (tracing stop)",
         'Z' => "Z (zombie)",
         'X' => "X (dead)",
         _ => "S (sleeping)",
@@ -158,13 +160,14 @@ pub(crate) fn status(subject: &Subject, task: &Task, caller: &dyn Caller) -> Str
     }
     let _ = write!(
         out,
-        "Name:\t{comm}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t0\n\
+        "Name:\t{comm}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t{}\n\
          Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t{}\nGroups:\t{groups}\nNStgid:{}\nNSpid:{}\nNSpgid:{}\nNSsid:{}\n",
         task.fs().umask(),
         state_word(state_letter(task, caller_tid)),
         subject.show(group.pid()),
         subject.show(task.tid()),
         subject.show(group.ppid()),
+        subject.show(task.tracer_tid()),
         user_ns.show_uid(creds.uid),
         user_ns.show_uid(creds.euid),
         user_ns.show_uid(creds.suid),

@@ -144,7 +144,7 @@ pub fn setns(task: &Task, file: &FileDescription, kinds: i32) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     let target = group.threads().first().cloned().ok_or(Errno::ESRCH)?;
-    if !task.may_inspect(&target) {
+    if !crate::ptrace::may_access(task, &target, crate::ptrace::Access::Read) {
         return Err(Errno::EPERM);
     }
     let wanted: Result<Vec<Namespace>> = all
