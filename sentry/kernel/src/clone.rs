@@ -13,7 +13,7 @@ use crate::group::StopState;
 use crate::signal::recalc;
 use crate::task::{TaskParts, VforkGate, work};
 use crate::task_set::Process;
-use crate::{Current, Kernel, Restart, Stop, Task, ThreadGroup, run};
+use crate::{Current, Kernel, Restart, Stop, Task, ThreadGroup, ptrace, run};
 
 /// What a new task shares with its maker and starts with.
 #[derive(Debug, Clone, Copy, Default)]
@@ -196,8 +196,11 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     if flags.contains(CloneFlags::SETTLS) {
         regs.fs_base = spec.tls;
     }
-    register(&kernel, &parent, &child, spec)?;
-    cx.vfork = gate;
+    let untraced = flags.contains(CloneFlags::UNTRACED);
+    let event = ptrace::new_child(&parent, flags.contains(CloneFlags::VFORK), spec.exit_signal, untraced);
+    register(&kernel, &parent, &child, spec, event.is_some() || flags.contains(CloneFlags::PTRACE))?;
+    cx.vfork = gate.map(|gate| (gate, tid));
+    cx.new_child = event.map(|event| (event, tid));
     let child = Current::new(child, regs, context);
     kernel.executor().spawn(run::run(child));
     Ok(tid)
@@ -209,6 +212,7 @@ fn register(
     parent: &Arc<Task>,
     child: &Arc<Task>,
     spec: &CloneSpec,
+    traced: bool,
 ) -> Result<(), Stop> {
     let mut set = kernel.task_set();
     if set.closed {
@@ -223,7 +227,11 @@ fn register(
         drop(group);
         let mut group = child.group().signals.lock();
         group.threads.push(Arc::clone(child));
-        if let StopState::Stopping(_) | StopState::Stopped(_) = group.stop {
+        // A stop that began before this thread was there is its own too (`JOBCTL_STOP_PENDING` is inherited).
+        if let StopState::Stopping(signo) = group.stop {
+            let mut own = child.signals.lock();
+            own.stops.pending = true;
+            own.stops.signo = signo;
             child.notify(work::STOP);
         }
         recalc(&group, child, &child.signals.lock());
@@ -262,5 +270,6 @@ fn register(
             parent.children.push(pid);
         }
     }
+    ptrace::inherit(&mut set, parent, child, traced);
     Ok(())
 }

@@ -22,6 +22,7 @@ mod kernel;
 mod limits;
 mod no_space;
 pub mod pidfd;
+pub mod ptrace;
 mod robust;
 mod run;
 pub mod signal;
@@ -36,7 +37,7 @@ pub use current::{BlockEnd, Current};
 pub use exec::{ExecSpec, execve};
 pub use futex::{FutexTable, FutexWaiter, MATCH_ANY};
 pub use group::ThreadGroup;
-pub use init::InitError;
+pub use init::{InitError, Prepared};
 pub use kernel::{
     ExitCallback, InitSpec, Kernel, KernelConfig, RELEASE, TraceSink, Unsupported, UtsNames, VERSION,
 };

@@ -11,6 +11,7 @@ use sentry_memory::UserMemory;
 use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Terminal};
 
 use crate::cpu::CpuClock;
+use crate::ptrace::{StopRecord, Stops, Trace};
 use crate::signal::Pending;
 use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, ThreadGroup};
 
@@ -26,6 +27,8 @@ pub enum TaskState {
     Interrupt,
     /// Stopped by job control.
     Stopped,
+    /// Stopped for its tracer.
+    Traced,
     /// Waits for a child made with `CLONE_VFORK`.
     VforkWait,
     /// Has a new image, changes credentials.
@@ -37,11 +40,12 @@ pub enum TaskState {
 }
 
 impl TaskState {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::App,
         Self::Syscall,
         Self::Interrupt,
         Self::Stopped,
+        Self::Traced,
         Self::VforkWait,
         Self::ExecCreds,
         Self::ExecSiblings,
@@ -54,7 +58,7 @@ impl TaskState {
 pub(crate) mod work {
     /// A signal may be deliverable.
     pub const SIGNAL: u32 = 1;
-    /// The process stops.
+    /// The process stops, or the tracer wants a stop.
     pub const STOP: u32 = 2;
     /// The task ends.
     pub const KILL: u32 = 4;
@@ -72,8 +76,11 @@ pub(crate) struct TaskSignals {
     /// The mask outside of a `sigtimedwait`, while one runs.
     pub waited_for: SigSet,
     pub alt_stack: StackT,
-    /// The task stands still for job control.
-    pub stopped: bool,
+    pub stops: Stops,
+    /// Who traces the task, and how.
+    pub trace: Option<Trace>,
+    /// What a tracer that let go wants delivered.
+    pub detach_signal: i32,
     /// Ends with this status if the process as a whole does not end.
     pub exit: Option<abi::process::WaitStatus>,
 }
@@ -127,6 +134,10 @@ pub struct Task {
     pub(crate) keep_caps: AtomicBool,
     pub(crate) timer_slack: AtomicU64,
     pub(crate) personality: AtomicU32,
+    /// Bits of [`crate::ptrace::mode`].
+    pub(crate) trace_mode: AtomicU8,
+    /// What the task has left to its tracer while it stands still for it.
+    pub(crate) trace_stop: Mutex<Option<StopRecord>, { rank::LEAF }>,
 }
 
 /// Opens when a child made with `CLONE_VFORK` has left its parent's memory.
@@ -225,6 +236,8 @@ impl Task {
             keep_caps: AtomicBool::new(false),
             timer_slack: AtomicU64::new(50_000),
             personality: AtomicU32::new(0),
+            trace_mode: AtomicU8::new(0),
+            trace_stop: Mutex::new(None),
         })
     }
 
