@@ -259,7 +259,8 @@ impl Run {
     /// Compares a range, through the descriptor and through the kept mapping.
     fn look(&mut self, at: usize, off: usize, len: usize) -> Step {
         let file = &self.files[at];
-        let want = file.model.get(off.min(file.model.len())..(off + len).min(file.model.len())).unwrap_or(&[]);
+        let want =
+            file.model.get(off.min(file.model.len())..(off + len).min(file.model.len())).unwrap_or(&[]);
         let mut got = vec![0xa5; len];
         let n = unsafe { libc::pread(file.fd.as_raw_fd(), got.as_mut_ptr().cast(), len, off as i64) };
         if n < 0 {

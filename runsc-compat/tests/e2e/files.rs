@@ -64,7 +64,8 @@ fn random_operations_find_no_difference() -> Result<()> {
     fs::create_dir(&host)?;
     for place in ["overlay", "tmpfs", "bind"] {
         let program = format!("{INSIDE}/syscall-tests");
-        let bundle = Bundle::new(busybox()?, [program.as_str(), "fsx", "--seconds", seconds, "--dir", "/work"]);
+        let bundle =
+            Bundle::new(busybox()?, [program.as_str(), "fsx", "--seconds", seconds, "--dir", "/work"]);
         let bundle = match place {
             "tmpfs" => bundle.tmpfs("/work"),
             "bind" => bundle.bind(&host, "/work", "rw"),
@@ -97,9 +98,34 @@ fn a_killed_sandbox_loses_nothing_that_was_synced() -> Result<()> {
         let kept = fs::read_to_string(host.join("journal"))?;
         for n in 0..=told {
             let line = kept.lines().nth(usize::try_from(n)?).unwrap_or_default();
-            ensure!(line == format!("{n:064}"), "record {n} of {told} is {line:?} after the {victim} was killed");
+            ensure!(
+                line == format!("{n:064}"),
+                "record {n} of {told} is {line:?} after the {victim} was killed"
+            );
         }
         trial.finish()?;
     }
     Ok(())
+}
+
+/// What is written on the root goes to the disk where that is asked for, within its limit, and is gone afterwards.
+#[test]
+fn a_filestore_on_disk_is_limited_and_vanishes() -> Result<()> {
+    let trial = Trial::new("filestore")?;
+    let store = trial.path().join("store");
+    fs::create_dir(&store)?;
+    let script = "
+        dd if=/dev/zero of=/big bs=1M count=20 2>/dev/null && echo written
+        dd if=/dev/zero of=/bigger bs=1M count=64 2>&1 | grep -o 'No space left on device'
+        rm -f /bigger /big; echo fits >/small && cat /small; df / | tail -1 | awk '{print $2}'
+    ";
+    let bundle = trial.path().join("bundle");
+    Bundle::new(busybox()?, ["sh", "-c", script]).write(&bundle)?;
+    let place = format!("{},size=48m", store.display());
+    let run = ["run".into(), "--bundle".into(), bundle.into_os_string(), trial.id().into()];
+    let words = ["--filestore".into(), place.into()].into_iter().chain(run);
+    let out = trial.casemate(words).run()?.expect(0)?;
+    ensure!(out.out() == "written\nNo space left on device\nfits\n49152\n", "{out}");
+    ensure!(fs::read_dir(&store)?.next().is_none(), "something is left in {}", store.display());
+    trial.finish()
 }

@@ -16,8 +16,11 @@ mod futex;
 mod inotify;
 mod lock;
 mod mm;
+mod mount;
+mod ns;
 mod openat2;
 mod path;
+mod pidns;
 mod pipe;
 mod poll;
 mod process;
@@ -68,6 +71,9 @@ pub const AREAS: &[Area] = &[
     Area { name: "xattr", cases: xattr::CASES },
     Area { name: "inotify", cases: inotify::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
+    Area { name: "ns", cases: ns::CASES },
+    Area { name: "pidns", cases: pidns::CASES },
+    Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
