@@ -48,6 +48,20 @@ pub fn run(args: &[String]) -> i32 {
         Some("pid") => print!("{} {}", std::process::id(), crate::sys::gettid()),
         Some("exe") => print!("{}", std::fs::read_link("/proc/self/exe").unwrap_or_default().display()),
         Some("threads") => print!("{}", std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)),
+        Some("membarrier") => unsafe {
+            let ret = libc::syscall(libc::SYS_membarrier, 8, 0, 0);
+            print!(
+                "{}",
+                if ret == 0 { "ok".to_string() } else { crate::harness::errno_name(crate::harness::errno()) }
+            );
+        },
+        Some("getppid") => unsafe {
+            let ret = libc::syscall(libc::SYS_getppid);
+            print!(
+                "{}",
+                if ret >= 0 { "ok".to_string() } else { crate::harness::errno_name(crate::harness::errno()) }
+            );
+        },
         Some("sleep") => std::thread::sleep(std::time::Duration::from_secs(60)),
         _ => {
             eprintln!("unknown helper {args:?}");

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use abi::process::{CloneFlags, rlimit};
+use abi::process::{CloneFlags, RLIM_INFINITY, rlimit};
 use abi::signal::{SS_DISABLE, StackT, sig};
 use platform::SpaceError;
 use sentry_base::{Errno, Result};
@@ -86,13 +86,41 @@ fn check_task_limit(task: &Task) -> Result<()> {
     if creds.uid == 0 || creds.has_cap(cap::SYS_RESOURCE) || creds.has_cap(cap::SYS_ADMIN) {
         return Ok(());
     }
-    let limit = task.rlimit(rlimit::NPROC);
+    if tasks_of_user(task, creds.uid, task.rlimit(rlimit::NPROC)) { Err(Errno::EAGAIN) } else { Ok(()) }
+}
+
+/// Whether user `uid` has at least `limit` tasks.
+fn tasks_of_user(task: &Task, uid: u32, limit: u64) -> bool {
     let set = task.kernel().task_set();
-    if (set.tasks.len() as u64) < limit {
-        return Ok(());
+    (set.tasks.len() as u64) >= limit
+        && set.tasks.values().filter(|t| t.creds().uid == uid).count() as u64 >= limit
+}
+
+impl Task {
+    /// Whether the task's user has more tasks than `RLIMIT_NPROC` allows and `spare` more.
+    fn is_over_task_limit(&self, spare: u64) -> bool {
+        let creds = self.creds();
+        let limit = self.rlimit(rlimit::NPROC);
+        creds.uid != 0
+            && limit != RLIM_INFINITY
+            && tasks_of_user(self, creds.uid, limit.saturating_add(1).saturating_add(spare))
     }
-    let owned = set.tasks.values().filter(|t| t.creds().uid == creds.uid).count();
-    if owned as u64 >= limit { Err(Errno::EAGAIN) } else { Ok(()) }
+
+    /// Notes for the next `execve(2)` whether the user that the task has become had too many tasks without it. Linux lets
+    /// the change of user pass, and fails the `execve(2)` that usually follows (`flag_nproc_exceeded`).
+    pub fn note_task_limit(&self) {
+        let over = self.is_over_task_limit(1);
+        self.over_task_limit.store(over, Ordering::Relaxed);
+    }
+
+    /// `EAGAIN` if [`Task::note_task_limit`] found too many tasks and there still are too many.
+    pub(crate) fn check_noted_task_limit(&self) -> Result<()> {
+        if self.over_task_limit.load(Ordering::Relaxed) && self.is_over_task_limit(0) {
+            return Err(Errno::EAGAIN);
+        }
+        self.over_task_limit.store(false, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// Makes a task and starts it; its thread id.
@@ -197,6 +225,9 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
         regs.fs_base = spec.tls;
     }
     register(&kernel, &parent, &child, spec)?;
+    if !thread {
+        group.watch_cpu_limit();
+    }
     cx.vfork = gate;
     let child = Current::new(child, regs, context);
     kernel.executor().spawn(run::run(child));
@@ -222,6 +253,8 @@ fn register(
         }
         drop(group);
         let mut group = child.group().signals.lock();
+        // Under this lock, so that filters for all threads do not miss a new one.
+        child.seccomp.inherit(&parent.seccomp);
         group.threads.push(Arc::clone(child));
         if let StopState::Stopping(_) | StopState::Stopped(_) = group.stop {
             child.notify(work::STOP);

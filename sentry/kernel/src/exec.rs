@@ -179,6 +179,9 @@ fn exec_creds(old: &Credentials, file: &FileDescription) -> Result<(Credentials,
 
 /// `execve(2)` and `execveat(2)`: on success the registers are the new program's.
 pub async fn execve(cx: &mut Current, spec: ExecSpec) -> Stop {
+    if let Err(errno) = cx.task.check_noted_task_limit() {
+        return Stop::Errno(errno);
+    }
     let program = match prepare(&cx.task, spec) {
         Ok(program) => program,
         Err(errno) => return Stop::Errno(errno),

@@ -106,6 +106,7 @@ impl Kernel {
         self.set_exit_callback(spec.on_exit);
         spec.fds.close_on_exec(pid);
         let cx = exec::start(&task, program);
+        group.watch_cpu_limit();
         self.executor().spawn(run::run(cx));
         Ok(())
     }

@@ -10,6 +10,7 @@ use platform::{Prot, TrapEvent};
 use sentry_base::{Errno, WaitClass};
 use sentry_mm::FaultOutcome;
 
+use crate::seccomp::{self, Gate};
 use crate::signal::{FaultRecord, Outcome, interrupt};
 use crate::{Call, Current, Row, Stop, SysResult, TaskState, exit};
 
@@ -68,11 +69,21 @@ async fn syscall(cx: &mut Current) {
     let args = cx.regs.syscall_args();
     cx.syscall_nr = nr;
     let row = cx.task.kernel().table().row(nr).copied();
+    if cx.task.seccomp_mode() != 0
+        && let Gate::Answer(result) = Box::pin(seccomp::enter(cx, nr, args)).await
+    {
+        return finish(cx, result);
+    }
     let result = if cx.task.kernel().trace.is_some() {
         traced(cx, row, nr, args).await
     } else {
         call(cx, row, nr, args).await
     };
+    finish(cx, result);
+}
+
+/// Puts a call's outcome where the application finds it.
+fn finish(cx: &mut Current, result: SysResult) {
     match result {
         Ok(value) => cx.regs.rax = value,
         Err(Stop::Errno(errno)) => cx.regs.rax = errno.to_rax(),

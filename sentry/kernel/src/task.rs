@@ -11,6 +11,7 @@ use sentry_memory::UserMemory;
 use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Terminal};
 
 use crate::cpu::CpuClock;
+use crate::seccomp::Seccomp;
 use crate::signal::Pending;
 use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, ThreadGroup};
 
@@ -127,6 +128,9 @@ pub struct Task {
     pub(crate) keep_caps: AtomicBool,
     pub(crate) timer_slack: AtomicU64,
     pub(crate) personality: AtomicU32,
+    pub(crate) seccomp: Seccomp,
+    /// The change to the present user exceeded `RLIMIT_NPROC`.
+    pub(crate) over_task_limit: AtomicBool,
 }
 
 /// Opens when a child made with `CLONE_VFORK` has left its parent's memory.
@@ -225,6 +229,8 @@ impl Task {
             keep_caps: AtomicBool::new(false),
             timer_slack: AtomicU64::new(50_000),
             personality: AtomicU32::new(0),
+            seccomp: Seccomp::default(),
+            over_task_limit: AtomicBool::new(false),
         })
     }
 

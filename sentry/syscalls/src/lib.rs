@@ -24,6 +24,7 @@ mod sys_path;
 mod sys_pipe;
 mod sys_poll;
 mod sys_process;
+mod sys_seccomp;
 mod sys_signal;
 mod sys_socket;
 mod sys_stat;

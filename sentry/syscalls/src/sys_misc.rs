@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use abi::process::{Rlimit, SchedParam, Sysinfo, Utsname, rlimit};
 use abi::time::Timespec;
+use platform::Barrier;
 use sentry_base::{Errno, Result, mono_now, rand};
 use sentry_kernel::{Current, RELEASE, RestartBlock, Stop, SysResult, Task, UtsNames, VERSION};
 use sentry_vfs::{CapSet, Credentials, cap};
@@ -41,7 +42,7 @@ syscalls! {
     302 prlimit64(pid: i32, resource: u32, new: Ptr, old: Ptr) [sync];
     309 getcpu(cpu: Ptr, node: Ptr, cache: Ptr) [sync];
     318 getrandom(buf: Ptr, len: usize, flags: Bits) [sync];
-    324 membarrier(command: i32, flags: Bits, cpu: i32) [sync, "the query answers that no command is there"];
+    324 membarrier(command: i32, flags: Bits, cpu: i32) [sync, "no RSEQ commands, as there is no rseq"];
 }
 
 fn field(text: &[u8]) -> [u8; 65] {
@@ -154,10 +155,12 @@ fn setrlimit(cx: &mut Current, resource: u32, rlim: Ptr) -> Result<()> {
     Ok(())
 }
 
-/// Limits that another crate keeps a copy of.
+/// Limits that something else has to know of.
 fn apply_limit(task: &Task, resource: u32, new: Rlimit) {
-    if resource == rlimit::STACK {
-        task.mm().set_stack_limit(new.cur);
+    match resource {
+        rlimit::STACK => task.mm().set_stack_limit(new.cur),
+        rlimit::CPU => task.group().watch_cpu_limit(),
+        _ => {}
     }
 }
 
@@ -424,9 +427,42 @@ fn getrandom(cx: &mut Current, buf: Ptr, len: usize, flags: Bits) -> Result<usiz
     Ok(done)
 }
 
-/// No command is offered: a barrier over other threads of the process would have to run on the host inside it.
-fn membarrier(_cx: &mut Current, command: i32, flags: Bits, _cpu: i32) -> Result<i32> {
-    if command == 0 && flags.0 == 0 { Ok(0) } else { Err(Errno::EINVAL) }
+/// Commands of `membarrier(2)` that are there. The RSEQ ones are not, as rseq(2) is not.
+mod barrier {
+    pub const QUERY: i32 = 0;
+    pub const GLOBAL: i32 = 1;
+    pub const GLOBAL_EXPEDITED: i32 = 2;
+    pub const REGISTER_GLOBAL_EXPEDITED: i32 = 4;
+    pub const PRIVATE: i32 = 8;
+    pub const REGISTER_PRIVATE: i32 = 16;
+    pub const PRIVATE_CODE: i32 = 32;
+    pub const REGISTER_PRIVATE_CODE: i32 = 64;
+    pub const GET_REGISTRATIONS: i32 = 512;
+    pub const ALL: i32 = 0x27f;
+}
+
+/// The stub process of the caller's memory makes the barrier: the threads that it is for run there.
+fn membarrier(cx: &mut Current, command: i32, flags: Bits, _cpu: i32) -> Result<i32> {
+    if flags.0 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mm = cx.mm();
+    let registered = |command: i32| mm.barriers() & command.cast_unsigned() != 0;
+    let reach = match command {
+        barrier::QUERY => return Ok(barrier::ALL),
+        barrier::GET_REGISTRATIONS => return Ok(mm.barriers().cast_signed()),
+        barrier::REGISTER_GLOBAL_EXPEDITED | barrier::REGISTER_PRIVATE | barrier::REGISTER_PRIVATE_CODE => {
+            mm.add_barriers(command.cast_unsigned());
+            return Ok(0);
+        }
+        barrier::GLOBAL | barrier::GLOBAL_EXPEDITED => Barrier::Everywhere,
+        barrier::PRIVATE if registered(barrier::REGISTER_PRIVATE) => Barrier::Threads,
+        barrier::PRIVATE_CODE if registered(barrier::REGISTER_PRIVATE_CODE) => Barrier::Code,
+        barrier::PRIVATE | barrier::PRIVATE_CODE => return Err(Errno::EPERM),
+        _ => return Err(Errno::EINVAL),
+    };
+    mm.space().barrier(reach).map_err(|_| Errno::ENOMEM)?;
+    Ok(0)
 }
 
 fn arch_prctl(cx: &mut Current, code: i32, addr: u64) -> Result<()> {
@@ -477,7 +513,8 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
             name.resize(16, 0);
             cx.copy_out(a, &name)?;
         }
-        libc::PR_GET_SECCOMP => return Ok(0),
+        libc::PR_GET_SECCOMP => return Ok(u64::from(cx.seccomp_mode())),
+        libc::PR_SET_SECCOMP => crate::sys_seccomp::set_mode(cx, a, b)?,
         libc::PR_CAPBSET_READ if a <= 40 => {
             return Ok(u64::from(cx.creds().bounding.has(u32::try_from(a).unwrap_or(0))));
         }

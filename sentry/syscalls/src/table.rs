@@ -80,6 +80,7 @@ const FAMILIES: &[&[Row]] = &[
     crate::sys_pipe::ROWS,
     crate::sys_poll::ROWS,
     crate::sys_process::ROWS,
+    crate::sys_seccomp::ROWS,
     crate::sys_signal::ROWS,
     crate::sys_socket::ROWS,
     crate::sys_stat::ROWS,

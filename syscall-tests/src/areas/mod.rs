@@ -11,6 +11,10 @@ mod exec;
 mod fd;
 mod file;
 mod futex;
+mod futex_pi;
+mod futexv;
+mod limits;
+mod membarrier;
 mod mm;
 mod path;
 mod pipe;
@@ -19,6 +23,7 @@ mod process;
 mod procfs;
 mod rename;
 mod rlimit;
+mod seccomp;
 mod sigframe;
 mod signal;
 mod thread;
@@ -53,4 +58,9 @@ pub const AREAS: &[Area] = &[
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
+    Area { name: "seccomp", cases: seccomp::CASES },
+    Area { name: "futex_pi", cases: futex_pi::CASES },
+    Area { name: "futexv", cases: futexv::CASES },
+    Area { name: "limits", cases: limits::CASES },
+    Area { name: "membarrier", cases: membarrier::CASES },
 ];

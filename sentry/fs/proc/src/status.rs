@@ -207,10 +207,12 @@ pub(crate) fn status(task: &Task, caller_tid: i32) -> String {
     let list = if cpus > 1 { format!("0-{}", cpus - 1) } else { "0".to_owned() };
     let _ = write!(
         out,
-        "NoNewPrivs:\t{}\nSeccomp:\t0\nSeccomp_filters:\t0\nSpeculation_Store_Bypass:\tvulnerable\n\
+        "NoNewPrivs:\t{}\nSeccomp:\t{}\nSeccomp_filters:\t{}\nSpeculation_Store_Bypass:\tvulnerable\n\
          Cpus_allowed:\t{mask:x}\nCpus_allowed_list:\t{list}\nMems_allowed:\t1\nMems_allowed_list:\t0\n\
          voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n",
         u8::from(creds.no_new_privs),
+        task.seccomp_mode(),
+        task.seccomp_filters(),
     );
     out
 }
