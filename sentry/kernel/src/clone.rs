@@ -29,6 +29,8 @@ pub struct CloneSpec {
     pub child_tid: u64,
     /// Where `CLONE_PIDFD` writes the descriptor.
     pub pidfd: u64,
+    /// The thread id to take; 0 for any.
+    pub set_tid: i32,
 }
 
 /// The errno of a platform's refusal to make a process or thread.
@@ -153,7 +155,10 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     let fds = if flags.contains(CloneFlags::FILES) { parent.fds() } else { parent.fds().fork() };
     let fs = if flags.contains(CloneFlags::FS) { parent.fs() } else { parent.fs().fork() };
 
-    let tid = kernel.task_set().allocate(kernel.max_tasks)?;
+    let tid = match spec.set_tid {
+        0 => kernel.task_set().allocate(kernel.max_tasks)?,
+        chosen => kernel.task_set().claim(chosen, kernel.max_tasks)?,
+    };
     let group = if thread {
         Arc::clone(parent.group())
     } else {
@@ -188,6 +193,9 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
         scheduling,
     });
     child.inherit(&parent);
+    if flags.contains(CloneFlags::SYSVSEM) {
+        child.share_sem_undo(&parent);
+    }
     {
         // A new thread has no alternate stack; a new process, and a vfork child, keep their parent's.
         let stack = parent.signals.lock().alt_stack;

@@ -39,6 +39,7 @@ pub(crate) fn exit(cx: Current) {
     let kernel = Arc::clone(task.kernel());
     let group = Arc::clone(task.group());
     leave_memory(&task);
+    task.leave_sem_undo();
     let last = leave_group(&task);
     if last {
         group.timers.clear(&kernel);

@@ -162,13 +162,12 @@ impl FutexTable {
             if !exchange(mm, addr, word, word | WAITERS)? {
                 continue;
             }
-            match queue {
-                Some(queue) => queue.add(waiter),
-                None => {
-                    let lock = PiLock { owner, waiters: vec![Arc::clone(waiter)] };
-                    locks.insert(waiter.key, lock);
-                    self.pi.count.store(locks.len(), Ordering::SeqCst);
-                }
+            if let Some(queue) = queue {
+                queue.add(waiter);
+            } else {
+                let lock = PiLock { owner, waiters: vec![Arc::clone(waiter)] };
+                locks.insert(waiter.key, lock);
+                self.pi.count.store(locks.len(), Ordering::SeqCst);
             }
             return Ok(PiAttempt::Queued);
         }

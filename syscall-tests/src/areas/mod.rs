@@ -8,6 +8,7 @@ mod dir;
 mod epoll;
 mod event;
 mod exec;
+mod execcred;
 mod fd;
 mod file;
 mod futex;
@@ -16,16 +17,21 @@ mod futexv;
 mod limits;
 mod membarrier;
 mod mm;
+mod mqueue;
 mod path;
+mod pidfd;
 mod pipe;
 mod poll;
+mod prctl;
 mod process;
 mod procfs;
 mod rename;
 mod rlimit;
+mod sched;
 mod seccomp;
 mod sigframe;
 mod signal;
+mod sysv;
 mod thread;
 mod time;
 mod tmpfs;
@@ -61,6 +67,12 @@ pub const AREAS: &[Area] = &[
     Area { name: "seccomp", cases: seccomp::CASES },
     Area { name: "futex_pi", cases: futex_pi::CASES },
     Area { name: "futexv", cases: futexv::CASES },
+    Area { name: "sysv", cases: sysv::CASES },
+    Area { name: "mqueue", cases: mqueue::CASES },
+    Area { name: "execcred", cases: execcred::CASES },
+    Area { name: "prctl", cases: prctl::CASES },
+    Area { name: "sched", cases: sched::CASES },
+    Area { name: "pidfd", cases: pidfd::CASES },
     Area { name: "limits", cases: limits::CASES },
     Area { name: "membarrier", cases: membarrier::CASES },
 ];
