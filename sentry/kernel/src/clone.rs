@@ -13,7 +13,7 @@ use crate::group::StopState;
 use crate::signal::recalc;
 use crate::task::{TaskParts, VforkGate, work};
 use crate::task_set::Process;
-use crate::{Current, Kernel, Restart, Stop, Task, ThreadGroup, run};
+use crate::{Current, Kernel, Restart, Stop, Task, ThreadGroup, ptrace, run};
 
 /// What a new task shares with its maker and starts with.
 #[derive(Debug, Clone, Copy, Default)]
@@ -232,11 +232,14 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     if flags.contains(CloneFlags::SETTLS) {
         regs.fs_base = spec.tls;
     }
-    register(&kernel, &parent, &child, spec)?;
+    let untraced = flags.contains(CloneFlags::UNTRACED);
+    let event = ptrace::new_child(&parent, flags.contains(CloneFlags::VFORK), spec.exit_signal, untraced);
+    register(&kernel, &parent, &child, spec, event.is_some() || flags.contains(CloneFlags::PTRACE))?;
     if !thread {
         group.watch_cpu_limit();
     }
-    cx.vfork = gate;
+    cx.vfork = gate.map(|gate| (gate, tid));
+    cx.new_child = event.map(|event| (event, tid));
     let child = Current::new(child, regs, context);
     kernel.executor().spawn(run::run(child));
     Ok(tid)
@@ -248,6 +251,7 @@ fn register(
     parent: &Arc<Task>,
     child: &Arc<Task>,
     spec: &CloneSpec,
+    traced: bool,
 ) -> Result<(), Stop> {
     let mut set = kernel.task_set();
     if set.closed {
@@ -264,7 +268,11 @@ fn register(
         // Under this lock, so that filters for all threads do not miss a new one.
         child.seccomp.inherit(&parent.seccomp);
         group.threads.push(Arc::clone(child));
-        if let StopState::Stopping(_) | StopState::Stopped(_) = group.stop {
+        // A stop that began before this thread was there is its own too (`JOBCTL_STOP_PENDING` is inherited).
+        if let StopState::Stopping(signo) = group.stop {
+            let mut own = child.signals.lock();
+            own.stops.pending = true;
+            own.stops.signo = signo;
             child.notify(work::STOP);
         }
         recalc(&group, child, &child.signals.lock());
@@ -303,5 +311,6 @@ fn register(
             parent.children.push(pid);
         }
     }
+    ptrace::inherit(&mut set, parent, child, traced);
     Ok(())
 }

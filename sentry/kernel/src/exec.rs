@@ -89,7 +89,8 @@ pub(crate) fn prepare(task: &Task, spec: ExecSpec) -> Result<Program> {
         Some(file) => Some(Elf::parse_interpreter(&opened(task, file))?),
         None => None,
     };
-    let ExecCreds { creds: new_creds, secure, clears_persona } = exec_creds::of_file(&creds, &file)?;
+    let ExecCreds { creds: new_creds, secure, clears_persona } =
+        exec_creds::of_file(&creds, &file, task.has_weak_tracer())?;
     let hidden = exec_creds::hides_memory(&creds, &new_creds) || exec_creds::is_unreadable(&file, &creds);
     let persona = task.personality.load(Ordering::Relaxed);
     let persona = if clears_persona { persona & !PER_CLEAR_ON_SETID } else { persona };
@@ -145,11 +146,14 @@ pub async fn execve(cx: &mut Current, spec: ExecSpec) -> Stop {
         Ok(program) => program,
         Err(errno) => return Stop::Errno(errno),
     };
+    let old_tid = cx.task.tid();
     if let Err(stop) = end_siblings(cx).await {
         return stop;
     }
     cx.task.set_state(TaskState::ExecCreds);
     commit(cx, program);
+    cx.regs.orig_rax = cx.syscall_nr;
+    crate::ptrace::exec_stop(cx, old_tid).await;
     Stop::RegistersSet
 }
 
@@ -194,9 +198,10 @@ async fn end_siblings(cx: &mut Current) -> Result<(), Stop> {
         let process = set.process_mut(pid)?;
         let leader = core::mem::replace(&mut process.leader, Arc::clone(&task));
         process.leader_dead = false;
+        let traced = crate::ptrace::move_link(&mut set, task.tid(), pid);
         task.set_tid(pid);
         drop(set);
-        drop((own, old_leader, leader));
+        drop((own, old_leader, leader, traced));
     }
     Ok(())
 }

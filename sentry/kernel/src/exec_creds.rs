@@ -69,15 +69,21 @@ fn file_caps(file: &FileDescription) -> Result<Option<FileCaps>> {
 
 /// The credentials that a task with `old` has after it executes `file`. `EPERM` if the file demands capabilities that the
 /// bounding set takes away.
-pub(crate) fn of_file(old: &Credentials, file: &FileDescription) -> Result<ExecCreds> {
+/// `distrusted`: a tracer without rights of its own watches, so nothing may be gained that the task could not take.
+pub(crate) fn of_file(old: &Credentials, file: &FileDescription, distrusted: bool) -> Result<ExecCreds> {
     let attr = file.attr()?;
     let suid_allowed = !file.location().is_some_and(|at| at.mount.flags().contains(MountFlags::NOSUID));
     let caps = if suid_allowed { file_caps(file)? } else { None };
-    compute(old, suid_allowed.then_some((attr.mode, attr.uid, attr.gid)), caps)
+    compute(old, suid_allowed.then_some((attr.mode, attr.uid, attr.gid)), caps, distrusted)
 }
 
 /// `owner`: mode and owner of the file, where set-id bits count.
-fn compute(old: &Credentials, owner: Option<(u32, u32, u32)>, caps: Option<FileCaps>) -> Result<ExecCreds> {
+fn compute(
+    old: &Credentials,
+    owner: Option<(u32, u32, u32)>,
+    caps: Option<FileCaps>,
+    distrusted: bool,
+) -> Result<ExecCreds> {
     let mut new = old.clone();
     let mut clears_persona = false;
     if let Some((mode, uid, gid)) = owner
@@ -113,9 +119,11 @@ fn compute(old: &Credentials, owner: Option<(u32, u32, u32)>, caps: Option<FileC
     let gained = !new.permitted.is_subset_of(old.permitted);
     clears_persona |= gained;
     let id_changed = new.euid != old.euid || !new.in_group(new.egid);
-    if (id_changed || gained) && old.no_new_privs {
-        new.euid = new.uid;
-        new.egid = new.gid;
+    if (id_changed || gained) && (old.no_new_privs || distrusted) {
+        if old.no_new_privs || !old.has_cap(cap::SETUID) {
+            new.euid = new.uid;
+            new.egid = new.gid;
+        }
         new.permitted = new.permitted.intersect(old.permitted);
     }
     new.suid = new.euid;
@@ -173,30 +181,39 @@ mod tests {
 
     #[test]
     fn set_user_id_root() {
-        let got = compute(&user(1000), Some((0o4755, 0, 0)), None).unwrap();
+        let got = compute(&user(1000), Some((0o4755, 0, 0)), None, false).unwrap();
         assert_eq!((got.creds.uid, got.creds.euid, got.creds.suid, got.creds.fsuid), (1000, 0, 0, 0));
         assert_eq!(got.creds.effective, CapSet::FULL);
         assert!(got.secure && got.clears_persona);
         let nnp = Credentials { no_new_privs: true, ..user(1000) };
-        let got = compute(&nnp, Some((0o4755, 0, 0)), None).unwrap();
+        let got = compute(&nnp, Some((0o4755, 0, 0)), None, false).unwrap();
         assert_eq!((got.creds.euid, got.creds.permitted, got.secure), (1000, CapSet::EMPTY, false));
-        let got = compute(&user(1000), None, None).unwrap();
+        let got = compute(&user(1000), None, None, false).unwrap();
         assert_eq!(got.creds.euid, 1000, "a mount with nosuid");
     }
 
     #[test]
+    fn a_weak_tracer_keeps_privileges_away() {
+        let got = compute(&user(1000), Some((0o4755, 0, 0)), None, true).unwrap();
+        assert_eq!((got.creds.euid, got.creds.permitted), (1000, CapSet::EMPTY));
+    }
+
+    #[test]
     fn file_capabilities() {
-        let got = compute(&user(1000), Some((0o755, 0, 0)), caps(0b11, 0, true)).unwrap();
+        let got = compute(&user(1000), Some((0o755, 0, 0)), caps(0b11, 0, true), false).unwrap();
         assert_eq!((got.creds.permitted.0, got.creds.effective.0, got.secure), (0b11, 0b11, true));
-        let got = compute(&user(1000), Some((0o755, 0, 0)), caps(0b11, 0, false)).unwrap();
+        let got = compute(&user(1000), Some((0o755, 0, 0)), caps(0b11, 0, false), false).unwrap();
         assert_eq!((got.creds.permitted.0, got.creds.effective.0), (0b11, 0));
         let bounded = Credentials { bounding: CapSet(0b01), ..user(1000) };
-        assert_eq!(compute(&bounded, Some((0o755, 0, 0)), caps(0b11, 0, true)).err(), Some(Errno::EPERM));
-        let got = compute(&bounded, Some((0o755, 0, 0)), caps(0b11, 0, false)).unwrap();
+        assert_eq!(
+            compute(&bounded, Some((0o755, 0, 0)), caps(0b11, 0, true), false).err(),
+            Some(Errno::EPERM)
+        );
+        let got = compute(&bounded, Some((0o755, 0, 0)), caps(0b11, 0, false), false).unwrap();
         assert_eq!(got.creds.permitted.0, 0b01);
         // Root without the right to be special gets what the file says.
         let plain = Credentials { securebits: SECBIT_NOROOT, ..Credentials::root() };
-        let got = compute(&plain, Some((0o755, 0, 0)), caps(0b100, 0, true)).unwrap();
+        let got = compute(&plain, Some((0o755, 0, 0)), caps(0b100, 0, true), false).unwrap();
         assert_eq!(got.creds.permitted.0, 0b100);
     }
 
@@ -208,11 +225,11 @@ mod tests {
             ambient: CapSet(0b1),
             ..user(1000)
         };
-        let got = compute(&with, Some((0o755, 0, 0)), None).unwrap();
+        let got = compute(&with, Some((0o755, 0, 0)), None, false).unwrap();
         assert_eq!((got.creds.effective.0, got.creds.ambient.0, got.secure), (1, 1, false));
-        let got = compute(&with, Some((0o755, 0, 0)), caps(0, 0b1, true)).unwrap();
+        let got = compute(&with, Some((0o755, 0, 0)), caps(0, 0b1, true), false).unwrap();
         assert_eq!((got.creds.effective.0, got.creds.ambient.0), (1, 0));
-        let got = compute(&with, Some((0o4755, 5, 0)), None).unwrap();
+        let got = compute(&with, Some((0o4755, 5, 0)), None, false).unwrap();
         assert_eq!((got.creds.effective.0, got.creds.ambient.0), (0, 0));
     }
 

@@ -14,22 +14,30 @@ use sentry_memory::UserMemory;
 use crate::group::StopState;
 use crate::signal::{Origin, recalc};
 use crate::task_set::{TaskSet, Zombie};
-use crate::{Current, Kernel, Task, TaskState, ThreadGroup, robust};
+use crate::{Current, Kernel, Task, TaskState, ThreadGroup, ptrace, robust};
 
 /// A signal to send once the task set's lock is free.
-struct Notice {
+pub(crate) struct Notice {
     to: Arc<ThreadGroup>,
     /// `None` to wake waiters alone.
     info: Option<SigInfo>,
 }
 
 impl Notice {
-    fn give(self) {
+    pub fn give(self) {
         if let Some(info) = self.info {
             let _ = self.to.send(info, Origin::Inside);
         }
         self.to.child_events.notify(Events::IN);
     }
+}
+
+/// The status that a task ends with, once it is on its way out.
+pub(crate) fn status_of(task: &Task) -> WaitStatus {
+    let group = task.group().signals.lock();
+    let own = task.signals.lock();
+    // Its own `exit(2)` counts unless the process ends as a whole.
+    group.exit.or(own.exit).unwrap_or(WaitStatus(0))
 }
 
 /// Ends a task: the last thing that its future does.
@@ -111,12 +119,20 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
     {
         let mut set = kernel.task_set();
         parent_death_signals(&set, task, &mut notices);
+        leave_tracees(&mut set, task, &mut notices, &mut released);
         if task.tid() == task.pid() {
             // A thread that executed may have taken the leader's place already.
             if let Ok(process) = set.process_mut(task.pid())
                 && Arc::ptr_eq(&process.leader, task)
             {
                 process.leader_dead = true;
+            }
+        } else if set.traces.contains_key(&task.tid()) {
+            // The tracer waits for each thread.
+            let status = status_of(task);
+            if let Some(link) = set.traces.get_mut(&task.tid()) {
+                link.zombie = Some(status);
+                notices.push(tracer_notice(task, &link.tracer, status));
             }
         } else {
             released.extend(set.tasks.remove(&task.tid()));
@@ -144,6 +160,36 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
     }
 }
 
+/// What a tracer is told of the end of a tracee.
+fn tracer_notice(task: &Task, tracer: &Task, status: WaitStatus) -> Notice {
+    let (code, value) = child_code(status);
+    let (utime, stime) = task.cpu_times();
+    let ignored = tracer.group().actions().get(sig::CHLD).handler == SIG_IGN;
+    let uid = task.creds().uid;
+    let info = SigInfo::child(sig::CHLD, code, task.tid(), uid, value, ticks(utime), ticks(stime));
+    Notice { to: Arc::clone(tracer.group()), info: (!ignored).then_some(info) }
+}
+
+/// A tracer ends: its tracees go on without it, or die with it, and those that have ended become their parents' to wait for.
+fn leave_tracees(
+    set: &mut SetGuard<'_>,
+    task: &Arc<Task>,
+    notices: &mut Vec<Notice>,
+    released: &mut Vec<Arc<Task>>,
+) {
+    let (ended, doomed) = ptrace::let_go_of_tracees(set, task);
+    for tracee in ended {
+        // Its own children are told to init, if it is the one that ends now.
+        if tracee.group().ppid() != task.pid() {
+            tell_parent(set, tracee.pid(), notices, released);
+        }
+    }
+    for tracee in doomed {
+        let info = Some(SigInfo::kernel(sig::KILL, SI_KERNEL));
+        notices.push(Notice { to: Arc::clone(tracee.group()), info });
+    }
+}
+
 /// `PR_SET_PDEATHSIG`: for the children that this thread made.
 fn parent_death_signals(set: &TaskSet, task: &Task, notices: &mut Vec<Notice>) {
     let Ok(own) = set.process(task.pid()) else { return };
@@ -157,7 +203,7 @@ fn parent_death_signals(set: &TaskSet, task: &Task, notices: &mut Vec<Notice>) {
     }
 }
 
-type SetGuard<'a> = MutexGuard<'a, TaskSet, { rank::TASK_SET }>;
+pub(crate) type SetGuard<'a> = MutexGuard<'a, TaskSet, { rank::TASK_SET }>;
 
 fn end_of_process(
     set: &mut SetGuard<'_>,
@@ -265,9 +311,21 @@ fn wake_orphaned(set: &TaskSet, pgid: i32, notices: &mut Vec<Notice>) {
 }
 
 /// Tells the parent of a zombie, or removes the zombie if the parent does not want to know (`do_notify_parent`).
-fn tell_parent(set: &mut SetGuard<'_>, pid: i32, notices: &mut Vec<Notice>, released: &mut Vec<Arc<Task>>) {
+pub(crate) fn tell_parent(
+    set: &mut SetGuard<'_>,
+    pid: i32,
+    notices: &mut Vec<Notice>,
+    released: &mut Vec<Arc<Task>>,
+) {
     let Ok(process) = set.process(pid) else { return };
     let Some(zombie) = process.zombie else { return };
+    if set.is_traced_elsewhere(pid) {
+        // Its tracer comes first.
+        if let Some(link) = set.traces.get(&pid) {
+            notices.push(tracer_notice(&link.tracee, &link.tracer, zombie.status));
+        }
+        return;
+    }
     let parent = match set.process(process.parent) {
         Ok(parent) if parent.zombie.is_none() => Arc::clone(&parent.group),
         // Init is gone: nobody waits any more.
@@ -281,7 +339,8 @@ fn tell_parent(set: &mut SetGuard<'_>, pid: i32, notices: &mut Vec<Notice>, rele
     let mut send = signo != 0;
     if signo == sig::CHLD {
         let action = parent.actions().get(sig::CHLD);
-        reaped = action.handler == SIG_IGN || action.flags & SA_NOCLDWAIT != 0;
+        let traced = set.traces.contains_key(&pid);
+        reaped = !traced && (action.handler == SIG_IGN || action.flags & SA_NOCLDWAIT != 0);
         send = action.handler != SIG_IGN;
     }
     let info = send.then(|| {

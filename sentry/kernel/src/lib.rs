@@ -25,6 +25,7 @@ mod kernel;
 mod limits;
 mod no_space;
 pub mod pidfd;
+pub mod ptrace;
 mod robust;
 mod run;
 pub mod seccomp;

@@ -12,6 +12,7 @@ use sentry_memory::UserMemory;
 use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Terminal};
 
 use crate::cpu::CpuClock;
+use crate::ptrace::{StopRecord, Stops, Trace};
 use crate::seccomp::Seccomp;
 use crate::signal::Pending;
 use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, ThreadGroup};
@@ -28,6 +29,8 @@ pub enum TaskState {
     Interrupt,
     /// Stopped by job control.
     Stopped,
+    /// Stopped for its tracer.
+    Traced,
     /// Waits for a child made with `CLONE_VFORK`.
     VforkWait,
     /// Has a new image, changes credentials.
@@ -39,11 +42,12 @@ pub enum TaskState {
 }
 
 impl TaskState {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::App,
         Self::Syscall,
         Self::Interrupt,
         Self::Stopped,
+        Self::Traced,
         Self::VforkWait,
         Self::ExecCreds,
         Self::ExecSiblings,
@@ -56,7 +60,7 @@ impl TaskState {
 pub(crate) mod work {
     /// A signal may be deliverable.
     pub const SIGNAL: u32 = 1;
-    /// The process stops.
+    /// The process stops, or the tracer wants a stop.
     pub const STOP: u32 = 2;
     /// The task ends.
     pub const KILL: u32 = 4;
@@ -74,8 +78,11 @@ pub(crate) struct TaskSignals {
     /// The mask outside of a `sigtimedwait`, while one runs.
     pub waited_for: SigSet,
     pub alt_stack: StackT,
-    /// The task stands still for job control.
-    pub stopped: bool,
+    pub stops: Stops,
+    /// Who traces the task, and how.
+    pub trace: Option<Trace>,
+    /// What a tracer that let go wants delivered.
+    pub detach_signal: i32,
     /// Ends with this status if the process as a whole does not end.
     pub exit: Option<abi::process::WaitStatus>,
 }
@@ -134,6 +141,10 @@ pub struct Task {
     pub(crate) sem_undo: Mutex<Option<Arc<UndoList>>, { rank::LEAF }>,
     /// The change to the present user exceeded `RLIMIT_NPROC`.
     pub(crate) over_task_limit: AtomicBool,
+    /// Bits of [`crate::ptrace::mode`].
+    pub(crate) trace_mode: AtomicU8,
+    /// What the task has left to its tracer while it stands still for it.
+    pub(crate) trace_stop: Mutex<Option<StopRecord>, { rank::LEAF }>,
 }
 
 /// Opens when a child made with `CLONE_VFORK` has left its parent's memory.
@@ -238,6 +249,8 @@ impl Task {
             seccomp: Seccomp::default(),
             sem_undo: Mutex::new(None),
             over_task_limit: AtomicBool::new(false),
+            trace_mode: AtomicU8::new(0),
+            trace_stop: Mutex::new(None),
         })
     }
 

@@ -8,6 +8,7 @@ use abi::process::WaitStatus;
 use sentry_base::{Errno, Result};
 use sentry_vfs::Terminal;
 
+use crate::ptrace::TraceLink;
 use crate::{Task, ThreadGroup};
 
 /// The largest task number plus one (`PID_MAX_LIMIT` of 64-bit kernels).
@@ -57,6 +58,8 @@ pub(crate) struct TaskSet {
     pub tasks: HashMap<i32, Arc<Task>>,
     pub processes: BTreeMap<i32, Process>,
     pub sessions: HashMap<i32, Session>,
+    /// Who is traced, by thread id.
+    pub traces: BTreeMap<i32, TraceLink>,
     last_pid: i32,
     /// No more tasks are made: the sandbox ends.
     pub closed: bool,
@@ -164,6 +167,7 @@ impl TaskSet {
     pub fn remove_process(&mut self, pid: i32) -> Option<Process> {
         let process = self.processes.remove(&pid)?;
         self.tasks.remove(&pid);
+        self.traces.remove(&pid);
         if let Some(parent) = self.processes.get_mut(&process.parent) {
             parent.children.retain(|c| *c != pid);
         }

@@ -25,6 +25,7 @@ mod sys_path;
 mod sys_pipe;
 mod sys_poll;
 mod sys_process;
+mod sys_ptrace;
 mod sys_sched;
 mod sys_seccomp;
 mod sys_signal;

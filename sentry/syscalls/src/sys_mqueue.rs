@@ -101,7 +101,7 @@ async fn mq_timedsend(
     if file.flags().contains(OpenFlags::NONBLOCK) {
         return match queue.try_send(&text, priority, sender) {
             IoStart::Done(()) => Ok(()),
-            _ => Err(Errno::EAGAIN.into()),
+            IoStart::WouldBlock => Err(Errno::EAGAIN.into()),
         };
     }
     let attempt = |_: &sentry_kernel::Task| Ok(queue.try_send(&text, priority, sender));
@@ -126,8 +126,8 @@ async fn mq_timedreceive(
     }
     let (text, found) = match queue.try_receive() {
         IoStart::Done(message) => message,
-        _ if file.flags().contains(OpenFlags::NONBLOCK) => return Err(Errno::EAGAIN.into()),
-        _ => {
+        IoStart::WouldBlock if file.flags().contains(OpenFlags::NONBLOCK) => return Err(Errno::EAGAIN.into()),
+        IoStart::WouldBlock => {
             queue.set_waiting(true);
             let attempt = |_: &sentry_kernel::Task| Ok(queue.try_receive());
             let end = cx.block_on(queue.events(), Events::READABLE, deadline, attempt).await;

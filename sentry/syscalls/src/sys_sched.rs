@@ -7,6 +7,7 @@ use std::sync::Arc;
 use abi::process::rlimit;
 use sentry_base::{Errno, Result};
 use sentry_kernel::pidfd::PidFd;
+use sentry_kernel::ptrace::{Access, may_access};
 use sentry_kernel::{Current, Scheduling, Task};
 use sentry_vfs::cap;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -106,7 +107,7 @@ fn target(cx: &Current, pid: i32) -> Result<Arc<Task>> {
 
 fn read_attr(cx: &Current, at: Ptr) -> Result<SchedAttr> {
     let known = u32::try_from(size_of::<SchedAttr>()).unwrap_or(0);
-    let too_big = |_| {
+    let too_big = || {
         // The caller learns which size there is.
         let _ = cx.write_obj(at.0, &known);
         Errno::E2BIG
@@ -116,11 +117,11 @@ fn read_attr(cx: &Current, at: Ptr) -> Result<SchedAttr> {
         size => usize::try_from(size).unwrap_or(usize::MAX),
     };
     if !(ATTR_V0..=PAGE).contains(&size) {
-        return Err(too_big(()));
+        return Err(too_big());
     }
     let mut attr = SchedAttr::new_zeroed();
     match crate::args::copy_struct(cx, at, size, ATTR_V0, attr.as_mut_bytes()) {
-        Err(Errno::E2BIG) => return Err(too_big(())),
+        Err(Errno::E2BIG) => return Err(too_big()),
         other => other?,
     }
     if attr.flags & UTIL_CLAMP != 0 && size < size_of::<SchedAttr>() {
@@ -248,17 +249,9 @@ fn ioprio_get(cx: &mut Current, which: i32, who: i32) -> Result<i32> {
 
 // Comparing and taking what processes have.
 
-/// Whether the caller may look into `task` (`PTRACE_MODE_READ_REALCREDS`, `ptrace(2)`).
-fn may_look_into(cx: &Current, task: &Task) -> Result<()> {
-    if task.pid() == cx.pid() {
-        return Ok(());
-    }
-    let (ours, theirs) = (cx.creds(), task.creds());
-    let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == ours.uid)
-        && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == ours.gid);
-    let contained = theirs.permitted.is_subset_of(ours.permitted);
-    let open = same && contained && task.group().dumpable() == 1;
-    if open || ours.has_cap(cap::SYS_PTRACE) { Ok(()) } else { Err(Errno::EPERM) }
+/// `EPERM` unless the caller may look into `task`.
+fn may_look_into(cx: &Current, task: &Task, access: Access) -> Result<()> {
+    if may_access(&cx.task, task, access) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 /// The order of objects is real but says nothing of where they are.
@@ -268,8 +261,8 @@ struct Order(RandomState);
 fn kcmp(cx: &mut Current, pid1: i32, pid2: i32, kind: i32, index1: u64, index2: u64) -> Result<i32> {
     let (one, two) =
         (cx.kernel().task(pid1).ok_or(Errno::ESRCH)?, cx.kernel().task(pid2).ok_or(Errno::ESRCH)?);
-    may_look_into(cx, &one)?;
-    may_look_into(cx, &two)?;
+    may_look_into(cx, &one, Access::Read)?;
+    may_look_into(cx, &two, Access::Read)?;
     let place = |task: &Task, index: u64| -> Result<u64> {
         let address = |at: *const ()| at.addr() as u64;
         Ok(match kind {
@@ -304,7 +297,7 @@ fn pidfd_getfd(cx: &mut Current, fd: i32, target: i32, flags: Bits) -> Result<i3
     }
     let group = PidFd::group_of(&*cx.file(fd)?)?;
     let task = group.threads().first().cloned().ok_or(Errno::ESRCH)?;
-    may_look_into(cx, &task)?;
+    may_look_into(cx, &task, Access::Attach)?;
     let file = task.file_or_path(target)?;
     cx.fds().add(file, true, cx.rlimit(rlimit::NOFILE))
 }

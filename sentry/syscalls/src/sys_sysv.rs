@@ -52,7 +52,7 @@ fn shmat(cx: &mut Current, id: i32, addr: u64, flags: Bits) -> Result<u64> {
         return Err(Errno::EINVAL);
     }
     let mut at = addr;
-    if addr % PAGE != 0 {
+    if !addr.is_multiple_of(PAGE) {
         if !has(SHM_RND) {
             return Err(Errno::EINVAL);
         }
@@ -93,7 +93,7 @@ fn shmat(cx: &mut Current, id: i32, addr: u64, flags: Bits) -> Result<u64> {
 }
 
 fn shmdt(cx: &mut Current, addr: u64) -> Result<()> {
-    if addr % PAGE != 0 {
+    if !addr.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL);
     }
     let (mm, ipc) = (cx.mm(), cx.ipc());
@@ -350,7 +350,7 @@ async fn msgsnd(cx: &mut Current, id: i32, msg: Ptr, size: i64, flags: Bits) -> 
     if flags.0 & IPC_NOWAIT != 0 {
         return match queue.try_send(kind, &text, pid, &creds)? {
             IoStart::Done(()) => Ok(()),
-            _ => Err(Errno::EAGAIN.into()),
+            IoStart::WouldBlock => Err(Errno::EAGAIN.into()),
         };
     }
     let attempt = |_: &sentry_kernel::Task| queue.try_send(kind, &text, pid, &creds);
@@ -383,7 +383,7 @@ async fn msgrcv(cx: &mut Current, id: i32, msg: Ptr, size: i64, kind: i64, flags
     let received = if has(IPC_NOWAIT) {
         match attempt(&cx.task)? {
             IoStart::Done(received) => received,
-            _ => return Err(Errno::ENOMSG.into()),
+            IoStart::WouldBlock => return Err(Errno::ENOMSG.into()),
         }
     } else {
         let end = cx.block_on(queue.changed(), Events::IN, None, attempt).await;

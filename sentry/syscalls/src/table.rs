@@ -83,6 +83,7 @@ const FAMILIES: &[&[Row]] = &[
     crate::sys_process::ROWS,
     crate::sys_sched::ROWS,
     crate::sys_seccomp::ROWS,
+    crate::sys_ptrace::ROWS,
     crate::sys_signal::ROWS,
     crate::sys_socket::ROWS,
     crate::sys_stat::ROWS,

@@ -25,6 +25,8 @@ mod poll;
 mod prctl;
 mod process;
 mod procfs;
+mod ptrace;
+mod ptrace_events;
 mod rename;
 mod rlimit;
 mod sched;
@@ -44,6 +46,8 @@ pub const AREAS: &[Area] = &[
     Area { name: "exec", cases: exec::CASES },
     Area { name: "signal", cases: signal::CASES },
     Area { name: "sigframe", cases: sigframe::CASES },
+    Area { name: "ptrace", cases: ptrace::CASES },
+    Area { name: "ptrace-events", cases: ptrace_events::CASES },
     Area { name: "futex", cases: futex::CASES },
     Area { name: "thread", cases: thread::CASES },
     Area { name: "mm", cases: mm::CASES },

@@ -10,6 +10,7 @@
 
 mod fds;
 mod global;
+mod mem;
 mod process;
 mod root;
 mod status;

@@ -4,6 +4,7 @@ use core::any::Any;
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
+use sentry_kernel::ptrace::{Access, may_access};
 use sentry_kernel::{Kernel, Task, TaskState};
 use sentry_memory::UserMemory;
 use sentry_vfs::pseudo::{Content, PseudoFile, PseudoFs, list_entries};
@@ -58,17 +59,8 @@ impl Subject {
     /// The task, if `caller` may look into it (`ptrace_may_access`, `PTRACE_MODE_READ`).
     pub fn inspect(&self, caller: &dyn Caller) -> Result<Arc<Task>> {
         let task = self.task()?;
-        if task_of(caller).is_some_and(|c| c.pid() == task.pid()) {
-            return Ok(task);
-        }
-        let (ours, theirs) = (caller.creds(), task.creds());
-        let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == ours.fsuid)
-            && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == ours.fsgid);
-        if (same && task.group().dumpable() == 1) || ours.has_cap(cap::SYS_PTRACE) {
-            Ok(task)
-        } else {
-            Err(Errno::EACCES)
-        }
+        let allowed = task_of(caller).is_some_and(|c| may_access(c, &task, Access::Read));
+        if allowed { Ok(task) } else { Err(Errno::EACCES) }
     }
 }
 
@@ -83,6 +75,7 @@ enum Entry {
     Namespaces,
     Net,
     Attr,
+    Mem,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +128,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("limits", Entry::File(0o444, FileText::Limits)),
     ("loginuid", Entry::File(0o444, FileText::Loginuid)),
     ("maps", Entry::File(0o444, FileText::Maps)),
+    ("mem", Entry::Mem),
     ("mountinfo", Entry::File(0o444, FileText::Mountinfo)),
     ("mounts", Entry::File(0o444, FileText::Mounts)),
     ("net", Entry::Net),
@@ -237,6 +231,11 @@ impl TaskDir {
                 .fs
                 .dir(NAMESPACES.iter().map(|(name, id)| (*name, self.fs.link(format!("{name}:[{id}]"))))),
             Entry::Net => self.fs.dir(NET.iter().map(|(name, text)| (*name, self.fs.fixed(*text)))),
+            Entry::Mem => Arc::new(crate::mem::MemFile {
+                attr: owned(FileKind::Regular, 0o600, number, &self.fs, &task),
+                fs: Arc::clone(&self.fs),
+                subject: self.subject.clone(),
+            }),
             Entry::Attr => self.fs.dir([("current", self.fs.fixed("unconfined\n"))]),
         })
     }

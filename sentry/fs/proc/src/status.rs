@@ -19,6 +19,7 @@ pub(crate) fn state_letter(task: &Task, caller_tid: i32) -> char {
     }
     match task.state() {
         TaskState::Stopped => 'T',
+        TaskState::Traced => 't',
         TaskState::Dead => 'X',
         TaskState::App => 'R',
         _ if task.tid() == caller_tid => 'R',
@@ -30,6 +31,7 @@ fn state_word(letter: char) -> &'static str {
     match letter {
         'R' => "R (running)",
         'T' => "T (stopped)",
+        't' => "t (tracing stop)",
         'Z' => "Z (zombie)",
         'X' => "X (dead)",
         _ => "S (sleeping)",
@@ -145,13 +147,14 @@ pub(crate) fn status(task: &Task, caller_tid: i32) -> String {
     }
     let _ = write!(
         out,
-        "Name:\t{comm}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t0\n\
+        "Name:\t{comm}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t{}\n\
          Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t{}\nGroups:\t{groups}\nNStgid:\t{}\nNSpid:\t{}\nNSpgid:\t{}\nNSsid:\t{}\n",
         task.fs().umask(),
         state_word(state_letter(task, caller_tid)),
         group.pid(),
         task.tid(),
         group.ppid(),
+        task.tracer_tid(),
         creds.uid,
         creds.euid,
         creds.suid,

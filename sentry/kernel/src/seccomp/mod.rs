@@ -118,27 +118,55 @@ pub(crate) enum Gate {
     Answer(SysResult),
 }
 
-/// Asks the filters about a call of a task that has some (`__secure_computing`).
-pub(crate) async fn enter(cx: &mut Current, nr: u64, args: [u64; 6]) -> Gate {
+/// What a filter sees of the call that `cx` makes.
+fn data_of(cx: &Current) -> SeccompData {
+    #[allow(clippy::cast_possible_truncation, reason = "Linux takes the number as an int")]
+    let number = cx.regs.orig_rax as u32;
+    SeccompData {
+        nr: number.cast_signed(),
+        arch: AUDIT_ARCH_X86_64,
+        instruction_pointer: cx.regs.rip,
+        args: cx.regs.syscall_args(),
+    }
+}
+
+/// Asks the filters about a call of a task that has some (`__secure_computing`). A tracer that is asked may change it.
+pub(crate) async fn enter(cx: &mut Current) -> Gate {
     let task = Arc::clone(&cx.task);
     if task.seccomp.mode() == mode::STRICT {
         // read, write, exit, rt_sigreturn.
-        if matches!(nr, 0 | 1 | 60 | 15) {
+        if matches!(data_of(cx).nr, 0 | 1 | 60 | 15) {
             return Gate::Pass;
         }
         end_thread(&task, sig::KILL);
         return Gate::Answer(Err(Stop::RegistersSet));
     }
     let Some(filter) = task.seccomp.filter() else { return Gate::Pass };
-    #[allow(clippy::cast_possible_truncation, reason = "the number is an int, cut by the caller")]
-    let number = nr as u32;
-    let data = SeccompData {
-        nr: number.cast_signed(),
-        arch: AUDIT_ARCH_X86_64,
-        instruction_pointer: cx.regs.rip,
-        args,
-    };
-    let (answer, filter) = filter.evaluate(&data);
+    let mut asked_tracer = false;
+    loop {
+        let data = data_of(cx);
+        let (answer, filter) = filter.evaluate(&data);
+        if answer & ret::ACTION != ret::TRACE {
+            return act(cx, data, answer, filter).await;
+        }
+        if asked_tracer {
+            return Gate::Pass;
+        }
+        if !crate::ptrace::seccomp_stop(cx, answer & ret::DATA).await {
+            return Gate::Answer(Err(Stop::Errno(Errno::ENOSYS)));
+        }
+        if data_of(cx).nr < 0 || task.work() & work::KILL != 0 {
+            // The tracer has said what the call returns.
+            return Gate::Answer(Err(Stop::RegistersSet));
+        }
+        // What the tracer has made of the call is looked at again.
+        asked_tracer = true;
+    }
+}
+
+/// Does what a filter has answered.
+async fn act(cx: &mut Current, data: SeccompData, answer: u32, filter: &Filter) -> Gate {
+    let task = Arc::clone(&cx.task);
     let low = answer & ret::DATA;
     match answer & ret::ACTION {
         ret::ALLOW | ret::LOG => Gate::Pass,
@@ -147,7 +175,7 @@ pub(crate) async fn enter(cx: &mut Current, nr: u64, args: [u64; 6]) -> Gate {
             errno => Err(Stop::Errno(Errno::from_raw(errno.cast_signed()))),
         }),
         ret::TRAP => {
-            cx.regs.rax = nr;
+            cx.regs.rax = u64::from(data.nr.cast_unsigned());
             let info = SigInfo::seccomp(cx.regs.rip, data.nr, AUDIT_ARCH_X86_64, low.cast_signed());
             task.force_signal(info);
             Gate::Answer(Err(Stop::RegistersSet))
@@ -156,8 +184,6 @@ pub(crate) async fn enter(cx: &mut Current, nr: u64, args: [u64; 6]) -> Gate {
             Some(listener) => listener.ask(cx, data).await,
             None => Gate::Answer(Err(Stop::Errno(Errno::ENOSYS))),
         },
-        // Nobody traces.
-        ret::TRACE => Gate::Answer(Err(Stop::Errno(Errno::ENOSYS))),
         ret::KILL_THREAD if task.group().nr_threads() > 1 => {
             end_thread(&task, sig::SYS);
             Gate::Answer(Err(Stop::RegistersSet))

@@ -8,6 +8,7 @@ use sentry_base::{Errno, Events, Result};
 
 use super::{Disposition, STOPS};
 use crate::group::{GroupSignals, StopState};
+use crate::ptrace::Standing;
 use crate::task::{TaskSignals, work};
 use crate::{Kernel, Task, ThreadGroup};
 
@@ -37,6 +38,13 @@ pub(crate) fn recalc(group: &GroupSignals, task: &Task, own: &TaskSignals) {
 pub(crate) fn end_process(group: &mut GroupSignals, status: WaitStatus) -> WaitStatus {
     let status = *group.exit.get_or_insert(status);
     for thread in &group.threads {
+        // One that stands before its end for its tracer goes on too.
+        let mut own = thread.signals.lock();
+        if own.stops.standing == Standing::Traced {
+            own.stops.standing = Standing::Running;
+            thread.sleeper().wake();
+        }
+        drop(own);
         thread.notify(work::KILL);
     }
     status
@@ -112,11 +120,12 @@ impl ThreadGroup {
         } else if STOPS.has(signo) {
             Self::discard(group, SigSet::of(sig::CONT));
         }
-        let blocked = {
+        let seen = {
+            // A tracer sees signals that are ignored too.
             let own = main.signals.lock();
-            own.mask.has(signo) || own.waited_for.has(signo)
+            own.mask.has(signo) || own.waited_for.has(signo) || (own.trace.is_some() && signo != sig::KILL)
         };
-        if !blocked && self.ignores(group, signo, origin) {
+        if !seen && self.ignores(group, signo, origin) {
             return Ok(false);
         }
         let limit = usize::try_from(self.rlimit(rlimit::SIGPENDING)).unwrap_or(usize::MAX);
@@ -142,7 +151,7 @@ impl ThreadGroup {
     fn wake_for(&self, group: &mut GroupSignals, main: &Task, to_thread: bool, signo: i32, origin: Origin) {
         let wants = |task: &Task| {
             let own = task.signals.lock();
-            signo == sig::KILL || (!own.mask.has(signo) && !own.stopped)
+            signo == sig::KILL || (!own.mask.has(signo) && own.stops.standing == Standing::Running)
         };
         let is_main = wants(main);
         let chosen = if is_main {
@@ -159,7 +168,8 @@ impl ThreadGroup {
         let fatal = group.actions.get(signo).handler == SIG_DFL
             && matches!(Disposition::of(signo), Disposition::Terminate | Disposition::Core)
             && (!self.is_shielded() || (signo == sig::KILL && origin == Origin::Outside))
-            && !chosen.signals.lock().waited_for.has(signo);
+            && !chosen.signals.lock().waited_for.has(signo)
+            && (signo == sig::KILL || !chosen.is_traced());
         if fatal {
             end_process(group, WaitStatus::signaled(signo, false));
         } else {
@@ -183,15 +193,21 @@ impl ThreadGroup {
     /// Ends a stop; the stop's signal if there was one to report the end of.
     fn resume(group: &mut GroupSignals) -> Option<i32> {
         let was = core::mem::replace(&mut group.stop, StopState::Running);
-        if was == StopState::Running {
-            return None;
-        }
         for thread in &group.threads {
-            thread.clear_work(work::STOP);
-            recalc(group, thread, &thread.signals.lock());
-            thread.sleeper().wake();
+            let mut own = thread.signals.lock();
+            own.stops.pending = false;
+            own.stops.dequeued = false;
+            own.stops.joined = false;
+            if own.trace.as_ref().is_some_and(|t| t.seized) {
+                super::stop::trap_notify(thread, &mut own);
+            } else if own.stops.standing == Standing::Stopped {
+                own.stops.standing = Standing::Running;
+                thread.sleeper().wake();
+            }
+            super::stop::recalc_stop(thread, &own);
+            recalc(group, thread, &own);
         }
-        Some(sig::CONT)
+        (was != StopState::Running).then_some(sig::CONT)
     }
 }
 
@@ -218,7 +234,8 @@ impl Task {
             group.actions.set(info.signo, SigAction { handler: SIG_DFL, ..action });
             own.mask = own.mask.without(SigSet::of(info.signo));
         }
-        let fatal = blocked || matches!(action.handler, SIG_DFL | SIG_IGN);
+        // A tracer is asked before the process ends.
+        let fatal = own.trace.is_none() && (blocked || matches!(action.handler, SIG_DFL | SIG_IGN));
         own.pending.add(info);
         drop(own);
         if fatal {
