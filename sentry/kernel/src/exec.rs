@@ -104,10 +104,10 @@ pub(crate) fn prepare(task: &Task, spec: ExecSpec) -> Result<Program> {
         envp: &envp,
         filename: &filename,
         ids: Ids {
-            uid: new_creds.uid,
-            euid: new_creds.euid,
-            gid: new_creds.gid,
-            egid: new_creds.egid,
+            uid: new_creds.user_ns.show_uid(new_creds.uid),
+            euid: new_creds.user_ns.show_uid(new_creds.euid),
+            gid: new_creds.user_ns.show_gid(new_creds.gid),
+            egid: new_creds.user_ns.show_gid(new_creds.egid),
             secure,
         },
         machine: kernel.machine(),
@@ -198,8 +198,10 @@ async fn end_siblings(cx: &mut Current) -> Result<(), Stop> {
         let process = set.process_mut(pid)?;
         let leader = core::mem::replace(&mut process.leader, Arc::clone(&task));
         process.leader_dead = false;
+        let old_tid = task.tid();
         let traced = crate::ptrace::move_link(&mut set, task.tid(), pid);
         task.set_tid(pid);
+        set.give_back(old_tid, task.group().pid_ns());
         drop(set);
         drop((own, old_leader, leader, traced));
     }

@@ -2,7 +2,7 @@
 //! (`capabilities(7)`, `fs/exec.c: bprm_fill_uid`, `security/commoncap.c: cap_bprm_creds_from_file`).
 
 use sentry_base::{Errno, Result};
-use sentry_vfs::{CapSet, Credentials, FileDescription, MountFlags, cap};
+use sentry_vfs::{CapSet, Credentials, FileDescription, IdKind, UserNs, cap};
 
 const S_ISUID: u32 = 0o4000;
 const S_ISGID: u32 = 0o2000;
@@ -32,7 +32,7 @@ struct FileCaps {
 
 /// Reads `struct vfs_cap_data` or `struct vfs_ns_cap_data`. `EINVAL` for a malformed one; `None` for one of another user
 /// namespace.
-fn parse(raw: &[u8]) -> Result<Option<FileCaps>> {
+fn parse(raw: &[u8], user_ns: &UserNs) -> Result<Option<FileCaps>> {
     const REVISION: u32 = 0xff00_0000;
     const EFFECTIVE: u32 = 1;
     let word = |index: usize| {
@@ -46,7 +46,7 @@ fn parse(raw: &[u8]) -> Result<Option<FileCaps>> {
         (0x0300_0000, 24) => (2, word(5)?),
         _ => return Err(Errno::EINVAL),
     };
-    if root != 0 {
+    if !user_ns.is_root(root) {
         return Ok(None);
     }
     let set = |which: usize| -> Result<CapSet> {
@@ -58,10 +58,10 @@ fn parse(raw: &[u8]) -> Result<Option<FileCaps>> {
 }
 
 /// The capabilities of the file, if it has any.
-fn file_caps(file: &FileDescription) -> Result<Option<FileCaps>> {
+fn file_caps(file: &FileDescription, user_ns: &UserNs) -> Result<Option<FileCaps>> {
     let Some(inode) = file.inode() else { return Ok(None) };
     match inode.get_xattr(b"security.capability") {
-        Ok(raw) => parse(&raw),
+        Ok(raw) => parse(&raw, user_ns),
         // None, or a file system without such attributes.
         Err(_) => Ok(None),
     }
@@ -72,9 +72,14 @@ fn file_caps(file: &FileDescription) -> Result<Option<FileCaps>> {
 /// `distrusted`: a tracer without rights of its own watches, so nothing may be gained that the task could not take.
 pub(crate) fn of_file(old: &Credentials, file: &FileDescription, distrusted: bool) -> Result<ExecCreds> {
     let attr = file.attr()?;
-    let suid_allowed = !file.location().is_some_and(|at| at.mount.flags().contains(MountFlags::NOSUID));
-    let caps = if suid_allowed { file_caps(file)? } else { None };
-    compute(old, suid_allowed.then_some((attr.mode, attr.uid, attr.gid)), caps, distrusted)
+    let user_ns = &old.user_ns;
+    let honoured = file.location().is_none_or(|at| at.mount.honours_set_id(user_ns));
+    let caps = if honoured { file_caps(file, user_ns)? } else { None };
+    // Ids that the caller's namespace cannot name are not taken over.
+    let mapped =
+        user_ns.show(IdKind::User, attr.uid).is_some() && user_ns.show(IdKind::Group, attr.gid).is_some();
+    let owner = (honoured && mapped).then_some((attr.mode, attr.uid, attr.gid));
+    compute(old, owner, caps, distrusted)
 }
 
 /// `owner`: mode and owner of the file, where set-id bits count.
@@ -109,18 +114,19 @@ fn compute(
         }
     }
     // A file that was given a few capabilities is not given all by its set-user-id bit.
-    let mixed = caps.is_some() && new.euid == 0 && new.uid != 0;
+    let root = |id| old.user_ns.is_root(id);
+    let mixed = caps.is_some() && root(new.euid) && !root(new.uid);
     if old.securebits & SECBIT_NOROOT == 0 && !mixed {
-        if new.euid == 0 || new.uid == 0 {
+        if root(new.euid) || root(new.uid) {
             new.permitted = old.bounding.union(old.inheritable);
         }
-        effective |= new.euid == 0;
+        effective |= root(new.euid);
     }
     let gained = !new.permitted.is_subset_of(old.permitted);
     clears_persona |= gained;
     let id_changed = new.euid != old.euid || !new.in_group(new.egid);
     if (id_changed || gained) && (old.no_new_privs || distrusted) {
-        if old.no_new_privs || !old.has_cap(cap::SETUID) {
+        if old.no_new_privs || !old.has_cap_here(cap::SETUID) {
             new.euid = new.uid;
             new.egid = new.gid;
         }
@@ -138,7 +144,7 @@ fn compute(
     new.securebits &= !SECBIT_KEEP_CAPS;
     let grew = !new.permitted.is_subset_of(new.ambient);
     let secure =
-        id_changed || new.euid != old.uid || new.egid != old.gid || (new.uid != 0 && (effective || grew));
+        id_changed || new.euid != old.uid || new.egid != old.gid || (!root(new.uid) && (effective || grew));
     Ok(ExecCreds { creds: new, secure, clears_persona })
 }
 
@@ -153,7 +159,8 @@ pub(crate) fn hides_memory(old: &Credentials, new: &Credentials) -> bool {
 /// Whether an unprivileged tracer or reader is kept off by the rights of the file alone (`would_dump`).
 pub(crate) fn is_unreadable(file: &FileDescription, creds: &Credentials) -> bool {
     let Ok(attr) = file.attr() else { return true };
-    if creds.has_cap(cap::DAC_OVERRIDE) || creds.has_cap(cap::DAC_READ_SEARCH) {
+    let ids = (attr.uid, attr.gid);
+    if creds.has_cap_for(ids, cap::DAC_OVERRIDE) || creds.has_cap_for(ids, cap::DAC_READ_SEARCH) {
         return false;
     }
     let class = if attr.uid == creds.fsuid {
@@ -235,12 +242,13 @@ mod tests {
 
     #[test]
     fn attributes_are_parsed() {
+        let ns = UserNs::initial();
         let v2 = [0x0200_0001_u32, 1, 2, 3, 4].map(u32::to_le_bytes).concat();
-        let caps = parse(&v2).unwrap().unwrap();
+        let caps = parse(&v2, &ns).unwrap().unwrap();
         assert_eq!((caps.permitted.0, caps.inheritable.0, caps.effective), (1 | 3 << 32, 2 | 4 << 32, true));
         let other_root = [0x0300_0000_u32, 1, 0, 0, 0, 1000].map(u32::to_le_bytes).concat();
-        assert_eq!(parse(&other_root), Ok(None));
-        assert_eq!(parse(&v2[..16]), Err(Errno::EINVAL));
-        assert_eq!(parse(&[]), Err(Errno::EINVAL));
+        assert_eq!(parse(&other_root, &ns), Ok(None));
+        assert_eq!(parse(&v2[..16], &ns), Err(Errno::EINVAL));
+        assert_eq!(parse(&[], &ns), Err(Errno::EINVAL));
     }
 }

@@ -55,7 +55,7 @@ impl PiWaiter {
     }
 
     fn tid(&self) -> u32 {
-        self.task.tid().cast_unsigned()
+        self.task.ns_tid().cast_unsigned()
     }
 }
 
@@ -105,7 +105,7 @@ const TRIES: usize = 10_000;
 
 /// The owner that the word names, if it lives.
 fn owner_of(task: &Task, word: u32) -> Option<Arc<Task>> {
-    task.kernel().task((word & TID_MASK).cast_signed())
+    task.find_task((word & TID_MASK).cast_signed())
 }
 
 fn is_going(task: &Task) -> bool {
@@ -149,7 +149,7 @@ impl FutexTable {
                 }
                 continue;
             }
-            if queue.as_ref().is_some_and(|q| q.owner.tid().cast_unsigned() != holder) {
+            if queue.as_ref().is_some_and(|q| q.owner.ns_tid().cast_unsigned() != holder) {
                 return Err(Errno::EINVAL);
             }
             if try_only {
@@ -191,7 +191,7 @@ impl FutexTable {
 
     /// Gives the caller's lock to the next waiter, or frees it (`futex_unlock_pi`). `EPERM` if it is not the caller's.
     pub fn pi_unlock(&self, task: &Arc<Task>, mm: &Mm, addr: u64, key: &FutexKey) -> Result<()> {
-        let own = task.tid().cast_unsigned();
+        let own = task.ns_tid().cast_unsigned();
         for _ in 0..TRIES {
             let word = mm.load_u32(addr)?;
             if word & TID_MASK != own {

@@ -9,7 +9,7 @@ use crate::Task;
 impl Task {
     /// The IPC objects that the task sees.
     pub fn ipc(&self) -> Arc<IpcNamespace> {
-        self.kernel().extension::<IpcNamespace>()
+        self.namespaces().ipc.extension::<IpcNamespace>()
     }
 
     /// The list of semaphore changes that are taken back at the task's end; made when it is first asked for.

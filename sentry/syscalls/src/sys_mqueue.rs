@@ -163,7 +163,8 @@ fn mq_notify(cx: &mut Current, fd: i32, event: Ptr) -> Result<()> {
         if signo > 0
             && let Some(group) = group.upgrade()
         {
-            let info = SigInfo::queued(signo, SI_MESGQ, pid, uid, value);
+            let sender = group.pid_ns().local(pid);
+            let info = SigInfo::queued(signo, SI_MESGQ, sender, uid, value);
             let _ = group.send(info, Origin::Inside);
         }
     });

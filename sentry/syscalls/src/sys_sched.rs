@@ -101,7 +101,7 @@ pub(crate) fn change(cx: &Current, task: &Task, new: Scheduling) -> Result<()> {
 fn target(cx: &Current, pid: i32) -> Result<Arc<Task>> {
     match pid {
         0 => Ok(Arc::clone(&cx.task)),
-        pid => cx.kernel().task(pid).ok_or(Errno::ESRCH),
+        pid => cx.find_task(pid).ok_or(Errno::ESRCH),
     }
 }
 
@@ -196,11 +196,11 @@ fn io_targets(cx: &Current, which: i32, who: i32) -> Result<Vec<Arc<Task>>> {
     let found: Vec<_> = match which {
         WHO_PROCESS => return Ok(vec![target(cx, who)?]),
         WHO_GROUP => {
-            let pgid = if who == 0 { cx.group().pgid() } else { who };
+            let pgid = if who == 0 { cx.group().pgid() } else { cx.resolve_pid(who)? };
             all().filter(|t| t.group().pgid() == pgid).collect()
         }
         WHO_USER => {
-            let uid = if who == 0 { cx.creds().uid } else { who.cast_unsigned() };
+            let uid = if who == 0 { cx.creds().uid } else { cx.creds().user_ns.uid(who.cast_unsigned())? };
             all().filter(|t| t.creds().uid == uid).collect()
         }
         _ => return Err(Errno::EINVAL),
@@ -259,8 +259,7 @@ fn may_look_into(cx: &Current, task: &Task, access: Access) -> Result<()> {
 struct Order(RandomState);
 
 fn kcmp(cx: &mut Current, pid1: i32, pid2: i32, kind: i32, index1: u64, index2: u64) -> Result<i32> {
-    let (one, two) =
-        (cx.kernel().task(pid1).ok_or(Errno::ESRCH)?, cx.kernel().task(pid2).ok_or(Errno::ESRCH)?);
+    let (one, two) = (cx.find_task(pid1).ok_or(Errno::ESRCH)?, cx.find_task(pid2).ok_or(Errno::ESRCH)?);
     may_look_into(cx, &one, Access::Read)?;
     may_look_into(cx, &two, Access::Read)?;
     let place = |task: &Task, index: u64| -> Result<u64> {

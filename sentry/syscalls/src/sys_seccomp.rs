@@ -98,10 +98,11 @@ pub(crate) async fn listener_ioctl(
             if given != SeccompNotif::default() {
                 return Err(Errno::EINVAL.into());
             }
-            let notice = cx
+            let mut notice = cx
                 .block_on(listener.events(), Events::READABLE | Events::HUP, None, |_| listener.receive())
                 .await
                 .map_err(|end| end.or_restart(Restart::Sys))?;
+            notice.pid = cx.show_pid(notice.pid.cast_signed()).cast_unsigned();
             if let Err(errno) = cx.write_obj(arg, &notice) {
                 listener.unreceive(notice.id);
                 return Err(errno.into());

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use abi::ipc::{
-    IPC_NOWAIT, MSG_COPY, MSG_EXCEPT, MSG_NOERROR, MsgInfo, MsqidDs, SHM_EXEC, SHM_HUGETLB, SHM_RDONLY,
-    SHM_REMAP, SHM_RND, SemBuf, SemInfo, SemidDs, ShmLimits, ShmUse, ShmidDs, cmd,
+    IPC_NOWAIT, IpcPerm, MSG_COPY, MSG_EXCEPT, MSG_NOERROR, MsgInfo, MsqidDs, SHM_EXEC, SHM_HUGETLB,
+    SHM_RDONLY, SHM_REMAP, SHM_RND, SemBuf, SemInfo, SemidDs, ShmLimits, ShmUse, ShmidDs, cmd,
 };
 use abi::time::Timespec;
 use sentry_base::{Errno, Events, Nanos, Result, mono_now};
@@ -35,6 +35,25 @@ syscalls! {
 const PAGE: u64 = 4096;
 const READ: u32 = 0o444;
 const WRITE: u32 = 0o222;
+
+/// Owner and maker as the caller's user namespace names them.
+fn show_perm(cx: &Current, perm: &mut IpcPerm) {
+    let ns = &cx.creds().user_ns;
+    (perm.uid, perm.gid) = (ns.show_uid(perm.uid), ns.show_gid(perm.gid));
+    (perm.cuid, perm.cgid) = (ns.show_uid(perm.cuid), ns.show_gid(perm.cgid));
+}
+
+/// The owner that the caller names in an `IPC_SET`; `EINVAL` for one without a mapping.
+fn known_perm(cx: &Current, mut perm: IpcPerm) -> Result<IpcPerm> {
+    let ns = &cx.creds().user_ns;
+    (perm.uid, perm.gid) = (ns.uid(perm.uid)?, ns.gid(perm.gid)?);
+    Ok(perm)
+}
+
+/// A process's number as the caller sees it; 0 for none.
+fn show_pid(cx: &Current, pid: i32) -> i32 {
+    if pid == 0 { 0 } else { cx.show_pid(pid) }
+}
 
 // Shared memory.
 
@@ -150,8 +169,10 @@ fn shmctl(cx: &mut Current, id: i32, command: i32, buf: Ptr) -> Result<i32> {
             if command != cmd::SHM_STAT_ANY {
                 perm.check(READ, &creds)?;
             }
-            let stat = segment.stat();
+            let mut stat = segment.stat();
             drop(segment);
+            show_perm(cx, &mut stat.perm);
+            (stat.cpid, stat.lpid) = (show_pid(cx, stat.cpid), show_pid(cx, stat.lpid));
             cx.write_obj(buf.0, &stat)?;
             Ok(if command == cmd::IPC_STAT { 0 } else { perm.id })
         }
@@ -159,7 +180,7 @@ fn shmctl(cx: &mut Current, id: i32, command: i32, buf: Ptr) -> Result<i32> {
             let new: ShmidDs = cx.read_obj(buf.0)?;
             let segment = ipc.shm.find(id)?;
             segment.perm().check_owner(&creds)?;
-            segment.set(&new.perm);
+            segment.set(&known_perm(cx, new.perm)?);
             Ok(0)
         }
         cmd::IPC_RMID => {
@@ -269,14 +290,16 @@ fn semctl(cx: &mut Current, id: i32, num: i32, command: i32, arg: u64) -> Result
             if command != cmd::SEM_STAT_ANY {
                 perm.check(READ, &creds)?;
             }
-            cx.write_obj(arg, &set.stat())?;
+            let mut stat = set.stat();
+            show_perm(cx, &mut stat.perm);
+            cx.write_obj(arg, &stat)?;
             Ok(if command == cmd::IPC_STAT { 0 } else { perm.id })
         }
         cmd::IPC_SET => {
             let new: SemidDs = cx.read_obj(arg)?;
             let set = ipc.sem.find(id)?;
             set.perm().check_owner(&creds)?;
-            set.set_perm(&new.perm);
+            set.set_perm(&known_perm(cx, new.perm)?);
             Ok(0)
         }
         cmd::IPC_RMID => {
@@ -309,7 +332,7 @@ fn semctl(cx: &mut Current, id: i32, num: i32, command: i32, arg: u64) -> Result
             let place = u16::try_from(num).map_err(|_| Errno::EINVAL)?;
             Ok(match command {
                 cmd::GETVAL => value,
-                cmd::GETPID => pid,
+                cmd::GETPID => show_pid(cx, pid),
                 cmd::GETNCNT => set.waiting(place, false),
                 _ => set.waiting(place, true),
             })
@@ -429,14 +452,17 @@ fn msgctl(cx: &mut Current, id: i32, command: i32, buf: Ptr) -> Result<i32> {
             if command != cmd::MSG_STAT_ANY {
                 perm.check(READ, &creds)?;
             }
-            cx.write_obj(buf.0, &queue.stat())?;
+            let mut stat = queue.stat();
+            show_perm(cx, &mut stat.perm);
+            (stat.lspid, stat.lrpid) = (show_pid(cx, stat.lspid), show_pid(cx, stat.lrpid));
+            cx.write_obj(buf.0, &stat)?;
             Ok(if command == cmd::IPC_STAT { 0 } else { perm.id })
         }
         cmd::IPC_SET => {
             let new: MsqidDs = cx.read_obj(buf.0)?;
             let queue = ipc.msg.find(id)?;
             queue.perm().check_owner(&creds)?;
-            queue.set(&new.perm, new.qbytes, &creds)?;
+            queue.set(&known_perm(cx, new.perm)?, new.qbytes, &creds)?;
             Ok(0)
         }
         cmd::IPC_RMID => {

@@ -17,9 +17,12 @@ mod futexv;
 mod limits;
 mod membarrier;
 mod mm;
+mod mount;
 mod mqueue;
+mod ns;
 mod path;
 mod pidfd;
+mod pidns;
 mod pipe;
 mod poll;
 mod prctl;
@@ -65,6 +68,9 @@ pub const AREAS: &[Area] = &[
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
+    Area { name: "ns", cases: ns::CASES },
+    Area { name: "pidns", cases: pidns::CASES },
+    Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },

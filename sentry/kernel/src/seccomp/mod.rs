@@ -239,7 +239,7 @@ impl Task {
     /// Whether the task may add filters: `EACCES` unless it cannot gain privileges or has the right to administer.
     pub fn may_filter(&self) -> Result<()> {
         let creds = self.creds();
-        if creds.no_new_privs || creds.has_cap(cap::SYS_ADMIN) { Ok(()) } else { Err(Errno::EACCES) }
+        if creds.no_new_privs || creds.has_cap_here(cap::SYS_ADMIN) { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// Adds a checked filter (`seccomp_attach_filter`); `flags` are those of [`flag`]. `EINVAL` in strict mode, `ENOMEM`
@@ -275,7 +275,7 @@ impl Task {
             };
             replaced.push(theirs);
             if !agrees {
-                let tid = other.tid();
+                let tid = other.ns_tid();
                 return if flags & flag::TSYNC_ESRCH != 0 {
                     Err(Errno::ESRCH)
                 } else {
