@@ -6,8 +6,8 @@ use hostsys::futex::monotonic_ns;
 use hostsys::memory;
 use parking_lot::Mutex;
 use platform::{
-    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Cause, Fault, FaultMode, MapSource, PAGE_SIZE, Prot,
-    Regs, Sharing, SpaceError,
+    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, MapSource, PAGE_SIZE,
+    Prot, Regs, Sharing, SpaceError,
 };
 
 use crate::Inner;
@@ -352,6 +352,22 @@ impl AddressSpace for Space {
         }
         let Some(part) = src.get(..len) else { return Ok(0) };
         self.copy(to, len, Prot::WRITE, |pid| memory::write_process(pid, to, part))
+    }
+
+    fn barrier(&self, reach: Barrier) -> Result<(), SpaceError> {
+        let command = |command: i32| Call::new(libc::SYS_membarrier, [command as u64]);
+        // The host wants a process to register first; to do so again costs next to nothing.
+        match reach {
+            Barrier::Threads => self.order(&[
+                command(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED),
+                command(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED),
+            ]),
+            Barrier::Code => self.order(&[
+                command(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE),
+                command(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE),
+            ]),
+            Barrier::Everywhere => self.order(&[command(libc::MEMBARRIER_CMD_GLOBAL)]),
+        }
     }
 
     fn on_death(&self, tell: platform::DeathWatch) {

@@ -146,6 +146,7 @@ fn agent_filter() -> Vec<Insn> {
         libc::SYS_mremap,
         libc::SYS_madvise,
         libc::SYS_close,
+        libc::SYS_membarrier,
     ] {
         filter = filter.rule(&[number(ordered), call], Action::Allow);
     }

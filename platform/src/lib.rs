@@ -13,7 +13,7 @@ mod untrusted;
 
 pub use addr::{Addr, AddrRange, PAGE_SIZE};
 pub use regs::{FpuState, Regs};
-pub use space::{Advice, AtomicOp, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError};
+pub use space::{Advice, AtomicOp, Barrier, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError};
 pub use untrusted::Untrusted;
 
 use std::sync::Arc;
@@ -119,6 +119,11 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
     /// is dead already. A task that sleeps in the kernel learns of it in no other way. Called on any thread.
     fn on_death(&self, tell: DeathWatch) {
         drop(tell);
+    }
+    /// Has every thread that `reach` names pass a memory barrier before it returns (`membarrier(2)`).
+    fn barrier(&self, reach: Barrier) -> Result<(), SpaceError> {
+        let _ = reach;
+        Err(SpaceError::Host(libc::ENOSYS))
     }
     /// Resident bytes of the space on the host, for accounting; zero when unknown.
     fn resident_bytes(&self) -> u64 {

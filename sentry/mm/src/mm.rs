@@ -1,6 +1,6 @@
 //! An address space: its mappings, its layout, its birth, copy and end.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use platform::{Addr, AddrRange, AddressSpace, PAGE_SIZE, Platform, SpaceError};
@@ -78,6 +78,8 @@ pub struct Mm {
     randomize: bool,
     memory: Arc<MemoryFile>,
     state: Mutex<State, { rank::MM_MAPPING }>,
+    /// Bits of the `membarrier(2)` commands that this memory is registered for.
+    barriers: AtomicU32,
 }
 
 impl core::fmt::Debug for Mm {
@@ -169,6 +171,7 @@ impl Mm {
             randomize,
             memory,
             state: Mutex::new(state),
+            barriers: AtomicU32::new(0),
         })
     }
 
@@ -247,6 +250,7 @@ impl Mm {
             Arc::clone(&self.memory),
             child,
         );
+        mm.barriers.store(self.barriers(), Ordering::Relaxed);
         // Registered before this space's lock is released: a truncation that is under way either has been here
         // already, or will find the child.
         let child = mm.lock();
@@ -258,6 +262,16 @@ impl Mm {
         drop(child);
         drop(state);
         Ok(mm)
+    }
+
+    /// The `membarrier(2)` commands that this memory is registered for.
+    pub fn barriers(&self) -> u32 {
+        self.barriers.load(Ordering::Relaxed)
+    }
+
+    /// Registers for the commands of `bits` (`MEMBARRIER_CMD_REGISTER_*`).
+    pub fn add_barriers(&self, bits: u32) {
+        self.barriers.fetch_or(bits, Ordering::Relaxed);
     }
 
     /// Where the program's parts are.

@@ -8,6 +8,7 @@ use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
 use fs_tmpfs::open_tmpfs_file;
 use sentry_base::{Errno, Events, Result};
+use sentry_kernel::seccomp::Listener;
 use sentry_kernel::{Call, Current, Stop, SysResult};
 use sentry_vfs::{
     FileDescription, FileKind, FileLocks, IoCtx, IoStart, LockOwner, LookupFlags, OpenFlags, OpenHow, Opened,
@@ -22,7 +23,7 @@ use crate::table::syscalls;
 syscalls! {
     2 open(path: PathPtr, flags: Bits, mode: Bits) [call];
     3 close(fd: i32) [sync];
-    16 ioctl(fd: i32, command: Bits, arg: u64) [sync];
+    16 ioctl(fd: i32, command: Bits, arg: u64) [call];
     32 dup(fd: i32) [sync];
     33 dup2(old: i32, new: i32) [sync];
     72 fcntl(fd: i32, command: i32, arg: u64) [call, "no leases, no directory notification, no SIGIO"];
@@ -494,7 +495,16 @@ fn flock(cx: &mut Current, fd: i32, operation: i32) -> Call<'_> {
     }
 }
 
-fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
+fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> Call<'_> {
+    match cx.file(fd).ok().and_then(|file| Listener::of(&file)) {
+        Some(listener) => {
+            Call::Wait(Box::pin(crate::sys_seccomp::listener_ioctl(cx, listener, command.0, arg)))
+        }
+        None => Call::Done(control(cx, fd, command, arg)),
+    }
+}
+
+fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
     const FIOASYNC: u32 = 0x5452;
     const FIONREAD: u32 = 0x541b;
     const FIONBIO: u32 = 0x5421;

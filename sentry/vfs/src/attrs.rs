@@ -21,6 +21,12 @@ fn may_write(at: &Location) -> Result<()> {
     if at.mount.is_read_only() { Err(Errno::EROFS) } else { Ok(()) }
 }
 
+/// Whether the value is `struct vfs_cap_data` of the second revision or `struct vfs_ns_cap_data` of the third.
+fn is_capability_value(value: &[u8]) -> bool {
+    let revision = value.get(3).copied();
+    matches!((revision, value.len()), (Some(2), 20) | (Some(3), 24))
+}
+
 impl PathCx<'_> {
     /// `chmod(2)`.
     pub fn chmod(&self, at: &Location, mode: u32) -> Result<()> {
@@ -64,6 +70,10 @@ impl PathCx<'_> {
             }
         }
         at.inode().set_attr(&set)?;
+        if attr.kind() == FileKind::Regular {
+            // A new owner must not inherit what the old one could give away. Most files have none.
+            let _ = at.inode().remove_xattr(b"security.capability");
+        }
         at.notify(event::ATTRIB);
         Ok(())
     }
@@ -130,6 +140,9 @@ impl PathCx<'_> {
 
     /// `setxattr(2)`.
     pub fn set_xattr(&self, at: &Location, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        if name == b"security.capability" && !value.is_empty() && !is_capability_value(value) {
+            return Err(Errno::EINVAL);
+        }
         self.check_xattr(at, name, true)?;
         at.inode().set_xattr(name, value, flags)?;
         at.notify(event::ATTRIB);

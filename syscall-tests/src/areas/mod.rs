@@ -8,24 +8,35 @@ mod dir;
 mod epoll;
 mod event;
 mod exec;
+mod execcred;
 mod fd;
 mod file;
 mod futex;
+mod futex_pi;
+mod futexv;
+mod limits;
+mod membarrier;
 mod mm;
 mod mount;
+mod mqueue;
 mod ns;
 mod path;
+mod pidfd;
 mod pidns;
 mod pipe;
 mod poll;
+mod prctl;
 mod process;
 mod procfs;
 mod ptrace;
 mod ptrace_events;
 mod rename;
 mod rlimit;
+mod sched;
+mod seccomp;
 mod sigframe;
 mod signal;
+mod sysv;
 mod thread;
 mod time;
 mod tmpfs;
@@ -63,4 +74,15 @@ pub const AREAS: &[Area] = &[
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
+    Area { name: "seccomp", cases: seccomp::CASES },
+    Area { name: "futex_pi", cases: futex_pi::CASES },
+    Area { name: "futexv", cases: futexv::CASES },
+    Area { name: "sysv", cases: sysv::CASES },
+    Area { name: "mqueue", cases: mqueue::CASES },
+    Area { name: "execcred", cases: execcred::CASES },
+    Area { name: "prctl", cases: prctl::CASES },
+    Area { name: "sched", cases: sched::CASES },
+    Area { name: "pidfd", cases: pidfd::CASES },
+    Area { name: "limits", cases: limits::CASES },
+    Area { name: "membarrier", cases: membarrier::CASES },
 ];

@@ -218,17 +218,33 @@ pub(crate) fn status(subject: &Subject, task: &Task, caller: &dyn Caller) -> Str
     ] {
         let _ = writeln!(out, "{name}:\t{:016x}", set.0);
     }
-    let cpus = group.kernel().nr_cpus();
-    let mask = if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
-    let list = if cpus > 1 { format!("0-{}", cpus - 1) } else { "0".to_owned() };
+    let [mask, _] = task.scheduling().affinity;
+    let list = cpu_list(mask);
     let _ = write!(
         out,
-        "NoNewPrivs:\t{}\nSeccomp:\t0\nSeccomp_filters:\t0\nSpeculation_Store_Bypass:\tvulnerable\n\
+        "NoNewPrivs:\t{}\nSeccomp:\t{}\nSeccomp_filters:\t{}\nSpeculation_Store_Bypass:\tvulnerable\n\
          Cpus_allowed:\t{mask:x}\nCpus_allowed_list:\t{list}\nMems_allowed:\t1\nMems_allowed_list:\t0\n\
          voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n",
         u8::from(creds.no_new_privs),
+        task.seccomp_mode(),
+        task.seccomp_filters(),
     );
     out
+}
+
+/// CPUs by bit as ranges, such as `0-1,3`.
+fn cpu_list(mask: u64) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for cpu in (0..64).filter(|cpu| mask & 1 << cpu != 0) {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == cpu => *last = cpu,
+            _ => ranges.push((cpu, cpu)),
+        }
+    }
+    let show = |(first, last): &(u32, u32)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    ranges.iter().map(show).collect::<Vec<_>>().join(",")
 }
 
 const LIMITS: [(&str, &str); 16] = [
@@ -318,7 +334,7 @@ fn map_name(name: &MapName, root: &Location) -> Vec<u8> {
                 (Some(location), _) => location.display_path(root),
                 (None, text) => text.unwrap_or_default().into_bytes(),
             },
-            None => Vec::new(),
+            None => file.path().unwrap_or_default(),
         },
         MapName::Text(text) => text.clone(),
     }

@@ -92,13 +92,17 @@ impl TmpInode {
     }
 
     fn drop_set_ids(&self, io: &IoCtx<'_>) -> Result<()> {
-        let attr = {
+        const CAPABILITY: &[u8] = b"security.capability";
+        let (attr, has_caps) = {
             let state = self.state.read();
-            if state.attr.mode & 0o6000 == 0 {
+            if state.attr.mode & 0o6000 == 0 && state.xattrs.is_empty() {
                 return Ok(());
             }
-            state.attr
+            (state.attr, state.xattrs.contains_key(CAPABILITY))
         };
+        if has_caps {
+            self.state.write().xattrs.remove(CAPABILITY);
+        }
         match without_set_ids(&attr, &io.caller.creds()) {
             None => Ok(()),
             mode => self.set_attr(&SetAttr { mode, ..SetAttr::default() }),

@@ -265,6 +265,16 @@ pub(crate) async fn exit_stop(cx: &mut Current, status: i32) {
     stop(cx, Report { code, why: CLD_TRAPPED, message, info: Some(info), ending: true }).await;
 }
 
+/// A seccomp filter asks the tracer about a call; false if there is none that wants to know.
+pub(crate) async fn seccomp_stop(cx: &mut Current, data: u32) -> bool {
+    if !wants(&cx.task, options::EVENT_SECCOMP) {
+        return false;
+    }
+    cx.regs.rax = Errno::ENOSYS.to_rax();
+    event(cx, options::EVENT_SECCOMP, u64::from(data)).await;
+    true
+}
+
 /// A stop at one end of a system call (`ptrace_report_syscall`).
 async fn call_stop(cx: &mut Current, message: u64) {
     let good = cx.task.signals.lock().trace.as_ref().is_some_and(|t| t.options & options::TRACESYSGOOD != 0);
