@@ -22,6 +22,7 @@ mod exit;
 mod host_command;
 mod hostile;
 mod languages;
+mod lifecycle;
 mod lower;
 mod many;
 mod outside;
