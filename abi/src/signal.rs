@@ -186,6 +186,12 @@ pub const CLD_EXITED: i32 = 1;
 pub const CLD_KILLED: i32 = 2;
 /// `CLD_DUMPED`: the child died of a signal that dumps core.
 pub const CLD_DUMPED: i32 = 3;
+/// `TRAP_BRKPT`: a breakpoint, or the end of a stepped system call.
+pub const TRAP_BRKPT: i32 = 1;
+/// `TRAP_TRACE`: one instruction was stepped.
+pub const TRAP_TRACE: i32 = 2;
+/// `CLD_TRAPPED`: a traced child has stopped for its tracer.
+pub const CLD_TRAPPED: i32 = 4;
 /// `CLD_STOPPED`: the child was stopped.
 pub const CLD_STOPPED: i32 = 5;
 /// `CLD_CONTINUED`: the child was continued.

@@ -26,6 +26,7 @@ mod harness;
 mod areas;
 mod helpers;
 mod sys;
+mod tracing;
 
 use harness::{Options, Selected};
 

@@ -21,6 +21,7 @@ mod deaths;
 mod exit;
 mod host_command;
 mod hostile;
+mod jobs;
 mod languages;
 mod lifecycle;
 mod lower;

@@ -10,16 +10,18 @@ use platform::{Prot, TrapEvent};
 use sentry_base::{Errno, WaitClass};
 use sentry_mm::FaultOutcome;
 
+use crate::ptrace::{self, mode};
 use crate::signal::{FaultRecord, Outcome, interrupt};
+use crate::task::VforkGate;
 use crate::{Call, Current, Row, Stop, SysResult, TaskState, exit};
+
+/// TF of RFLAGS.
+const TRAP_FLAG: u64 = 0x100;
 
 /// Runs a task from its first instruction to its end.
 pub(crate) async fn run(mut cx: Current) {
     cx.task.set_kicker(cx.context.kicker());
     loop {
-        if cx.vfork.is_some() {
-            wait_for_vfork(&mut cx).await;
-        }
         if (cx.task.work() != 0 || cx.restart.is_some()) && interrupt(&mut cx).await == Outcome::Exit {
             break;
         }
@@ -28,7 +30,14 @@ pub(crate) async fn run(mut cx: Current) {
         }
         cx.task.set_state(TaskState::App);
         cx.task.cpu.enter_app();
+        let forced = forces_trap(&cx);
+        if forced {
+            cx.regs.eflags |= TRAP_FLAG;
+        }
         let event = poll_fn(|poller| cx.context.poll_switch(poller, &mut cx.regs)).await;
+        if forced {
+            cx.regs.eflags &= !TRAP_FLAG;
+        }
         cx.task.leave_app();
         cx.task.cpu.leave_app();
         cx.task.set_state(TaskState::Syscall);
@@ -46,12 +55,33 @@ pub(crate) async fn run(mut cx: Current) {
             }
         }
     }
+    if cx.task.is_traced() {
+        let status = exit::status_of(&cx.task);
+        ptrace::exit_stop(&mut cx, status.0).await;
+    }
     exit::exit(cx);
 }
 
+/// The tracer wants single steps, and the trap flag is not the application's own.
+fn forces_trap(cx: &Current) -> bool {
+    cx.task.trace_mode() & mode::STEP != 0 && cx.regs.eflags & TRAP_FLAG == 0
+}
+
+/// After a call that has made a child: the tracer learns of it, and a parent in `vfork` waits.
+async fn after_clone(cx: &mut Current) {
+    if let Some((event, tid)) = cx.new_child.take() {
+        ptrace::child_stop(cx, event, tid).await;
+    }
+    if let Some((gate, tid)) = cx.vfork.take() {
+        wait_for_vfork(cx, &gate).await;
+        if cx.task.is_traced() && gate.is_open() {
+            ptrace::vfork_done(cx, tid).await;
+        }
+    }
+}
+
 /// Waits until a child made with `CLONE_VFORK` has another image or is gone; only a fatal signal ends the wait early.
-async fn wait_for_vfork(cx: &mut Current) {
-    let Some(gate) = cx.vfork.take() else { return };
+async fn wait_for_vfork(cx: &mut Current, gate: &VforkGate) {
     cx.task.set_state(TaskState::VforkWait);
     loop {
         cx.task.sleeper().arm();
@@ -63,6 +93,10 @@ async fn wait_for_vfork(cx: &mut Current) {
 }
 
 async fn syscall(cx: &mut Current) {
+    if cx.task.trace_mode() & (mode::CALLS | mode::EMULATED) != 0 && !ptrace::calls_begin(cx).await {
+        ptrace::calls_end(cx).await;
+        return;
+    }
     // Linux takes the number as an `int`.
     let nr = cx.regs.orig_rax & 0xffff_ffff;
     let args = cx.regs.syscall_args();
@@ -81,6 +115,12 @@ async fn syscall(cx: &mut Current) {
             cx.restart = Some(restart);
         }
         Err(Stop::RegistersSet) => {}
+    }
+    if cx.new_child.is_some() || cx.vfork.is_some() {
+        after_clone(cx).await;
+    }
+    if cx.task.trace_mode() & (mode::CALLS | mode::STEP) != 0 {
+        ptrace::calls_end(cx).await;
     }
 }
 

@@ -15,6 +15,7 @@
 mod advise;
 mod fault;
 mod flags;
+mod force;
 mod map;
 mod mappable;
 mod mm;

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
-use sentry_kernel::{Current, Mm, Task};
+use sentry_kernel::ptrace::{Access, may_access};
+use sentry_kernel::{Current, Mm};
 use sentry_memory::{IoSeg, UserMemory, UserReader, UserWriter};
 use sentry_mm::{FileMapping, MappedFile, MmapArgs, map_flags};
-use sentry_vfs::{MountFlags, cap};
+use sentry_vfs::MountFlags;
 
 use crate::args::{Bits, Ptr};
 use crate::table::syscalls;
@@ -215,8 +216,8 @@ impl RemoteCopy {
             return Ok(None);
         }
         let remote = segments(cx, remote.0, remote.1)?;
-        let task = cx.kernel().task(pid).ok_or(Errno::ESRCH)?;
-        if !may_inspect(cx, &task) {
+        let task = cx.find_task(pid).ok_or(Errno::ESRCH)?;
+        if !may_access(&cx.task, &task, Access::Attach) {
             return Err(Errno::EPERM);
         }
         Ok(Some(Self { mm: task.mm(), local, remote }))
@@ -266,18 +267,4 @@ fn segments(cx: &Current, addr: Ptr, count: u64) -> Result<Vec<IoSeg>> {
         Ok(IoSeg { addr: word(pair.get(..8))?, len })
     };
     bytes.chunks_exact(16).map(segment).collect()
-}
-
-/// Whether the caller may look into the memory of `task` (`ptrace(2)`, `PTRACE_MODE_ATTACH_REALCREDS`).
-fn may_inspect(cx: &Current, task: &Task) -> bool {
-    if Arc::ptr_eq(task.group(), cx.group()) {
-        return true;
-    }
-    let (ours, theirs) = (cx.creds(), task.creds());
-    if ours.has_cap(cap::SYS_PTRACE) {
-        return true;
-    }
-    let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == ours.uid)
-        && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == ours.gid);
-    same && task.group().dumpable() == 1 && theirs.permitted.is_subset_of(ours.permitted)
 }

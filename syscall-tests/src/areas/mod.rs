@@ -12,11 +12,16 @@ mod fd;
 mod file;
 mod futex;
 mod mm;
+mod mount;
+mod ns;
 mod path;
+mod pidns;
 mod pipe;
 mod poll;
 mod process;
 mod procfs;
+mod ptrace;
+mod ptrace_events;
 mod rename;
 mod rlimit;
 mod sigframe;
@@ -33,6 +38,8 @@ pub const AREAS: &[Area] = &[
     Area { name: "exec", cases: exec::CASES },
     Area { name: "signal", cases: signal::CASES },
     Area { name: "sigframe", cases: sigframe::CASES },
+    Area { name: "ptrace", cases: ptrace::CASES },
+    Area { name: "ptrace-events", cases: ptrace_events::CASES },
     Area { name: "futex", cases: futex::CASES },
     Area { name: "thread", cases: thread::CASES },
     Area { name: "mm", cases: mm::CASES },
@@ -50,6 +57,9 @@ pub const AREAS: &[Area] = &[
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
+    Area { name: "ns", cases: ns::CASES },
+    Area { name: "pidns", cases: pidns::CASES },
+    Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
