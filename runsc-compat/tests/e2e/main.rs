@@ -23,6 +23,7 @@ mod host_command;
 mod hostile;
 mod jobs;
 mod languages;
+mod lifecycle;
 mod lower;
 mod many;
 mod outside;
