@@ -48,6 +48,10 @@ pub(crate) fn exit(cx: Current) {
     let group = Arc::clone(task.group());
     leave_memory(&task);
     let last = leave_group(&task);
+    // A vfork child that ends is in its parent's memory still.
+    if last && Arc::strong_count(&task.mm()) <= 2 {
+        group.note_peak_resident(task.mm().peak_resident());
+    }
     if last {
         group.timers.clear(&kernel);
     }

@@ -102,7 +102,7 @@ fn accepts(vma: &Vma, advice: i32) -> Result<()> {
         madv::DONTNEED | madv::COLD | madv::PAGEOUT if locked => Err(Errno::EINVAL),
         madv::FREE | madv::WIPEONFORK if !vma.is_anon() => Err(Errno::EINVAL),
         madv::REMOVE if locked || vma.is_anon() => Err(Errno::EINVAL),
-        madv::REMOVE if !vma.flags.contains(VmFlags::SHARED | VmFlags::WRITE) => Err(Errno::EACCES),
+        madv::REMOVE if !vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE) => Err(Errno::EACCES),
         _ => Ok(()),
     }
 }
@@ -232,13 +232,9 @@ impl Mm {
         if parts.gap { Err(Errno::ENOMEM) } else { Ok(()) }
     }
 
-    /// Checks a `mincore(2)` range and returns its number of pages, which all count as resident. `ENOMEM` for a gap.
-    pub fn mincore(&self, addr: Addr, len: u64) -> Result<u64> {
-        let Some(range) = advice_range(addr, len, Errno::ENOMEM)? else { return Ok(0) };
-        if !self.lock().tree.covers(range) {
-            return Err(Errno::ENOMEM);
-        }
-        Ok(range.len() / PAGE_SIZE)
+    /// Checks the arguments of `mincore(2)`; `None` for an empty range.
+    pub fn mincore_range(&self, addr: Addr, len: u64) -> Result<Option<AddrRange>> {
+        advice_range(addr, len, Errno::ENOMEM)
     }
 
     /// Accounts a range as locked; the host pages nothing of a sandbox out on its own account. `on_fault` is
@@ -313,7 +309,8 @@ fn lock_flags(on_fault: bool) -> VmFlags {
 /// `mlock` takes any start and rounds it down.
 fn lock_range(addr: Addr, len: u64) -> Result<Option<AddrRange>> {
     let offset = addr % PAGE_SIZE;
-    let len = len.checked_add(offset).and_then(page_up).ok_or(Errno::EINVAL)?;
+    // Wraps as on Linux: the longest lengths are none.
+    let len = len.wrapping_add(offset).wrapping_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1);
     let range = AddrRange::new(addr - offset, len).ok_or(Errno::EINVAL)?;
     Ok(Some(range).filter(|r| !r.is_empty()))
 }

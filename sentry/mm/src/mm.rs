@@ -435,7 +435,7 @@ pub struct MapInfo {
 }
 
 impl MapInfo {
-    fn of(vma: &Vma, layout: &Layout) -> Self {
+    pub(crate) fn of(vma: &Vma, layout: &Layout) -> Self {
         let (offset, identity) = vma.file().map_or((0, (0, 0)), |f| (f.offset, f.file.identity()));
         let name = match vma.file() {
             Some(file) => match &file.name {
@@ -455,6 +455,11 @@ impl MapInfo {
             }
         };
         Self { range: vma.range(), flags: vma.flags, offset, identity, name, is_anon: vma.is_anon() }
+    }
+
+    /// Shared memory that has no file of its own.
+    pub fn is_shared_memory(&self) -> bool {
+        !self.is_anon && matches!(self.name, MapName::Text(_))
     }
 
     /// The second column of `/proc/PID/maps`, such as `rw-p`.

@@ -11,7 +11,9 @@ mod exec;
 mod fd;
 mod file;
 mod futex;
+mod memfd;
 mod mm;
+mod mm_limits;
 mod path;
 mod pipe;
 mod poll;
@@ -40,6 +42,8 @@ pub const AREAS: &[Area] = &[
     Area { name: "futex", cases: futex::CASES },
     Area { name: "thread", cases: thread::CASES },
     Area { name: "mm", cases: mm::CASES },
+    Area { name: "mm-limits", cases: mm_limits::CASES },
+    Area { name: "memfd", cases: memfd::CASES },
     Area { name: "time", cases: time::CASES },
     Area { name: "fd", cases: fd::CASES },
     Area { name: "file", cases: file::CASES },

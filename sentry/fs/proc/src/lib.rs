@@ -13,6 +13,7 @@ mod global;
 mod mem;
 mod process;
 mod root;
+mod smaps;
 mod status;
 mod sysctl;
 
