@@ -354,6 +354,8 @@ impl AddressSpace for Space {
             Advice::WillNeed => libc::MADV_WILLNEED,
             Advice::HugePage => libc::MADV_HUGEPAGE,
             Advice::NoHugePage => libc::MADV_NOHUGEPAGE,
+            Advice::PopulateRead => libc::MADV_POPULATE_READ,
+            Advice::PopulateWrite => libc::MADV_POPULATE_WRITE,
         };
         self.order(&[Call::new(libc::SYS_madvise, [range.start, range.len(), advice as u64])])
     }

@@ -43,6 +43,10 @@ pub enum Advice {
     WillNeed,
     HugePage,
     NoHugePage,
+    /// Reads every page, so that it is there.
+    PopulateRead,
+    /// Writes every page, which changes nothing in it.
+    PopulateWrite,
 }
 
 /// Whether a copy may fault pages in. `NoFault` copies are allowed under a lock and may fail where a plain copy

@@ -12,6 +12,8 @@ use sentry_memory::{IoSeg, UserMemory, UserReader, UserWriter};
 use sentry_mm::{FileMapping, MappedFile, MmapArgs, VmFlags, madv, map_flags};
 use sentry_vfs::{MountFlags, cap};
 
+use fs_tmpfs::open_tmpfs_file;
+
 use crate::args::{Bits, Ptr};
 use crate::table::syscalls;
 
@@ -48,24 +50,34 @@ fn mmap(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, flags: Bits, fd: i32,
     if flags.0 & map_flags::ANONYMOUS == 0 && fs_dev::is_zero(&**cx.file(fd)?.ops()) {
         flags.0 |= map_flags::ANONYMOUS;
     }
-    let file = if flags.0 & map_flags::ANONYMOUS == 0 { Some(mapping(cx, fd, flags, offset)?) } else { None };
+    let file = if flags.0 & map_flags::ANONYMOUS == 0 { Some(mapping(cx, fd, prot, flags, offset)?) } else { None };
     let args = MmapArgs { addr: addr.0, len, prot: prot.0, flags: flags.0, file };
     cx.mm().mmap(&args, &cx.mm_limits())
 }
 
+const PROT_WRITE: u32 = 2;
+
 /// What a descriptor gives to be mapped.
-fn mapping(cx: &Current, fd: i32, flags: Bits, offset: u64) -> Result<FileMapping> {
+fn mapping(cx: &Current, fd: i32, prot: Bits, flags: Bits, offset: u64) -> Result<FileMapping> {
     let file = cx.file(fd)?;
     if flags.0 & map_flags::HUGETLB != 0 {
         return Err(Errno::EINVAL);
     }
-    let noexec = file.location().is_some_and(|l| l.mount.flags().contains(MountFlags::NOEXEC));
     let open = file.flags();
+    let mut writable = open.writes();
+    if flags.0 & map_flags::TYPE != map_flags::PRIVATE && open_tmpfs_file(file.ops()).is_some_and(|f| f.is_write_sealed())
+    {
+        if prot.0 & PROT_WRITE != 0 {
+            return Err(Errno::EPERM);
+        }
+        writable = false;
+    }
+    let noexec = file.location().is_some_and(|l| l.mount.flags().contains(MountFlags::NOEXEC));
     Ok(FileMapping {
         file: file.ops().mappable()?,
         offset,
         readable: open.reads(),
-        writable: open.writes(),
+        writable,
         noexec,
         name: Some(file as Arc<dyn MappedFile>),
     })
@@ -179,7 +191,7 @@ fn remap_file_pages(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, page: u64
         addr: start,
         len,
         prot: found.flags.prot().bits(),
-        flags: map_flags::SHARED | map_flags::FIXED | map_flags::POPULATE | flags.0 & NONBLOCK,
+        flags: map_flags::SHARED | map_flags::FIXED | map_flags::POPULATE | flags.0 & map_flags::NONBLOCK,
         file: Some(FileMapping {
             file: backing.file,
             name: backing.name,
@@ -191,9 +203,6 @@ fn remap_file_pages(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, page: u64
     };
     mm.mmap(&args, &cx.mm_limits()).map(drop)
 }
-
-/// `MAP_NONBLOCK`.
-const NONBLOCK: u32 = 0x1_0000;
 
 /// Page faults are the host's to handle here: nobody inside gets them handed over.
 fn userfaultfd(_cx: &mut Current, flags: Bits) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::harness::Area;
 
+mod attack;
 mod attr;
 mod cred;
 mod dir;
@@ -59,6 +60,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "attr", cases: attr::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
     Area { name: "proc", cases: procfs::CASES },
+    Area { name: "attack", cases: attack::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
 ];

@@ -257,6 +257,16 @@ pub(crate) async fn exit_stop(cx: &mut Current, status: i32) {
     stop(cx, Report { code, why: CLD_TRAPPED, message, info: Some(info), ending: true }).await;
 }
 
+/// The stop that a filter's `SECCOMP_RET_TRACE` asks for, with its sixteen bits of data. False without a tracer that
+/// wants it: the call then fails with `ENOSYS`. After a true the call's number and arguments are to be read again.
+pub async fn seccomp_stop(cx: &mut Current, data: u16) -> bool {
+    if !wants(&cx.task, options::EVENT_SECCOMP) {
+        return false;
+    }
+    event(cx, options::EVENT_SECCOMP, u64::from(data)).await;
+    true
+}
+
 /// A stop at one end of a system call (`ptrace_report_syscall`).
 async fn call_stop(cx: &mut Current, message: u64) {
     let good = cx.task.signals.lock().trace.as_ref().is_some_and(|t| t.options & options::TRACESYSGOOD != 0);
