@@ -7,6 +7,7 @@
 
 mod args;
 mod commands;
+mod go_style;
 mod output;
 
 use std::ffi::OsString;
@@ -31,6 +32,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn with_log(arguments: Arguments) -> ExitCode {
+    // Before anything is opened: the numbers are the caller's.
+    let preserved = runtime::take_preserved(arguments.command.preserve_fds());
     let format = match arguments.global.log_format.as_str() {
         "text" => Format::Text,
         "json" => Format::Json,
@@ -45,11 +48,20 @@ fn with_log(arguments: Arguments) -> ExitCode {
             return fail(&Log::default(), &format!("open log file {path}: {error}"), 1);
         }
     };
-    match commands::run(arguments, &log) {
+    let doing = arguments.command.failure_prefix();
+    let is_exec = matches!(arguments.command, args::Command::Exec(_));
+    let ended = preserved
+        .map_err(anyhow::Error::from)
+        .and_then(|preserved| commands::run(arguments, preserved, &log));
+    match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = error.downcast_ref::<runtime::Error>().map_or(1, runtime::Error::exit_code);
-            fail(&log, &format!("{error:#}"), code)
+            let own = error.downcast_ref::<runtime::Error>().map_or(1, runtime::Error::exit_code);
+            let code = if is_exec { runtime::EXEC_FAILED } else { own };
+            let message = format!("{error:#}");
+            // A signal during the start has nothing to say.
+            let doing = if message.is_empty() || message.starts_with(doing) { "" } else { doing };
+            fail(&log, &format!("{doing}{message}"), code)
         }
     }
 }
@@ -59,7 +71,7 @@ fn fail(log: &Log, message: &str, code: u8) -> ExitCode {
     let message = message.trim().replace('\n', " ");
     if !message.is_empty() {
         log.write(Level::Error, &message);
-        eprintln!("casemate: {message}");
+        if log.has_file() { eprintln!("{message}") } else { eprintln!("casemate: {message}") }
     }
     ExitCode::from(code)
 }

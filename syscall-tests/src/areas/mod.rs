@@ -15,7 +15,10 @@ mod futex;
 mod memfd;
 mod mm;
 mod mm_limits;
+mod mount;
+mod ns;
 mod path;
+mod pidns;
 mod pipe;
 mod poll;
 mod process;
@@ -59,6 +62,9 @@ pub const AREAS: &[Area] = &[
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
+    Area { name: "ns", cases: ns::CASES },
+    Area { name: "pidns", cases: pidns::CASES },
+    Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "attack", cases: attack::CASES },
     Area { name: "cred", cases: cred::CASES },
