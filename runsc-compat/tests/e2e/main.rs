@@ -18,6 +18,7 @@
 mod common;
 mod configuration;
 mod deaths;
+mod debugger;
 mod exit;
 mod host_command;
 mod hostile;
