@@ -85,6 +85,10 @@ impl Container {
         let total_memory = kernel.total_memory();
         vfs.register_type("tmpfs", Arc::new(TmpfsType { memory, total_memory }));
 
+        vfs.register_type("proc", Arc::new(fs_proc::ProcType));
+        vfs.register_type("sysfs", Arc::new(fs_sys::SysType { cpus: kernel.nr_cpus() }));
+        vfs.register_type("devpts", Arc::new(fs_dev::DevPtsType { terminals: Arc::clone(&terminals) }));
+
         let parts = Parts { kernel: &kernel, memory: &ground.memory, gofer: &gofer, terminals: &terminals };
         let tree = Tree::build(boot, &parts).map_err(|error| failed(Phase::Mount, error))?;
         log.debug("the mounts stand");

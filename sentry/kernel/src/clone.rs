@@ -13,7 +13,7 @@ use crate::group::StopState;
 use crate::signal::recalc;
 use crate::task::{TaskParts, VforkGate, work};
 use crate::task_set::Process;
-use crate::{Current, Kernel, Restart, Stop, Task, ThreadGroup, ptrace, run};
+use crate::{Current, Kernel, PidNs, Restart, Stop, Task, ThreadGroup, ptrace, run};
 
 /// What a new task shares with its maker and starts with.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,7 +57,14 @@ impl CloneSpec {
         if has(CloneFlags::SIGHAND) && has(CloneFlags::CLEAR_SIGHAND) {
             return Err(Errno::EINVAL);
         }
-        if has(CloneFlags::PARENT) && task.pid() == 1 {
+        if has(CloneFlags::PARENT) && task.group().is_ns_init() {
+            return Err(Errno::EINVAL);
+        }
+        if has(CloneFlags::NEWIPC | CloneFlags::SYSVSEM) {
+            return Err(Errno::EINVAL);
+        }
+        // A thread is in its process's PID namespace.
+        if has(CloneFlags::THREAD) && !task.namespaces().pid_for_children.is_same(task.group().pid_ns()) {
             return Err(Errno::EINVAL);
         }
         if has(CloneFlags::THREAD) && flags.intersects(CloneFlags::NEWUSER | CloneFlags::NEWPID) {
@@ -66,8 +73,8 @@ impl CloneSpec {
         if has(CloneFlags::PIDFD) && flags.intersects(CloneFlags::DETACHED | CloneFlags::THREAD) {
             return Err(Errno::EINVAL);
         }
-        if flags.intersects(CloneFlags::NEW_ANY | CloneFlags::INTO_CGROUP) {
-            task.kernel().count_unsupported("clone with new namespaces", task);
+        if flags.contains(CloneFlags::INTO_CGROUP) {
+            task.kernel().count_unsupported("clone into a cgroup", task);
             return Err(Errno::EPERM);
         }
         if !(0..=sig::MAX).contains(&self.exit_signal) {
@@ -95,7 +102,33 @@ fn check_task_limit(task: &Task) -> Result<()> {
     if owned as u64 >= limit { Err(Errno::EAGAIN) } else { Ok(()) }
 }
 
-/// Makes a task and starts it; its thread id.
+/// A number in the PID namespaces below the first, given back unless the task comes to be.
+struct Admitted<'a> {
+    ns: &'a PidNs,
+    number: i32,
+    kept: bool,
+}
+
+impl<'a> Admitted<'a> {
+    fn new(ns: &'a PidNs, number: i32) -> Result<Self> {
+        ns.admit(number)?;
+        Ok(Self { ns, number, kept: false })
+    }
+
+    fn keep(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.ns.release(self.number);
+        }
+    }
+}
+
+/// Makes a task and starts it; its thread id as the caller sees it.
 ///
 /// With `CLONE_VFORK` the caller goes on only when the child has left its memory, which the run loop sees to.
 pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
@@ -109,6 +142,7 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     }
     check_task_limit(&parent)?;
     let kernel = Arc::clone(parent.kernel());
+    let changed = crate::ns::create(&parent, flags)?;
 
     let mm = if flags.contains(CloneFlags::VM) {
         parent.mm()
@@ -125,7 +159,12 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     let fds = if flags.contains(CloneFlags::FILES) { parent.fds() } else { parent.fds().fork() };
     let fs = if flags.contains(CloneFlags::FS) { parent.fs() } else { parent.fs().fork() };
 
+    changed.move_places(&fs);
+
     let tid = kernel.task_set().allocate(kernel.max_tasks)?;
+    let pid_ns =
+        if thread { Arc::clone(parent.group().pid_ns()) } else { Arc::clone(&changed.set.pid_for_children) };
+    let mut number = Admitted::new(&pid_ns, tid)?;
     let group = if thread {
         Arc::clone(parent.group())
     } else {
@@ -134,7 +173,8 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
         } else {
             parent.group().actions().fork(flags.contains(CloneFlags::CLEAR_SIGHAND))
         };
-        let group = ThreadGroup::new(Arc::clone(&kernel), tid, actions, parent.group().limits());
+        let group =
+            ThreadGroup::new(Arc::clone(&kernel), tid, Arc::clone(&pid_ns), actions, parent.group().limits());
         group.set_oom_score_adj(parent.group().oom_score_adj());
         group.set_dumpable(parent.group().dumpable());
         group
@@ -150,11 +190,11 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
         tid,
         kernel: Arc::clone(&kernel),
         group: Arc::clone(&group),
-        creds: parent.creds(),
+        creds: changed.creds,
         mm: Arc::clone(&mm),
         fds,
         fs,
-        mount_ns: parent.mount_ns(),
+        namespaces: changed.set,
         comm: parent.comm_raw(),
         mask: parent.signal_mask(),
         scheduling,
@@ -177,12 +217,13 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     });
 
     // Linux ignores bad addresses here too, but for the pidfd's.
-    let id = tid.to_le_bytes();
+    let shown = parent.show_pid(tid);
     if flags.contains(CloneFlags::PARENT_SETTID) {
-        let _ = cx.copy_out(spec.parent_tid, &id);
+        let _ = cx.copy_out(spec.parent_tid, &shown.to_le_bytes());
     }
     if flags.contains(CloneFlags::CHILD_SETTID) {
-        let _ = sentry_memory::UserMemory::copy_out(mm.as_ref(), spec.child_tid, &id);
+        let inside = pid_ns.local(tid);
+        let _ = sentry_memory::UserMemory::copy_out(mm.as_ref(), spec.child_tid, &inside.to_le_bytes());
     }
     if flags.contains(CloneFlags::PIDFD) {
         crate::pidfd::install_for_clone(cx, &group, spec.pidfd)?;
@@ -199,11 +240,12 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     let untraced = flags.contains(CloneFlags::UNTRACED);
     let event = ptrace::new_child(&parent, flags.contains(CloneFlags::VFORK), spec.exit_signal, untraced);
     register(&kernel, &parent, &child, spec, event.is_some() || flags.contains(CloneFlags::PTRACE))?;
+    number.keep();
     cx.vfork = gate.map(|gate| (gate, tid));
     cx.new_child = event.map(|event| (event, tid));
     let child = Current::new(child, regs, context);
     kernel.executor().spawn(run::run(child));
-    Ok(tid)
+    Ok(shown)
 }
 
 /// Puts the child among the tasks.
@@ -217,6 +259,9 @@ fn register(
     let mut set = kernel.task_set();
     if set.closed {
         return Err(Stop::Errno(Errno::EAGAIN));
+    }
+    if child.group().pid_ns().is_closed() {
+        return Err(Stop::Errno(Errno::ENOMEM));
     }
     {
         let group = parent.group().signals.lock();
@@ -260,6 +305,7 @@ fn register(
             stop_report: None,
             continue_report: false,
             has_execed: false,
+            lingers: false,
         };
         let pid = child.pid();
         set.processes.insert(pid, process);

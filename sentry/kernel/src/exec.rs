@@ -13,7 +13,7 @@ use sentry_base::{Errno, Result, WaitClass};
 use sentry_loader::{Elf, Format, Ids, Image, Loaded, MAX_SCRIPTS, OpenedFile};
 use sentry_mm::MmLimits;
 use sentry_vfs::{
-    CapSet, Credentials, FileDescription, FsContextView, Location, LookupFlags, MountFlags, PathCx, cap,
+    CapSet, Credentials, FileDescription, FsContextView, IdKind, Location, LookupFlags, PathCx, cap,
 };
 
 use crate::clone::space_errno;
@@ -107,10 +107,10 @@ pub(crate) fn prepare(task: &Task, spec: ExecSpec) -> Result<Program> {
         envp: &envp,
         filename: &filename,
         ids: Ids {
-            uid: new_creds.uid,
-            euid: new_creds.euid,
-            gid: new_creds.gid,
-            egid: new_creds.egid,
+            uid: new_creds.user_ns.show_uid(new_creds.uid),
+            euid: new_creds.user_ns.show_uid(new_creds.euid),
+            gid: new_creds.user_ns.show_gid(new_creds.gid),
+            egid: new_creds.user_ns.show_gid(new_creds.egid),
             secure,
         },
         machine: kernel.machine(),
@@ -144,8 +144,12 @@ fn open(
 fn exec_creds(old: &Credentials, file: &FileDescription) -> Result<(Credentials, bool)> {
     let mut new = old.clone();
     let attr = file.attr()?;
-    let nosuid = file.location().is_some_and(|at| at.mount.flags().contains(MountFlags::NOSUID));
-    if !nosuid && !old.no_new_privs {
+    let user_ns = &old.user_ns;
+    let honoured = file.location().is_none_or(|at| at.mount.honours_set_id(user_ns));
+    // Ids that the caller's namespace cannot name are not taken over.
+    let mapped =
+        user_ns.show(IdKind::User, attr.uid).is_some() && user_ns.show(IdKind::Group, attr.gid).is_some();
+    if honoured && mapped && !old.no_new_privs {
         if attr.mode & S_ISUID != 0 {
             new.euid = attr.uid;
         }
@@ -164,15 +168,15 @@ fn exec_creds(old: &Credentials, file: &FileDescription) -> Result<(Credentials,
     new.permitted = new.ambient;
     new.effective = new.ambient;
     if old.securebits & SECBIT_NOROOT == 0 {
-        if new.euid == 0 || new.uid == 0 {
+        if user_ns.is_root(new.euid) || user_ns.is_root(new.uid) {
             new.permitted = new.inheritable.union(new.bounding);
         }
-        if new.euid == 0 {
+        if user_ns.is_root(new.euid) {
             new.effective = new.permitted;
         }
     }
     new.securebits &= !SECBIT_KEEP_CAPS;
-    let raised = !new.effective.is_subset_of(new.ambient) && new.uid != 0;
+    let raised = !new.effective.is_subset_of(new.ambient) && !user_ns.is_root(new.uid);
     let secure = (id_changed && (new.euid != new.uid || new.egid != new.gid)) || raised;
     Ok((new, secure))
 }
@@ -235,8 +239,10 @@ async fn end_siblings(cx: &mut Current) -> Result<(), Stop> {
         let process = set.process_mut(pid)?;
         let leader = core::mem::replace(&mut process.leader, Arc::clone(&task));
         process.leader_dead = false;
+        let old_tid = task.tid();
         let traced = crate::ptrace::move_link(&mut set, task.tid(), pid);
         task.set_tid(pid);
+        set.give_back(old_tid, task.group().pid_ns());
         drop(set);
         drop((own, old_leader, leader, traced));
     }

@@ -134,10 +134,12 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
             }
         } else {
             released.extend(set.tasks.remove(&task.tid()));
+            set.give_back(task.tid(), task.group().pid_ns());
         }
         if last {
             end_of_process(&mut set, task, &mut notices, &mut hang_ups, &mut released);
         }
+        report_lone_inits(&mut set, &mut notices, &mut released);
         if set.closed && set.processes.values().all(|p| p.zombie.is_some()) {
             finished = kernel.init_status();
         }
@@ -199,7 +201,7 @@ fn parent_death_signals(set: &TaskSet, task: &Task, notices: &mut Vec<Notice>) {
         let Ok(child) = set.process(*child) else { continue };
         let signo = child.leader.pdeath_signal.load(Ordering::Relaxed);
         if child.parent_tid == task.tid() && signo != 0 {
-            let info = SigInfo::user(signo, abi::signal::SI_USER, task.pid(), task.creds().uid);
+            let info = child.group.info_from(signo, abi::signal::SI_USER, task);
             notices.push(Notice { to: Arc::clone(&child.group), info: Some(info) });
         }
     }
@@ -227,6 +229,16 @@ fn end_of_process(
             }
         }
     }
+    let ends_ns = !is_init && group.is_ns_init();
+    if ends_ns {
+        // `zap_pid_ns_processes`: everything in the namespace ends with its init.
+        group.pid_ns().close();
+        for process in set.processes.values() {
+            if process.group.pid() != pid && group.pid_ns().local(process.group.pid()) != 0 {
+                process.group.end(WaitStatus::signaled(sig::KILL, false));
+            }
+        }
+    }
     reparent_children(set, pid, notices, released);
     orphan_groups_after(set, pid, notices);
     let Ok(process) = set.process_mut(pid) else { return };
@@ -242,7 +254,12 @@ fn end_of_process(
     {
         hang_ups.push(terminal);
     }
-    if !is_init {
+    if ends_ns && !group.pid_ns().is_only_init_left() {
+        if let Ok(process) = set.process_mut(pid) {
+            process.lingers = true;
+        }
+        set.nr_lingering += 1;
+    } else if !is_init {
         tell_parent(set, pid, notices, released);
     }
 }
@@ -260,11 +277,16 @@ fn reparent_children(
         return;
     }
     let mut ancestor = own.parent;
+    let ns = Arc::clone(own.group.pid_ns());
+    // Its own children stay with an init that ends: they go without anybody being told.
+    let init = ns.init().unwrap_or(1);
     let reaper = loop {
         match set.process(ancestor) {
+            _ if init == pid => break init,
+            Ok(p) if !p.group.pid_ns().is_same(&ns) => break init,
             Ok(p) if p.zombie.is_none() && p.group.is_subreaper() => break ancestor,
             Ok(p) => ancestor = p.parent,
-            Err(_) => break 1,
+            Err(_) => break init,
         }
     };
     let reaper_tid = reaper;
@@ -347,12 +369,37 @@ pub(crate) fn tell_parent(
     }
     let info = send.then(|| {
         let (code, value) = child_code(zombie.status);
-        SigInfo::child(signo, code, pid, zombie.uid, value, ticks(zombie.utime), ticks(zombie.stime))
+        let (pid, uid) = (parent.pid_ns().local(pid), parent.user_ns().show_uid(zombie.uid));
+        SigInfo::child(signo, code, pid, uid, value, ticks(zombie.utime), ticks(zombie.stime))
     });
     if reaped {
         released.extend(set.remove_process(pid).map(|p| p.leader));
     }
     notices.push(Notice { to: parent, info });
+}
+
+/// Tells the parents of inits that lingered until everybody else in their namespace was gone.
+fn report_lone_inits(set: &mut SetGuard<'_>, notices: &mut Vec<Notice>, released: &mut Vec<Arc<Task>>) {
+    loop {
+        // An init that goes may be the last one that another, above, waits for.
+        let lone = set.take_lone_inits();
+        if lone.is_empty() {
+            return;
+        }
+        for pid in lone {
+            tell_parent(set, pid, notices, released);
+        }
+    }
+}
+
+/// After a process was waited for: inits may be free to be reported.
+pub(crate) fn after_wait(kernel: &Kernel) {
+    let (mut notices, mut released) = (Vec::new(), Vec::new());
+    report_lone_inits(&mut kernel.task_set(), &mut notices, &mut released);
+    for notice in notices {
+        notice.give();
+    }
+    drop(released);
 }
 
 /// `si_code` and `si_status` of a process that ended with `status`.

@@ -9,7 +9,7 @@ use sentry_base::{Mutex, Nanos, WaitQueue, lock::rank, mono_now};
 
 use crate::signal::{Actions, Pending};
 use crate::timers::ProcessTimers;
-use crate::{Kernel, Limits, Task};
+use crate::{Kernel, Limits, PidNs, Task};
 
 /// Job control's view of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,10 @@ pub(crate) struct GroupSignals {
 #[derive(Debug)]
 pub struct ThreadGroup {
     pid: i32,
+    /// The PID namespace that the process is in, for good.
+    pid_ns: Arc<PidNs>,
+    /// Whether it is the init of its PID namespace.
+    ns_init: bool,
     kernel: Arc<Kernel>,
     /// Copies of what the task set says, for reading without its lock.
     pub(crate) ppid: AtomicI32,
@@ -74,9 +78,18 @@ pub struct ThreadGroup {
 }
 
 impl ThreadGroup {
-    pub(crate) fn new(kernel: Arc<Kernel>, pid: i32, actions: Arc<Actions>, limits: Limits) -> Arc<Self> {
+    pub(crate) fn new(
+        kernel: Arc<Kernel>,
+        pid: i32,
+        pid_ns: Arc<PidNs>,
+        actions: Arc<Actions>,
+        limits: Limits,
+    ) -> Arc<Self> {
+        let ns_init = pid_ns.local(pid) == 1;
         Arc::new(Self {
             pid,
+            pid_ns,
+            ns_init,
             kernel,
             ppid: AtomicI32::new(0),
             pgid: AtomicI32::new(0),
@@ -109,6 +122,16 @@ impl ThreadGroup {
 
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// The PID namespace that the process is in.
+    pub fn pid_ns(&self) -> &Arc<PidNs> {
+        &self.pid_ns
+    }
+
+    /// Whether it is the init of its PID namespace.
+    pub fn is_ns_init(&self) -> bool {
+        self.ns_init
     }
 
     pub fn kernel(&self) -> &Arc<Kernel> {

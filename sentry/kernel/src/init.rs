@@ -67,7 +67,13 @@ impl Kernel {
         }
         let command = spec.argv.first().cloned().ok_or(InitError::NoCommand)?;
         let pid = self.task_set().allocate(self.max_tasks).map_err(InitError::Task)?;
-        let group = ThreadGroup::new(Arc::clone(self), pid, Arc::new(Actions::default()), limits);
+        let group = ThreadGroup::new(
+            Arc::clone(self),
+            pid,
+            Arc::clone(self.first_pid_ns()),
+            Arc::new(Actions::default()),
+            limits,
+        );
         group.exit_signal.store(sig::CHLD, Ordering::Relaxed);
         group.set_oom_score_adj(spec.oom_score_adj);
         let task = Task::new(TaskParts {
@@ -78,7 +84,7 @@ impl Kernel {
             mm: Arc::clone(self.no_mm()),
             fds: Arc::clone(&spec.fds),
             fs: FsContext::new(spec.root.clone(), spec.root.clone(), spec.umask),
-            mount_ns: Arc::clone(&spec.mount_ns),
+            namespaces: self.first_namespaces().with_mounts(&spec.mount_ns),
             comm: comm_from(&command),
             mask: SigSet::EMPTY,
             scheduling: Scheduling::of_cpus(self.nr_cpus()),
@@ -107,6 +113,7 @@ impl Kernel {
                 stop_report: None,
                 continue_report: false,
                 has_execed: true,
+                lingers: false,
             };
             set.processes.insert(pid, process);
             set.set_group(pid, pid);

@@ -21,6 +21,7 @@ mod jobs;
 mod kernel;
 mod limits;
 mod no_space;
+pub mod ns;
 pub mod pidfd;
 pub mod ptrace;
 mod robust;
@@ -42,6 +43,7 @@ pub use kernel::{
     ExitCallback, InitSpec, Kernel, KernelConfig, RELEASE, TraceSink, Unsupported, UtsNames, VERSION,
 };
 pub use limits::Limits;
+pub use ns::{Namespaces, PidNs};
 pub use sentry_mm::Mm;
 pub use sentry_vfs::{FdTable, FsContext, MountNamespace, Vfs};
 pub use syscall::{Call, Handler, IntoRax, Restart, Row, Stop, SysResult, SyscallTable};

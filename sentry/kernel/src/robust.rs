@@ -63,7 +63,7 @@ fn release_word(task: &Task, mm: &Mm, addr: u64, pi: bool, pending: bool) -> Res
         return wake();
     }
     loop {
-        if value & TID_MASK != task.tid().cast_unsigned() {
+        if value & TID_MASK != task.ns_tid().cast_unsigned() {
             return Ok(());
         }
         let seen = mm.cmpxchg_u32(addr, value, value & WAITERS | OWNER_DIED)?;

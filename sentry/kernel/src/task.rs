@@ -13,7 +13,7 @@ use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Te
 use crate::cpu::CpuClock;
 use crate::ptrace::{StopRecord, Stops, Trace};
 use crate::signal::Pending;
-use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, ThreadGroup};
+use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, Namespaces, ThreadGroup};
 
 /// What a task does now; what it does next is decided from this and its [`work`] flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,7 @@ pub struct Task {
     mm: Mutex<Arc<Mm>, { rank::LEAF }>,
     fds: Mutex<Arc<FdTable>, { rank::LEAF }>,
     fs: Mutex<Arc<FsContext>, { rank::LEAF }>,
-    mount_ns: Mutex<Arc<MountNamespace>, { rank::LEAF }>,
+    namespaces: Mutex<Arc<Namespaces>, { rank::LEAF }>,
     comm: Mutex<[u8; 16], { rank::LEAF }>,
     exe: Mutex<Option<Arc<FileDescription>>, { rank::LEAF }>,
     pub(crate) signals: Mutex<TaskSignals, { rank::TASK }>,
@@ -198,7 +198,7 @@ pub(crate) struct TaskParts {
     pub mm: Arc<Mm>,
     pub fds: Arc<FdTable>,
     pub fs: Arc<FsContext>,
-    pub mount_ns: Arc<MountNamespace>,
+    pub namespaces: Arc<Namespaces>,
     pub comm: [u8; 16],
     pub mask: SigSet,
     pub scheduling: Scheduling,
@@ -219,7 +219,7 @@ impl Task {
             mm: Mutex::new(parts.mm),
             fds: Mutex::new(parts.fds),
             fs: Mutex::new(parts.fs),
-            mount_ns: Mutex::new(parts.mount_ns),
+            namespaces: Mutex::new(parts.namespaces),
             comm: Mutex::new(parts.comm),
             exe: Mutex::new(None),
             signals: Mutex::new(TaskSignals {
@@ -326,7 +326,57 @@ impl Task {
     }
 
     pub fn mount_ns(&self) -> Arc<MountNamespace> {
-        Arc::clone(&self.mount_ns.lock())
+        Arc::clone(&self.namespaces.lock().mnt)
+    }
+
+    /// The namespaces that the task has.
+    pub fn namespaces(&self) -> Arc<Namespaces> {
+        Arc::clone(&self.namespaces.lock())
+    }
+
+    pub(crate) fn set_namespaces(&self, set: Arc<Namespaces>) {
+        let old = core::mem::replace(&mut *self.namespaces.lock(), set);
+        drop(old);
+    }
+
+    /// Whether another task has the same root, working directory and umask (`CLONE_FS`).
+    pub(crate) fn shares_fs(&self) -> bool {
+        let fs = self.fs();
+        Arc::strong_count(&fs) > 2
+            && self
+                .kernel
+                .tasks()
+                .iter()
+                .any(|t| !core::ptr::eq(t.as_ref(), self) && Arc::ptr_eq(&t.fs(), &fs))
+    }
+
+    /// The thread id and process id that the task itself sees (`gettid(2)`, `getpid(2)`).
+    pub fn ns_tid(&self) -> i32 {
+        self.group.pid_ns().local(self.tid())
+    }
+
+    pub fn ns_pid(&self) -> i32 {
+        self.group.pid_ns().local(self.pid())
+    }
+
+    /// The number of a task, process, group or session as this task sees it; 0 for one outside of its PID namespace.
+    pub fn show_pid(&self, number: i32) -> i32 {
+        self.group.pid_ns().local(number)
+    }
+
+    /// The Sentry's number for one that this task names; `ESRCH` for one that it cannot see.
+    pub fn resolve_pid(&self, number: i32) -> Result<i32> {
+        self.group.pid_ns().global(number).ok_or(Errno::ESRCH)
+    }
+
+    /// The task that this one calls `tid`.
+    pub fn find_task(&self, tid: i32) -> Option<Arc<Self>> {
+        self.kernel.task(self.group.pid_ns().global(tid)?)
+    }
+
+    /// The process that this task calls `pid`.
+    pub fn find_process(&self, pid: i32) -> Option<Arc<ThreadGroup>> {
+        self.kernel.process(self.group.pid_ns().global(pid)?)
     }
 
     pub fn rlimit(&self, resource: u32) -> u64 {
@@ -446,6 +496,9 @@ impl Task {
         self.set_mm(Arc::clone(self.kernel.no_mm()));
         self.set_fds(Arc::clone(self.kernel.no_fds()));
         self.set_exe(None);
+        self.set_fs(Arc::clone(self.kernel.no_fs()));
+        let set = self.kernel.first_namespaces().with_mounts(self.kernel.no_mounts());
+        self.set_namespaces(set);
     }
 }
 
@@ -491,6 +544,14 @@ impl Caller for Task {
 
     fn signal_self(&self, signal: i32) {
         self.send_to_self(signal);
+    }
+
+    fn show_pid(&self, number: i32) -> i32 {
+        Self::show_pid(self, number)
+    }
+
+    fn resolve_pid(&self, number: i32) -> Option<i32> {
+        self.group.pid_ns().global(number)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -38,6 +38,7 @@ pub struct WaitOptions {
 /// A child's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waited {
+    /// As the caller sees it.
     pub pid: i32,
     pub uid: u32,
     /// As `wait4` returns it.
@@ -87,6 +88,7 @@ pub fn try_wait(task: &Task, which: WaitFor, options: WaitOptions) -> Result<IoS
         let (traced_any, traced) =
             if set.traces.is_empty() { (false, None) } else { tracee_report(&set, task, which, options) };
         if let Some(waited) = traced {
+            let shown = task.show_pid(waited.pid);
             if !options.nowait {
                 let gone = take_tracee_report(&mut set, task, &waited, &mut notices);
                 drop(set);
@@ -94,8 +96,11 @@ pub fn try_wait(task: &Task, which: WaitFor, options: WaitOptions) -> Result<IoS
                 for notice in notices {
                     notice.give();
                 }
+                if !task.group().pid_ns().is_first() {
+                    crate::exit::after_wait(task.kernel());
+                }
             }
-            return Ok(IoStart::Done(waited));
+            return Ok(IoStart::Done(Waited { pid: shown, ..waited }));
         }
         let own = set.process(task.pid())?;
         let mut found = None;
@@ -121,8 +126,10 @@ pub fn try_wait(task: &Task, which: WaitFor, options: WaitOptions) -> Result<IoS
         match found {
             None => IoStart::WouldBlock,
             Some(waited) => {
+                let pid = waited.pid;
+                // Its number is given up with the process.
+                let waited = Waited { pid: task.show_pid(pid), ..waited };
                 if !options.nowait {
-                    let pid = waited.pid;
                     let child = set.process_mut(pid)?;
                     if let Some(zombie) = child.zombie {
                         count_child_times(task, &zombie);
@@ -137,6 +144,9 @@ pub fn try_wait(task: &Task, which: WaitFor, options: WaitOptions) -> Result<IoS
             }
         }
     };
+    if released.as_ref().is_some_and(|p| !p.group.pid_ns().is_first()) {
+        crate::exit::after_wait(task.kernel());
+    }
     drop(released);
     Ok(result)
 }
@@ -241,6 +251,9 @@ fn is_eligible(task: &Task, child: &Process, which: WaitFor, options: WaitOption
 
 fn report(child: &Process, options: WaitOptions) -> Option<Waited> {
     if let Some(zombie) = &child.zombie {
+        if child.lingers {
+            return None;
+        }
         return options.exited.then(|| Waited::of_zombie(child.group.pid(), zombie));
     }
     if let Some(signo) = child.stop_report.filter(|_| options.stopped) {

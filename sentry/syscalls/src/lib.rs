@@ -20,6 +20,8 @@ mod sys_inotify;
 mod sys_io;
 mod sys_misc;
 mod sys_mm;
+mod sys_mount;
+mod sys_mount_fd;
 mod sys_path;
 mod sys_pipe;
 mod sys_poll;

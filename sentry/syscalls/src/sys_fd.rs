@@ -265,9 +265,12 @@ fn file_control(
                 IoStart::WouldBlock => Err(Errno::EAGAIN.into()),
             };
         }
-        libc::F_SETOWN => file.owner().store(int, Ordering::Relaxed),
+        libc::F_SETOWN => {
+            let id = resolve_owner(cx, int)?;
+            file.owner().store(id, Ordering::Relaxed);
+        }
         libc::F_GETOWN => {
-            return Ok(i64::from(file.owner().load(Ordering::Relaxed)).cast_unsigned());
+            return Ok(i64::from(show_owner(cx, file.owner().load(Ordering::Relaxed))).cast_unsigned());
         }
         F_SETOWN_EX => {
             let owner: FOwnerEx = cx.read_obj(arg)?;
@@ -277,10 +280,11 @@ fn file_control(
                 2 => owner.pid.wrapping_neg(),
                 _ => return Err(Errno::EINVAL.into()),
             };
+            let id = resolve_owner(cx, id)?;
             file.owner().store(id, Ordering::Relaxed);
         }
         F_GETOWN_EX => {
-            let id = file.owner().load(Ordering::Relaxed);
+            let id = show_owner(cx, file.owner().load(Ordering::Relaxed));
             let owner = FOwnerEx { kind: if id < 0 { 2 } else { 1 }, pid: id.wrapping_abs() };
             cx.write_obj(arg, &owner)?;
         }
@@ -417,6 +421,19 @@ impl LockRequest {
     }
 }
 
+/// The Sentry's number for an owner that the caller names: a process, or a group as a negative number.
+fn resolve_owner(cx: &Current, id: i32) -> Result<i32> {
+    match id {
+        0 => Ok(0),
+        id if id < 0 => cx.resolve_pid(id.wrapping_neg()).map(|group| -group),
+        id => cx.resolve_pid(id),
+    }
+}
+
+fn show_owner(cx: &Current, id: i32) -> i32 {
+    if id < 0 { -cx.show_pid(id.wrapping_neg()) } else { cx.show_pid(id) }
+}
+
 fn get_lock(cx: &Current, fd: i32, arg: u64, ofd: bool) -> SysResult {
     let file = cx.file(fd)?;
     let mut raw: Flock = cx.read_obj(arg)?;
@@ -437,7 +454,7 @@ fn get_lock(cx: &Current, fd: i32, arg: u64, ofd: bool) -> SysResult {
             raw.whence = 0;
             raw.start = held.start.cast_signed();
             raw.len = if held.end == u64::MAX { 0 } else { (held.end - held.start).cast_signed() };
-            raw.pid = held.pid;
+            raw.pid = if held.pid == -1 { -1 } else { cx.show_pid(held.pid) };
         }
     }
     cx.write_obj(arg, &raw)?;

@@ -210,9 +210,9 @@ fn set_robust_list(cx: &mut Current, head: Ptr, len: usize) -> Result<()> {
 fn get_robust_list(cx: &mut Current, pid: i32, head: Ptr, len: Ptr) -> Result<()> {
     let task = match pid {
         0 => Arc::clone(&cx.task),
-        pid => cx.kernel().task(pid).ok_or(Errno::ESRCH)?,
+        pid => cx.find_task(pid).ok_or(Errno::ESRCH)?,
     };
-    if task.pid() != cx.pid() && !cx.creds().has_cap(sentry_vfs::cap::SYS_PTRACE) {
+    if task.pid() != cx.pid() && !cx.creds().has_cap_in(&task.creds().user_ns, sentry_vfs::cap::SYS_PTRACE) {
         return Err(Errno::EPERM);
     }
     cx.write_obj(len.0, &(size_of::<RobustListHead>() as u64))?;
@@ -221,5 +221,5 @@ fn get_robust_list(cx: &mut Current, pid: i32, head: Ptr, len: Ptr) -> Result<()
 
 fn set_tid_address(cx: &mut Current, tidptr: Ptr) -> Result<i32> {
     cx.set_clear_child_tid(tidptr.0);
-    Ok(cx.tid())
+    Ok(cx.ns_tid())
 }

@@ -53,7 +53,7 @@ fn field(text: &[u8]) -> [u8; 65] {
 }
 
 fn uname(cx: &mut Current, buf: Ptr) -> Result<()> {
-    let names = cx.kernel().uts();
+    let names = cx.namespaces().uts.names();
     let uts = Utsname {
         sysname: field(b"Linux"),
         nodename: field(&names.hostname),
@@ -66,7 +66,7 @@ fn uname(cx: &mut Current, buf: Ptr) -> Result<()> {
 }
 
 fn set_name(cx: &Current, name: PathPtr, len: usize) -> Result<Vec<u8>> {
-    if !cx.creds().has_cap(cap::SYS_ADMIN) {
+    if !cx.creds().has_cap_in(cx.namespaces().uts.user_ns(), cap::SYS_ADMIN) {
         return Err(Errno::EPERM);
     }
     if len > 64 {
@@ -79,15 +79,15 @@ fn set_name(cx: &Current, name: PathPtr, len: usize) -> Result<Vec<u8>> {
 
 fn sethostname(cx: &mut Current, name: PathPtr, len: usize) -> Result<()> {
     let hostname = set_name(cx, name, len)?;
-    let kernel = cx.kernel();
-    kernel.set_uts(UtsNames { hostname, ..kernel.uts() });
+    let uts = &cx.namespaces().uts;
+    uts.set_names(UtsNames { hostname, ..uts.names() });
     Ok(())
 }
 
 fn setdomainname(cx: &mut Current, name: PathPtr, len: usize) -> Result<()> {
     let domainname = set_name(cx, name, len)?;
-    let kernel = cx.kernel();
-    kernel.set_uts(UtsNames { domainname, ..kernel.uts() });
+    let uts = &cx.namespaces().uts;
+    uts.set_names(UtsNames { domainname, ..uts.names() });
     Ok(())
 }
 
@@ -169,7 +169,7 @@ fn prlimit64(cx: &mut Current, pid: i32, resource: u32, new: Ptr, old: Ptr) -> R
         let (ours, theirs) = (cx.creds(), task.creds());
         let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == ours.uid)
             && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == ours.gid);
-        if !same && !ours.has_cap(cap::SYS_RESOURCE) {
+        if !same && !ours.has_cap_in(&theirs.user_ns, cap::SYS_RESOURCE) {
             return Err(Errno::EPERM);
         }
     }
@@ -190,7 +190,7 @@ fn prlimit64(cx: &mut Current, pid: i32, resource: u32, new: Ptr, old: Ptr) -> R
 fn target(cx: &Current, pid: i32) -> Result<Arc<Task>> {
     match pid {
         0 => Ok(Arc::clone(&cx.task)),
-        pid => cx.kernel().task(pid).ok_or(Errno::ESRCH),
+        pid => cx.find_task(pid).ok_or(Errno::ESRCH),
     }
 }
 
@@ -217,11 +217,12 @@ fn priority_targets(cx: &Current, which: i32, who: i32) -> Result<Vec<Arc<Task>>
     let found: Vec<_> = match which {
         PRIO_PROCESS => return Ok(vec![target(cx, who)?]),
         PRIO_PGRP => {
-            let pgid = if who == 0 { cx.group().pgid() } else { who };
+            let pgid = if who == 0 { cx.group().pgid() } else { cx.resolve_pid(who)? };
             all.into_iter().filter(|t| t.group().pgid() == pgid).collect()
         }
         PRIO_USER => {
-            let uid = if who == 0 { cx.creds().uid } else { who.cast_unsigned() };
+            let creds = cx.creds();
+            let uid = if who == 0 { creds.uid } else { creds.user_ns.uid(who.cast_unsigned())? };
             all.into_iter().filter(|t| t.creds().uid == uid).collect()
         }
         _ => return Err(Errno::EINVAL),
@@ -351,7 +352,8 @@ fn sched_setaffinity(cx: &mut Current, pid: i32, len: u32, mask: Ptr) -> Result<
     }
     let task = target(cx, pid)?;
     let (ours, theirs) = (cx.creds(), task.creds());
-    if ours.euid != theirs.euid && ours.euid != theirs.uid && !ours.has_cap(cap::SYS_NICE) {
+    if ours.euid != theirs.euid && ours.euid != theirs.uid && !ours.has_cap_in(&theirs.user_ns, cap::SYS_NICE)
+    {
         return Err(Errno::EPERM);
     }
     let mut scheduling = task.scheduling();
@@ -482,7 +484,7 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
             return Ok(u64::from(cx.creds().bounding.has(u32::try_from(a).unwrap_or(0))));
         }
         libc::PR_CAPBSET_DROP if a <= 40 => {
-            if !cx.creds().has_cap(cap::SETPCAP) {
+            if !cx.creds().has_cap_here(cap::SETPCAP) {
                 return Err(Errno::EPERM);
             }
             let old = cx.creds();
@@ -491,7 +493,7 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
         }
         libc::PR_GET_SECUREBITS => return Ok(u64::from(cx.creds().securebits)),
         libc::PR_SET_SECUREBITS => {
-            if !cx.creds().has_cap(cap::SETPCAP) {
+            if !cx.creds().has_cap_here(cap::SETPCAP) {
                 return Err(Errno::EPERM);
             }
             let securebits = u32::try_from(a).ok().filter(|bits| *bits < 1 << 8).ok_or(Errno::EPERM)?;

@@ -216,7 +216,7 @@ impl RemoteCopy {
             return Ok(None);
         }
         let remote = segments(cx, remote.0, remote.1)?;
-        let task = cx.kernel().task(pid).ok_or(Errno::ESRCH)?;
+        let task = cx.find_task(pid).ok_or(Errno::ESRCH)?;
         if !may_access(&cx.task, &task, Access::Attach) {
             return Err(Errno::EPERM);
         }

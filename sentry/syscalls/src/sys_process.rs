@@ -4,6 +4,7 @@ use abi::process::{CloneArgs, CloneFlags, Rusage};
 use abi::signal::{SigInfo, sig};
 use abi::time::Timeval;
 use sentry_base::{Errno, Events, Result};
+use sentry_kernel::ns;
 use sentry_kernel::pidfd::{self, PidFd};
 use sentry_kernel::{
     CloneSpec, Current, Restart, Stop, SysResult, WaitFor, WaitOptions, Waited, clone_task, try_wait,
@@ -19,10 +20,10 @@ syscalls! {
     186 gettid() [sync];
     110 getppid() [sync];
     56 clone(flags: Flags, stack: Ptr, parent_tid: Ptr, child_tid: Ptr, tls: Ptr)
-        [sync, "no new namespaces"];
+        [sync, "no time namespaces"];
     57 fork() [sync];
     58 vfork() [sync];
-    435 clone3(args: Ptr, size: usize) [sync, "no new namespaces, no chosen thread ids, no cgroup"];
+    435 clone3(args: Ptr, size: usize) [sync, "no chosen thread ids, no cgroup, no time namespaces"];
     60 exit(code: i32) [sync];
     231 exit_group(code: i32) [sync];
     61 wait4(pid: i32, status: Ptr, options: Bits, usage: Ptr) [wait];
@@ -32,7 +33,8 @@ syscalls! {
     111 getpgrp() [sync];
     112 setsid() [sync];
     124 getsid(pid: i32) [sync];
-    272 unshare(flags: Flags) [sync, "CLONE_FILES and CLONE_FS; no new namespaces"];
+    272 unshare(flags: Flags) [sync, "no time namespaces"];
+    308 setns(fd: i32, kinds: i32) [sync];
     434 pidfd_open(pid: i32, flags: Bits) [sync];
     334 rseq(area: Ptr, len: u32, flags: Bits, signature: Bits) [sync, "always ENOSYS, which C libraries accept"];
 }
@@ -52,15 +54,15 @@ impl crate::args::SysArg for Flags {
 }
 
 fn getpid(cx: &mut Current) -> Result<i32> {
-    Ok(cx.pid())
+    Ok(cx.ns_pid())
 }
 
 fn gettid(cx: &mut Current) -> Result<i32> {
-    Ok(cx.tid())
+    Ok(cx.ns_tid())
 }
 
 fn getppid(cx: &mut Current) -> Result<i32> {
-    Ok(cx.group().ppid())
+    Ok(cx.show_pid(cx.group().ppid()))
 }
 
 /// The signal in the low byte of `clone`'s flags.
@@ -192,6 +194,11 @@ fn write_usage(cx: &Current, usage: Ptr, waited: &Waited) -> Result<()> {
     cx.write_obj(usage.0, &value)
 }
 
+/// The Sentry's number for one that the caller names, or one that nothing has.
+fn named(cx: &Current, number: i32) -> i32 {
+    cx.resolve_pid(number).unwrap_or(-1)
+}
+
 async fn wait4(cx: &mut Current, pid: i32, status: Ptr, options: Bits, usage: Ptr) -> SysResult<i32> {
     if options.0 & !(WNOHANG | WUNTRACED | WCONTINUED | WNOTHREAD | WALL | WCLONE) != 0 {
         return Err(Errno::EINVAL.into());
@@ -200,8 +207,8 @@ async fn wait4(cx: &mut Current, pid: i32, status: Ptr, options: Bits, usage: Pt
         i32::MIN => return Err(Errno::ESRCH.into()),
         -1 => WaitFor::Any,
         0 => WaitFor::Group(cx.group().pgid()),
-        pid if pid < 0 => WaitFor::Group(-pid),
-        pid => WaitFor::Process(pid),
+        pid if pid < 0 => WaitFor::Group(named(cx, -pid)),
+        pid => WaitFor::Process(named(cx, pid)),
     };
     let Some(waited) = wait(cx, which, options.0 | WEXITED).await? else { return Ok(0) };
     if !status.is_null() {
@@ -230,9 +237,9 @@ async fn waitid(
     let mut bits = options.0;
     let which = match (kind, id) {
         (P_ALL, _) => WaitFor::Any,
-        (P_PID, 1..) => WaitFor::Process(id),
+        (P_PID, 1..) => WaitFor::Process(named(cx, id)),
         (P_PGID, 0) => WaitFor::Group(cx.group().pgid()),
-        (P_PGID, 1..) => WaitFor::Group(id),
+        (P_PGID, 1..) => WaitFor::Group(named(cx, id)),
         (P_PIDFD, 0..) => {
             let file = cx.file(id)?;
             let group = PidFd::group_of(&file)?;
@@ -252,7 +259,10 @@ async fn waitid(
     }
     if !info.is_null() {
         let value = match &waited {
-            Some(w) => SigInfo::child(sig::CHLD, w.code, w.pid, w.uid, w.value, 0, 0),
+            Some(w) => {
+                let uid = cx.creds().user_ns.show_uid(w.uid);
+                SigInfo::child(sig::CHLD, w.code, w.pid, uid, w.value, 0, 0)
+            }
             None => SigInfo::kernel(0, 0),
         };
         // Linux writes the fields that it has and no more.
@@ -263,46 +273,39 @@ async fn waitid(
 }
 
 fn setpgid(cx: &mut Current, pid: i32, pgid: i32) -> Result<()> {
+    if pgid < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let pid = if pid == 0 { 0 } else { cx.resolve_pid(pid)? };
+    let pgid = if pgid == 0 { 0 } else { cx.resolve_pid(pgid).map_err(|_| Errno::EPERM)? };
     cx.set_pgid(pid, pgid)
 }
 
 fn getpgid(cx: &mut Current, pid: i32) -> Result<i32> {
-    cx.pgid_of(pid)
+    let pid = if pid == 0 { 0 } else { cx.resolve_pid(pid)? };
+    cx.pgid_of(pid).map(|pgid| cx.show_pid(pgid))
 }
 
 fn getpgrp(cx: &mut Current) -> Result<i32> {
-    Ok(cx.group().pgid())
+    Ok(cx.show_pid(cx.group().pgid()))
 }
 
 fn setsid(cx: &mut Current) -> Result<i32> {
-    cx.set_sid()
+    cx.set_sid().map(|sid| cx.show_pid(sid))
 }
 
 fn getsid(cx: &mut Current, pid: i32) -> Result<i32> {
-    cx.sid_of(pid)
+    let pid = if pid == 0 { 0 } else { cx.resolve_pid(pid)? };
+    cx.sid_of(pid).map(|sid| cx.show_pid(sid))
 }
 
 fn unshare(cx: &mut Current, flags: Flags) -> Result<()> {
-    let flags = CloneFlags::from_bits_retain(flags.0);
-    let own = CloneFlags::FILES | CloneFlags::FS | CloneFlags::SYSVSEM;
-    let single = CloneFlags::THREAD | CloneFlags::SIGHAND | CloneFlags::VM;
-    if !(own | single | CloneFlags::NEW_ANY).contains(flags) {
-        return Err(Errno::EINVAL);
-    }
-    if flags.intersects(single) && cx.group().nr_threads() > 1 {
-        return Err(Errno::EINVAL);
-    }
-    if flags.intersects(CloneFlags::NEW_ANY) {
-        cx.kernel().count_unsupported("unshare of namespaces", &cx.task);
-        return Err(Errno::EPERM);
-    }
-    if flags.contains(CloneFlags::FILES) {
-        cx.set_fds(cx.fds().fork());
-    }
-    if flags.contains(CloneFlags::FS) {
-        cx.set_fs(cx.fs().fork());
-    }
-    Ok(())
+    ns::unshare(cx, flags.0)
+}
+
+fn setns(cx: &mut Current, fd: i32, kinds: i32) -> Result<()> {
+    let file = cx.file(fd)?;
+    ns::setns(cx, &file, kinds)
 }
 
 fn pidfd_open(cx: &mut Current, pid: i32, flags: Bits) -> Result<i32> {
@@ -310,10 +313,10 @@ fn pidfd_open(cx: &mut Current, pid: i32, flags: Bits) -> Result<i32> {
     if pid <= 0 || !OpenFlags::NONBLOCK.contains(flags) {
         return Err(Errno::EINVAL);
     }
-    match cx.kernel().process(pid) {
+    match cx.find_process(pid) {
         Some(group) => pidfd::install(&cx.task, &group, flags),
         // A thread that leads no process.
-        None if cx.kernel().task(pid).is_some() => Err(Errno::EINVAL),
+        None if cx.find_task(pid).is_some() => Err(Errno::EINVAL),
         None => Err(Errno::ESRCH),
     }
 }

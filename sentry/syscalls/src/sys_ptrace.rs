@@ -87,7 +87,7 @@ async fn do_attach(cx: &mut Current, pid: i32, seize: Option<(u64, u64)>) -> Sys
         // The tracee is on its way from one stop to the other; Linux returns when it is there.
         let group = Arc::clone(cx.group());
         let arrived = |task: &sentry_kernel::Task| {
-            let tracee = task.kernel().task(pid);
+            let tracee = task.find_task(pid);
             let done = tracee.is_none_or(|t| t.stands_for_tracer() || !t.has_stops_due());
             Ok(if done { IoStart::Done(()) } else { IoStart::WouldBlock })
         };

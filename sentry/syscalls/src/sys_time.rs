@@ -54,12 +54,12 @@ fn cpu_clock_of(cx: &Current, clock: i32) -> Result<Nanos> {
     if clock & 3 == 3 {
         return Err(Errno::EINVAL);
     }
-    let kernel = cx.kernel();
     if of_thread {
-        let task = if id == 0 { Arc::clone(&cx.task) } else { kernel.task(id).ok_or(Errno::EINVAL)? };
+        let task = if id == 0 { Arc::clone(&cx.task) } else { cx.find_task(id).ok_or(Errno::EINVAL)? };
         Ok(total(task.cpu_times()))
     } else {
-        let group = if id == 0 { Arc::clone(cx.group()) } else { kernel.process(id).ok_or(Errno::EINVAL)? };
+        let group =
+            if id == 0 { Arc::clone(cx.group()) } else { cx.find_process(id).ok_or(Errno::EINVAL)? };
         Ok(total(group.cpu_times()))
     }
 }

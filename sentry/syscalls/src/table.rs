@@ -76,6 +76,8 @@ const FAMILIES: &[&[Row]] = &[
     crate::sys_io::ROWS,
     crate::sys_misc::ROWS,
     crate::sys_mm::ROWS,
+    crate::sys_mount::ROWS,
+    crate::sys_mount_fd::ROWS,
     crate::sys_path::ROWS,
     crate::sys_pipe::ROWS,
     crate::sys_poll::ROWS,

@@ -31,12 +31,13 @@ fn bits_allow(attr: &Attr, want: Access, creds: &Credentials) -> bool {
 }
 
 fn check_capabilities(attr: &Attr, want: Access, creds: &Credentials) -> Result<()> {
-    let dac_override = creds.has_cap(cap::DAC_OVERRIDE);
+    let owner = (attr.uid, attr.gid);
+    let dac_override = creds.has_cap_for(owner, cap::DAC_OVERRIDE);
     let allowed = if attr.is_dir() {
-        dac_override || (!want.contains(Access::WRITE) && creds.has_cap(cap::DAC_READ_SEARCH))
+        dac_override || (!want.contains(Access::WRITE) && creds.has_cap_for(owner, cap::DAC_READ_SEARCH))
     } else {
         (dac_override && (!want.contains(Access::EXEC) || attr.mode & 0o111 != 0))
-            || (want == Access::READ && creds.has_cap(cap::DAC_READ_SEARCH))
+            || (want == Access::READ && creds.has_cap_for(owner, cap::DAC_READ_SEARCH))
     };
     if allowed { Ok(()) } else { Err(Errno::EACCES) }
 }
@@ -80,5 +81,6 @@ pub fn check_location(at: &Location, want: Access, creds: &Credentials, caller: 
 
 /// Whether `creds` owns the object or may act as its owner (`CAP_FOWNER`).
 pub fn is_owner(attr: &Attr, creds: &Credentials) -> bool {
-    attr.uid == creds.fsuid || creds.has_cap(cap::FOWNER)
+    attr.uid == creds.fsuid
+        || (creds.has_cap_here(cap::FOWNER) && creds.user_ns.show(crate::IdKind::User, attr.uid).is_some())
 }

@@ -12,7 +12,8 @@ pub fn without_set_ids(attr: &Attr, creds: &Credentials) -> Option<u32> {
     if attr.mode & 0o2010 == 0o2010 {
         drop |= libc::S_ISGID;
     }
-    let keeps = drop == 0 || attr.kind() != FileKind::Regular || creds.has_cap(cap::FSETID);
+    let keeps =
+        drop == 0 || attr.kind() != FileKind::Regular || creds.has_cap_for((attr.uid, attr.gid), cap::FSETID);
     (!keeps).then_some(attr.mode & 0o7777 & !drop)
 }
 
@@ -32,7 +33,7 @@ impl PathCx<'_> {
             return Err(Errno::EPERM);
         }
         let mut mode = mode & 0o7777;
-        if !self.creds.in_group(attr.gid) && !self.creds.has_cap(cap::FSETID) {
+        if !self.creds.in_group(attr.gid) && !self.creds.has_cap_for((attr.uid, attr.gid), cap::FSETID) {
             mode &= !libc::S_ISGID;
         }
         at.inode().set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })?;
@@ -45,7 +46,7 @@ impl PathCx<'_> {
     pub fn chown(&self, at: &Location, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         may_write(at)?;
         let attr = at.inode().attr()?;
-        if !self.creds.has_cap(cap::CHOWN) {
+        if !self.creds.has_cap_for((attr.uid, attr.gid), cap::CHOWN) {
             let owner = attr.uid == self.creds.fsuid;
             let uid_stays = uid.is_none_or(|u| owner && u == attr.uid);
             let gid_may = gid.is_none_or(|g| owner && (g == attr.gid || self.creds.in_group(g)));
@@ -107,7 +108,10 @@ impl PathCx<'_> {
         }
         if name.starts_with(b"security.") {
             let needed = if name == b"security.capability" { cap::SETFCAP } else { cap::SYS_ADMIN };
-            return if !write || self.creds.has_cap(needed) { Ok(()) } else { Err(Errno::EPERM) };
+            let allowed = !write
+                || self.creds.has_cap(needed)
+                || (needed == cap::SETFCAP && self.creds.has_cap_in(at.mount.superblock().user_ns(), needed));
+            return if allowed { Ok(()) } else { Err(Errno::EPERM) };
         }
         if name.starts_with(b"user.") {
             if !matches!(at.inode().kind(), FileKind::Regular | FileKind::Directory) {

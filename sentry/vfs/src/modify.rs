@@ -48,7 +48,7 @@ impl PathCx<'_> {
                 mode |= libc::S_ISGID;
             } else if mode & 0o2010 == 0o2010
                 && !self.creds.in_group(owner.gid)
-                && !self.creds.has_cap(cap::FSETID)
+                && !self.creds.has_cap_for((owner.uid, dir_attr.gid), cap::FSETID)
             {
                 mode &= !libc::S_ISGID;
             }
@@ -151,13 +151,17 @@ impl PathCx<'_> {
     }
 
     /// `may_delete` of `fs/namei.c`: whether `victim`'s name may go away. The directory's lock is held.
-    fn may_delete(&self, dir: &Location, victim: &Dentry, as_dir: bool) -> Result<()> {
+    fn may_delete(&self, dir: &Location, victim: &Arc<Dentry>, as_dir: bool) -> Result<()> {
         check_inode(&**dir.inode(), Access::WRITE | Access::EXEC, self.creds, self.caller)?;
         if !self.creds.has_cap(cap::FOWNER) {
             let dir_attr: Attr = dir.inode().attr()?;
+            let own = |attr: &Attr| attr.uid == self.creds.fsuid;
             if dir_attr.mode & libc::S_ISVTX != 0
-                && dir_attr.uid != self.creds.fsuid
-                && victim.inode().attr()?.uid != self.creds.fsuid
+                && !own(&dir_attr)
+                && victim
+                    .inode()
+                    .attr()
+                    .map(|a| !own(&a) && !self.creds.has_cap_for((a.uid, a.gid), cap::FOWNER))?
             {
                 return Err(Errno::EPERM);
             }
@@ -170,7 +174,7 @@ impl PathCx<'_> {
         if dir.dentry.is_unlinked() {
             return Err(Errno::ENOENT);
         }
-        if victim.is_mountpoint() {
+        if self.ns.is_local_mountpoint(victim) {
             return Err(Errno::EBUSY);
         }
         Ok(())
@@ -196,6 +200,7 @@ impl PathCx<'_> {
             sb.unlinked(&dir.dentry, &victim);
             sb.watches().on_removed(&dir.dentry, &victim);
         }
+        self.ns.detach_mounts_on(&victim);
         // The inode, and with it the file's pages, may go here, after the lock.
         drop(victim);
         Ok(())
@@ -214,13 +219,17 @@ impl PathCx<'_> {
             return Err(Errno::EROFS);
         }
         let sb = dir.mount.superblock();
-        let _exclusive = dir.dentry.dir.write();
-        let victim = sb.lookup_locked(&dir.dentry, &name)?.ok_or(Errno::ENOENT)?;
-        self.may_delete(&dir, &victim, true)?;
-        let _inner = victim.dir.write();
-        dir.inode().rmdir(&name)?;
-        sb.unlinked(&dir.dentry, &victim);
-        sb.watches().on_removed(&dir.dentry, &victim);
+        let victim;
+        {
+            let _exclusive = dir.dentry.dir.write();
+            victim = sb.lookup_locked(&dir.dentry, &name)?.ok_or(Errno::ENOENT)?;
+            self.may_delete(&dir, &victim, true)?;
+            let _inner = victim.dir.write();
+            dir.inode().rmdir(&name)?;
+            sb.unlinked(&dir.dentry, &victim);
+            sb.watches().on_removed(&dir.dentry, &victim);
+        }
+        self.ns.detach_mounts_on(&victim);
         Ok(())
     }
 
@@ -233,6 +242,21 @@ impl PathCx<'_> {
         new_path: &[u8],
         flags: RenameFlags,
     ) -> Result<()> {
+        if let Some(replaced) = self.rename_locked(old_base, old_path, new_base, new_path, flags)? {
+            self.ns.detach_mounts_on(&replaced);
+        }
+        Ok(())
+    }
+
+    /// The part of a rename under the directories' locks; what lost its name by it.
+    fn rename_locked(
+        &self,
+        old_base: Option<&Location>,
+        old_path: &[u8],
+        new_base: Option<&Location>,
+        new_path: &[u8],
+        flags: RenameFlags,
+    ) -> Result<Option<Arc<Dentry>>> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         if exchange && flags.intersects(RenameFlags::NOREPLACE | RenameFlags::WHITEOUT) {
             return Err(Errno::EINVAL);
@@ -289,7 +313,7 @@ impl PathCx<'_> {
         if let Some(target) = &target
             && same_file(source.inode(), target.inode())?
         {
-            return Ok(());
+            return Ok(None);
         }
 
         self.may_delete(&old.dir, &source, source.is_dir())?;
@@ -308,7 +332,7 @@ impl PathCx<'_> {
                 check_inode(&**target.inode(), Access::WRITE, self.creds, self.caller)?;
             }
         }
-        let _victim = target.as_ref().filter(|t| t.is_dir() && !exchange).map(|t| t.dir.write());
+        let victim = target.as_ref().filter(|t| t.is_dir() && !exchange).map(|t| t.dir.write());
         old.dir.inode().rename(old_name, new.dir.inode(), new_name, flags)?;
         let watches = sb.watches();
         let moved = |name: &Dentry, from: (&Dentry, &[u8]), to: (&Dentry, &[u8])| {
@@ -331,6 +355,7 @@ impl PathCx<'_> {
             // The old name now stands for a whiteout that the cache has not seen.
             SuperBlock::forget(old_dir, old_name);
         }
-        Ok(())
+        drop(victim);
+        Ok(target.filter(|_| !exchange))
     }
 }

@@ -249,7 +249,7 @@ impl PathCx<'_> {
         match at.inode().kind() {
             FileKind::Symlink => return Err(Errno::ELOOP),
             FileKind::Directory if want.contains(Access::WRITE) => return Err(Errno::EISDIR),
-            FileKind::CharDevice | FileKind::BlockDevice if at.mount.flags().contains(MountFlags::NODEV) => {
+            FileKind::CharDevice | FileKind::BlockDevice if at.mount.denies_devices() => {
                 return Err(Errno::EACCES);
             }
             _ => {}

@@ -12,7 +12,10 @@ mod fd;
 mod file;
 mod futex;
 mod mm;
+mod mount;
+mod ns;
 mod path;
+mod pidns;
 mod pipe;
 mod poll;
 mod process;
@@ -54,6 +57,9 @@ pub const AREAS: &[Area] = &[
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
+    Area { name: "ns", cases: ns::CASES },
+    Area { name: "pidns", cases: pidns::CASES },
+    Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },

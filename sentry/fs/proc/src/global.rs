@@ -91,7 +91,7 @@ fn running(kernel: &Kernel) -> usize {
 
 fn loadavg(kernel: &Kernel, caller: &dyn Caller) -> String {
     let tasks = kernel.tasks().len();
-    let last = task_of(caller).map_or(1, sentry_kernel::Task::tid);
+    let last = task_of(caller).map_or(1, sentry_kernel::Task::ns_tid);
     format!("0.00 0.00 0.00 {}/{tasks} {last}\n", running(kernel).max(1))
 }
 

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
 use sentry_kernel::ptrace::{Access, may_access};
-use sentry_kernel::{Kernel, Task, TaskState};
+use sentry_kernel::{Kernel, PidNs, Task, TaskState};
 use sentry_memory::UserMemory;
 use sentry_vfs::pseudo::{Content, PseudoFile, PseudoFs, list_entries};
 use sentry_vfs::{
-    Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, Location, OpenFlags, SetAttr, cap,
+    Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, IdKind, Inode, Location, MountInfo, OpenFlags,
+    SetAttr, cap,
 };
 
 use crate::fds::{FdDir, FdView};
+use crate::namespaces::NsDir;
 use crate::root::parse_number;
 use crate::{status, task_of};
 
@@ -25,17 +27,30 @@ pub(crate) fn ino(tid: i32, entry: u64) -> u64 {
 #[derive(Debug, Clone)]
 pub(crate) struct Subject {
     kernel: Arc<Kernel>,
+    /// The PID namespace that the file system shows.
+    ns: Arc<PidNs>,
+    /// The Sentry's number.
     tid: i32,
     thread: bool,
 }
 
 impl Subject {
-    pub fn process(kernel: &Arc<Kernel>, pid: i32) -> Self {
-        Self { kernel: Arc::clone(kernel), tid: pid, thread: false }
+    pub fn process(kernel: &Arc<Kernel>, ns: &Arc<PidNs>, pid: i32) -> Self {
+        Self { kernel: Arc::clone(kernel), ns: Arc::clone(ns), tid: pid, thread: false }
     }
 
-    pub fn thread(kernel: &Arc<Kernel>, tid: i32) -> Self {
-        Self { kernel: Arc::clone(kernel), tid, thread: true }
+    pub fn thread(kernel: &Arc<Kernel>, ns: &Arc<PidNs>, tid: i32) -> Self {
+        Self { kernel: Arc::clone(kernel), ns: Arc::clone(ns), tid, thread: true }
+    }
+
+    /// The number of a process, thread, group or session in the namespace that is shown.
+    pub fn show(&self, number: i32) -> i32 {
+        self.ns.local(number)
+    }
+
+    /// The namespace that is shown.
+    pub fn ns(&self) -> &PidNs {
+        &self.ns
     }
 
     pub fn is_thread(&self) -> bool {
@@ -99,7 +114,8 @@ enum FileText {
     Stat,
     Statm,
     Status,
-    IdMap,
+    IdMap(IdKind),
+    Mountstats,
     Setgroups,
     Wchan,
     Empty,
@@ -123,7 +139,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("exe", Entry::Link(LinkTarget::Exe)),
     ("fd", Entry::Fds(FdView::Links)),
     ("fdinfo", Entry::Fds(FdView::Info)),
-    ("gid_map", Entry::File(0o644, FileText::IdMap)),
+    ("gid_map", Entry::File(0o644, FileText::IdMap(IdKind::Group))),
     ("io", Entry::File(0o400, FileText::Io)),
     ("limits", Entry::File(0o444, FileText::Limits)),
     ("loginuid", Entry::File(0o444, FileText::Loginuid)),
@@ -131,6 +147,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("mem", Entry::Mem),
     ("mountinfo", Entry::File(0o444, FileText::Mountinfo)),
     ("mounts", Entry::File(0o444, FileText::Mounts)),
+    ("mountstats", Entry::File(0o400, FileText::Mountstats)),
     ("net", Entry::Net),
     ("ns", Entry::Namespaces),
     ("oom_adj", Entry::File(0o444, FileText::OomAdj)),
@@ -145,7 +162,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("statm", Entry::File(0o444, FileText::Statm)),
     ("status", Entry::File(0o444, FileText::Status)),
     ("task", Entry::Tasks),
-    ("uid_map", Entry::File(0o644, FileText::IdMap)),
+    ("uid_map", Entry::File(0o644, FileText::IdMap(IdKind::User))),
     ("wchan", Entry::File(0o444, FileText::Wchan)),
 ];
 
@@ -178,18 +195,6 @@ const NET: &[(&str, &str)] = &[
         "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n",
     ),
     ("unix", "Num       RefCount Protocol Flags    Type St Inode Path\n"),
-];
-
-/// Namespace links with the inode numbers of Linux's initial namespaces (`include/linux/proc_ns.h`).
-const NAMESPACES: &[(&str, u32)] = &[
-    ("cgroup", 0xeffffffb),
-    ("ipc", 0xefffffff),
-    ("mnt", 0xf0000000),
-    ("net", 0xf0000001),
-    ("pid", 0xeffffffc),
-    ("time", 0xeffffffa),
-    ("user", 0xeffffffd),
-    ("uts", 0xeffffffe),
 ];
 
 /// The directory of one process or thread.
@@ -227,9 +232,10 @@ impl TaskDir {
                 fs: Arc::clone(&self.fs),
                 subject: self.subject.clone(),
             }),
-            Entry::Namespaces => self
-                .fs
-                .dir(NAMESPACES.iter().map(|(name, id)| (*name, self.fs.link(format!("{name}:[{id}]"))))),
+            Entry::Namespaces => {
+                let attr = owned(FileKind::Directory, 0o511, number, &self.fs, &task);
+                NsDir::inode(&self.fs, self.subject.clone(), attr)
+            }
             Entry::Net => self.fs.dir(NET.iter().map(|(name, text)| (*name, self.fs.fixed(*text)))),
             Entry::Mem => Arc::new(crate::mem::MemFile {
                 attr: owned(FileKind::Regular, 0o600, number, &self.fs, &task),
@@ -317,12 +323,12 @@ impl Inode for Threads {
         Ok(self.attr)
     }
     fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>> {
-        let tid = parse_number(name).ok_or(Errno::ENOENT)?;
+        let tid = parse_number(name).and_then(|n| self.subject.ns.global(n)).ok_or(Errno::ENOENT)?;
         let task = self.subject.kernel.task(tid).ok_or(Errno::ENOENT)?;
         if task.pid() != self.subject.task().map_err(|_| Errno::ENOENT)?.pid() {
             return Err(Errno::ENOENT);
         }
-        Ok(TaskDir::inode(&self.fs, Subject::thread(&self.subject.kernel, tid)))
+        Ok(TaskDir::inode(&self.fs, Subject::thread(&self.subject.kernel, &self.subject.ns, tid)))
     }
     fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
         let task = self.subject.task().map_err(|_| Errno::ENOENT)?;
@@ -330,6 +336,7 @@ impl Inode for Threads {
         if tids.is_empty() {
             tids.push(task.tid());
         }
+        let mut tids: Vec<i32> = tids.into_iter().map(|tid| self.subject.show(tid)).collect();
         tids.sort_unstable();
         for tid in tids {
             let next_cookie = u64::from(tid.unsigned_abs()) + 3;
@@ -435,8 +442,9 @@ impl Content for Text {
             }
             FileText::Maps => return Ok(status::maps(&task, false)),
             FileText::Smaps => return Ok(status::maps(&task, true)),
-            FileText::Mountinfo => return Ok(mounts(&task, false)),
-            FileText::Mounts => return Ok(mounts(&task, true)),
+            FileText::Mountinfo => return mounts(&task, MountInfo::mountinfo_line),
+            FileText::Mounts => return mounts(&task, MountInfo::mounts_line),
+            FileText::Mountstats => return mounts(&task, MountInfo::mountstats_line),
             FileText::Comm => {
                 let mut comm = task.comm();
                 comm.push(b'\n');
@@ -454,9 +462,9 @@ impl Content for Text {
             FileText::Personality => format!("{:08x}\n", task.personality()),
             FileText::Stat => status::stat(subject, &task, caller.tid()),
             FileText::Statm => status::statm(&task),
-            FileText::Status => status::status(&task, caller.tid()),
-            FileText::IdMap => format!("{:>10} {:>10} {:>10}\n", 0, 0, u32::MAX),
-            FileText::Setgroups => "allow\n".to_owned(),
+            FileText::Status => status::status(subject, &task, caller),
+            FileText::IdMap(kind) => task.creds().user_ns.map_text(kind, &caller.creds().user_ns),
+            FileText::Setgroups => task.creds().user_ns.setgroups_text().to_owned(),
             FileText::Wchan => "0".to_owned(),
             FileText::Empty => "0 0 0\n".to_owned(),
         };
@@ -485,13 +493,22 @@ impl Content for Text {
                 task.group().set_oom_score_adj(value);
                 Ok(data.len())
             }
-            FileText::IdMap | FileText::Setgroups => Err(Errno::EPERM),
+            FileText::IdMap(kind) => {
+                task.creds().user_ns.set_map(kind, data, &caller.creds())?;
+                Ok(data.len())
+            }
+            FileText::Setgroups => {
+                task.creds().user_ns.write_setgroups(data, &caller.creds())?;
+                Ok(data.len())
+            }
             _ => Err(Errno::EINVAL),
         }
     }
 }
 
-fn mounts(task: &Task, short: bool) -> Vec<u8> {
-    let mounts = task.mount_ns().mounts(&task.fs().root());
-    mounts.iter().flat_map(|m| if short { m.mounts_line() } else { m.mountinfo_line() }).collect()
+fn mounts(task: &Task, line: fn(&MountInfo) -> Vec<u8>) -> Result<Vec<u8>> {
+    if Subject::is_zombie(task) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(task.mount_ns().mounts(&task.fs().root()).iter().flat_map(line).collect())
 }

@@ -8,7 +8,7 @@ use abi::time::ticks;
 use platform::PAGE_SIZE;
 use sentry_kernel::{Task, TaskState, ThreadGroup};
 use sentry_mm::MapName;
-use sentry_vfs::{FileDescription, JobControl, Location};
+use sentry_vfs::{Caller, FileDescription, JobControl, Location};
 
 use crate::process::Subject;
 
@@ -72,7 +72,7 @@ pub(crate) fn stat(subject: &Subject, task: &Task, caller_tid: i32) -> String {
     let (cutime, cstime) = group.children_cpu_times();
     let terminal = task.controlling_terminal();
     let tty = terminal.as_ref().map_or(0, |t| t.rdev());
-    let foreground = terminal.as_ref().map_or(-1, |t| t.foreground());
+    let foreground = terminal.as_ref().map_or(-1, |t| subject.show(t.foreground()));
     let scheduling = task.scheduling();
     let start = ticks(group.started().saturating_sub(group.kernel().boot_mono()));
     let (ignored, caught) = group.actions().sets();
@@ -81,11 +81,11 @@ pub(crate) fn stat(subject: &Subject, task: &Task, caller_tid: i32) -> String {
     let priority = if real_time { -1 - scheduling.priority } else { 20 + scheduling.nice };
     let mut out = format!(
         "{} ({comm}) {} {} {} {} {tty} {foreground} 0 0 0 0 0 {} {} {} {} {priority} {} {} 0 {start} {} {} {}",
-        task.tid(),
+        subject.show(task.tid()),
         state_letter(task, caller_tid),
-        group.ppid(),
-        group.pgid(),
-        group.sid(),
+        subject.show(group.ppid()),
+        subject.show(group.pgid()),
+        subject.show(group.sid()),
         ticks(utime),
         ticks(stime),
         ticks(cutime),
@@ -136,38 +136,51 @@ fn set_line(out: &mut String, name: &str, set: SigSet) {
     let _ = writeln!(out, "{name}:\t{:016x}", set.0);
 }
 
-pub(crate) fn status(task: &Task, caller_tid: i32) -> String {
+/// A task's numbers from the namespace that is shown down to its own.
+fn numbers(subject: &Subject, task: &Task, number: i32) -> String {
+    let all = task.group().pid_ns().locals(number);
+    let shown = usize::try_from(subject.ns().level()).unwrap_or(0);
+    let mut text = String::new();
+    for number in all.iter().skip(shown) {
+        let _ = write!(text, "\t{number}");
+    }
+    text
+}
+
+pub(crate) fn status(subject: &Subject, task: &Task, caller: &dyn Caller) -> String {
+    let caller_tid = caller.tid();
+    let user_ns = &caller.creds().user_ns;
     let group = task.group();
     let creds = task.creds();
     let mut out = String::new();
     let comm = String::from_utf8_lossy(&task.comm()).replace('\\', "\\\\").replace('\n', "\\n");
     let mut groups = String::new();
     for group in creds.groups.iter() {
-        let _ = write!(groups, "{group} ");
+        let _ = write!(groups, "{} ", user_ns.show_gid(*group));
     }
     let _ = write!(
         out,
         "Name:\t{comm}\nUmask:\t{:04o}\nState:\t{}\nTgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t{}\n\
-         Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t{}\nGroups:\t{groups}\nNStgid:\t{}\nNSpid:\t{}\nNSpgid:\t{}\nNSsid:\t{}\n",
+         Uid:\t{}\t{}\t{}\t{}\nGid:\t{}\t{}\t{}\t{}\nFDSize:\t{}\nGroups:\t{groups}\nNStgid:{}\nNSpid:{}\nNSpgid:{}\nNSsid:{}\n",
         task.fs().umask(),
         state_word(state_letter(task, caller_tid)),
-        group.pid(),
-        task.tid(),
-        group.ppid(),
-        task.tracer_tid(),
-        creds.uid,
-        creds.euid,
-        creds.suid,
-        creds.fsuid,
-        creds.gid,
-        creds.egid,
-        creds.sgid,
-        creds.fsgid,
+        subject.show(group.pid()),
+        subject.show(task.tid()),
+        subject.show(group.ppid()),
+        subject.show(task.tracer_tid()),
+        user_ns.show_uid(creds.uid),
+        user_ns.show_uid(creds.euid),
+        user_ns.show_uid(creds.suid),
+        user_ns.show_uid(creds.fsuid),
+        user_ns.show_gid(creds.gid),
+        user_ns.show_gid(creds.egid),
+        user_ns.show_gid(creds.sgid),
+        user_ns.show_gid(creds.fsgid),
         task.fds().capacity(),
-        group.pid(),
-        task.tid(),
-        group.pgid(),
-        group.sid(),
+        numbers(subject, task, group.pid()),
+        numbers(subject, task, task.tid()),
+        numbers(subject, task, group.pgid()),
+        numbers(subject, task, group.sid()),
     );
     if !Subject::is_zombie(task) {
         let m = memory(task);

@@ -21,7 +21,7 @@ pub fn may_access(caller: &Task, target: &Task, access: Access) -> bool {
         return true;
     }
     let (ours, theirs) = (caller.creds(), target.creds());
-    if ours.has_cap(cap::SYS_PTRACE) {
+    if ours.has_cap_in(&theirs.user_ns, cap::SYS_PTRACE) {
         return true;
     }
     let (uid, gid) = match access {
@@ -34,5 +34,7 @@ pub fn may_access(caller: &Task, target: &Task, access: Access) -> bool {
         Access::Attach => ours.permitted,
         Access::Read | Access::AttachFs => ours.effective,
     };
-    same && target.group().dumpable() == 1 && theirs.permitted.is_subset_of(capable)
+    same && target.group().dumpable() == 1
+        && theirs.permitted.is_subset_of(capable)
+        && theirs.user_ns == ours.user_ns
 }

@@ -75,7 +75,7 @@ pub fn trace_me(task: &Arc<Task>) -> Result<()> {
 /// a stop for its tracer, which Linux waits for.
 pub fn attach(tracer: &Arc<Task>, tid: i32, seize: Option<u32>) -> Result<bool> {
     let kernel = tracer.kernel();
-    let tracee = kernel.task(tid).ok_or(Errno::ESRCH)?;
+    let tracee = tracer.find_task(tid).ok_or(Errno::ESRCH)?;
     if Arc::ptr_eq(tracee.group(), tracer.group()) || !may_access(tracer, &tracee, Access::Attach) {
         return Err(Errno::EPERM);
     }

@@ -74,7 +74,7 @@ fn put(image: &mut [u8], at: core::ops::Range<usize>, bytes: &[u8]) {
 impl Tracee {
     /// The tracee `tid` of `tracer`, which has to stand in a stop unless `any_state` (`ptrace_check_attach`).
     pub fn find(tracer: &Arc<Task>, tid: i32, any_state: bool) -> Result<Self> {
-        let task = tracer.kernel().task(tid).ok_or(Errno::ESRCH)?;
+        let task = tracer.find_task(tid).ok_or(Errno::ESRCH)?;
         {
             let own = task.signals.lock();
             let trace = own.trace.as_ref().ok_or(Errno::ESRCH)?;

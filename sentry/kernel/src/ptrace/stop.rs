@@ -117,7 +117,15 @@ fn tell_tracer(task: &Task, tracer: &Arc<Task>, why: i32, code: i32) {
         let (utime, stime) = task.cpu_times();
         let status = code & 0x7f;
         let uid = task.creds().uid;
-        let info = SigInfo::child(sig::CHLD, why, task.tid(), uid, status, ticks(utime), ticks(stime));
+        let info = SigInfo::child(
+            sig::CHLD,
+            why,
+            tracer.show_pid(task.tid()),
+            uid,
+            status,
+            ticks(utime),
+            ticks(stime),
+        );
         let _ = group.send(info, Origin::Inside);
     }
     group.child_events.notify(Events::IN);

@@ -56,6 +56,30 @@ impl ThreadGroup {
         self.send_signal(None, info, origin).map(drop)
     }
 
+    /// Where a signal of `sender` comes from: a process of a PID namespace above can do to an init what it likes.
+    pub fn origin_of(&self, sender: &Task) -> Origin {
+        if self.is_ns_init() && self.pid_ns().local(sender.pid()) == 0 {
+            Origin::Outside
+        } else {
+            Origin::Inside
+        }
+    }
+
+    /// `info`, of a signal that `sender` sends, with the sender's ids as this process sees them.
+    #[must_use]
+    pub fn info_from(&self, signal: i32, code: i32, sender: &Task) -> SigInfo {
+        let uid = self.user_ns().show_uid(sender.creds().uid);
+        SigInfo::user(signal, code, self.pid_ns().local(sender.pid()), uid)
+    }
+
+    /// The user namespace of its leader.
+    pub(crate) fn user_ns(&self) -> Arc<sentry_vfs::UserNs> {
+        match self.signals.lock().threads.first() {
+            Some(thread) => Arc::clone(&thread.creds().user_ns),
+            None => sentry_vfs::UserNs::initial(),
+        }
+    }
+
     /// Ends the process (`exit_group(2)`).
     pub fn end(&self, status: WaitStatus) {
         end_process(&mut self.signals.lock(), status);
@@ -63,7 +87,7 @@ impl ThreadGroup {
 
     /// Whether this is init and signals that it does not handle are dropped.
     pub(crate) fn is_shielded(&self) -> bool {
-        self.pid() == 1 && self.kernel().init_is_shielded()
+        self.is_ns_init() && (self.pid() != 1 || self.kernel().init_is_shielded())
     }
 
     fn ignores(&self, group: &GroupSignals, signo: i32, origin: Origin) -> bool {

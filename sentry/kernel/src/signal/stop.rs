@@ -89,7 +89,8 @@ impl ThreadGroup {
         let action = parent.actions().get(sig::CHLD);
         if action.handler != SIG_IGN && action.flags & SA_NOCLDSTOP == 0 {
             let (utime, stime) = self.cpu_times();
-            let info = SigInfo::child(sig::CHLD, code, self.pid(), uid, status, ticks(utime), ticks(stime));
+            let (pid, uid) = (parent.pid_ns().local(self.pid()), parent.user_ns().show_uid(uid));
+            let info = SigInfo::child(sig::CHLD, code, pid, uid, status, ticks(utime), ticks(stime));
             let _ = parent.send(info, Origin::Inside);
         }
         parent.child_events.notify(Events::IN);
