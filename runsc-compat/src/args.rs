@@ -389,7 +389,7 @@ fn shows_version(args: &[OsString]) -> bool {
         match arg.to_string_lossy().as_ref() {
             "--version" | "-v" | "-version" => return true,
             "--log" | "--log-format" | "--root" | "--rootless" | "--cgroup-manager" | "--writes" => {
-                drop(args.next())
+                args.next();
             }
             flag if flag.starts_with('-') => {}
             _ => return false,
