@@ -18,12 +18,14 @@
 mod common;
 mod configuration;
 mod deaths;
+mod debugger;
 mod exit;
 mod files;
 mod host_command;
 mod hostile;
 mod jobs;
 mod languages;
+mod lifecycle;
 mod lower;
 mod many;
 mod outside;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind};
+use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind, Root};
 use fs_dev::{DevPts, Terminals};
 use fs_gofer::{GoferFs, Session};
 use fs_overlay::OverlayFs;
@@ -164,11 +164,18 @@ fn show(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-/// The gofer's tree below, everything that is written in a layer of the Sentry's own above.
+/// The gofer's tree below, everything that is written in a layer of the Sentry's own above; or the gofer's tree alone.
 fn root_fs(boot: &Boot, parts: &Parts<'_>) -> Result<Arc<dyn FileSystem>> {
     let dev = anonymous_dev();
+    let root = boot.root;
+    let attach = root.attach;
+    if root.write_through {
+        // The engine copies files in and out while the container runs.
+        let options = fs_gofer::Options { read_only: false, shared: true, dev };
+        return Ok(GoferFs::attach(parts.gofer, attach, options)?);
+    }
     let lower = fs_gofer::Options { read_only: true, shared: false, dev };
-    let lower = GoferFs::attach(parts.gofer, boot.root.attach, lower)?;
+    let lower = GoferFs::attach(parts.gofer, attach, lower)?;
     let size = Some(boot.options.filestore_limit).filter(|limit| *limit > 0);
     let upper = TmpFs::new(parts.filestore, TmpfsOptions { size, ..TmpfsOptions::default() });
     Ok(OverlayFs::new(lower, upper, dev)?)

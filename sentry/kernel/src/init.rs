@@ -131,6 +131,7 @@ impl Kernel {
         }
         spec.fds.close_on_exec(pid);
         let cx = exec::start(&task, program);
+        group.watch_cpu_limit();
         Ok(Prepared { cx })
     }
 }

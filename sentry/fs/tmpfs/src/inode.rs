@@ -113,7 +113,7 @@ impl TmpInode {
         attr.gid = owner.gid;
         let body = match kind {
             FileKind::Regular => {
-                Body::File { data: PagedData::new(&shared.memory), charged: 0, seals: 0, kept: 0 }
+                Body::File { data: PagedData::new(&shared.memory), charged: 0, seals: seal::SEAL, kept: 0 }
             }
             FileKind::Directory => {
                 attr.nlink = 2;
@@ -301,9 +301,13 @@ impl Inode for TmpInode {
         if set.size.is_some() || set.uid.is_some() || set.gid.is_some() {
             state.drop_capability();
         }
+        let exec_sealed = matches!(&state.body, Body::File { seals, .. } if *seals & seal::EXEC != 0);
         let attr = &mut state.attr;
         let now = Timestamp::now();
         if let Some(mode) = set.mode {
+            if exec_sealed && (mode ^ attr.mode) & 0o111 != 0 {
+                return Err(Errno::EPERM);
+            }
             attr.mode = self.kind.mode_bits() | (mode & 0o7777);
         }
         attr.uid = set.uid.unwrap_or(attr.uid);
