@@ -2,7 +2,7 @@
 
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
