@@ -125,8 +125,15 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
         let _ = reach;
         Err(SpaceError::Host(libc::ENOSYS))
     }
-    /// Resident bytes of the space on the host, for accounting; zero when unknown.
-    fn resident_bytes(&self) -> u64 {
+    /// Says of mapped ranges which of their pages are resident on the host: `tell` gets the range's index and one byte
+    /// for each page, not zero if it is there, in one piece or several. For accounting: the application can falsify it.
+    /// A range of which part is not mapped is told in part or not at all.
+    fn resident(&self, ranges: &[AddrRange], tell: &mut dyn FnMut(usize, &[u8])) -> Result<(), SpaceError> {
+        let _ = (ranges, tell);
+        Err(SpaceError::Gone)
+    }
+    /// The most resident bytes that the space has had on the host, for accounting; zero when unknown.
+    fn peak_resident_bytes(&self) -> u64 {
         0
     }
 }

@@ -43,6 +43,10 @@ pub enum Advice {
     WillNeed,
     HugePage,
     NoHugePage,
+    /// Reads every page, so that it is there.
+    PopulateRead,
+    /// Writes every page, which changes nothing in it.
+    PopulateWrite,
 }
 
 /// How far a memory barrier reaches (`membarrier(2)`).

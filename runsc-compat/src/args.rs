@@ -14,6 +14,7 @@ use crate::go_style;
     about = "Runs containers in a sandbox with a kernel of its own",
     disable_version_flag = true,
     disable_help_subcommand = true,
+    args_override_self = true,
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -50,6 +51,10 @@ pub struct Global {
     /// Accepted for runc's callers
     #[arg(long, value_name = "true|false|auto", hide = true)]
     pub rootless: Option<String>,
+    /// What becomes of writes to the root: "keep" them in the bundle's root filesystem, or "discard" them at the end.
+    /// Without this, containers that are created keep them, and those that are run in the foreground do not
+    #[arg(long, value_name = "keep|discard", value_parser = ["keep", "discard"])]
+    pub writes: Option<String>,
     /// Print the version
     #[arg(long, short = 'v')]
     pub version: bool,
@@ -344,6 +349,7 @@ pub enum Parsed {
         log: Option<PathBuf>,
         json: bool,
         message: String,
+        code: u8,
     },
 }
 
@@ -369,6 +375,8 @@ pub fn parse(args: Vec<OsString>) -> Parsed {
                 log: value_of(&args, "--log").map(PathBuf::from),
                 json: value_of(&args, "--log-format").is_some_and(|format| format == "json"),
                 message: sentence(&error, &args),
+                // urfave/cli's, which runc's callers know.
+                code: if error.kind() == ErrorKind::InvalidSubcommand { 3 } else { 1 },
             },
         },
     }
@@ -380,7 +388,9 @@ fn shows_version(args: &[OsString]) -> bool {
     while let Some(arg) = args.next() {
         match arg.to_string_lossy().as_ref() {
             "--version" | "-v" | "-version" => return true,
-            "--log" | "--log-format" | "--root" | "--rootless" | "--cgroup-manager" => drop(args.next()),
+            "--log" | "--log-format" | "--root" | "--rootless" | "--cgroup-manager" | "--writes" => {
+                args.next();
+            }
             flag if flag.starts_with('-') => {}
             _ => return false,
         }

@@ -23,10 +23,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match args::parse(args) {
         Parsed::Run(arguments) => with_log(*arguments),
         Parsed::Shown => ExitCode::SUCCESS,
-        Parsed::Wrong { log, json, message } => {
+        Parsed::Wrong { log, json, message, code } => {
             let format = if json { Format::Json } else { Format::Text };
             let log = Log::open(log.as_deref(), format, false).unwrap_or_default();
-            fail(&log, &message, 1)
+            fail(&log, &message, code)
         }
     }
 }
@@ -56,9 +56,10 @@ fn with_log(arguments: Arguments) -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let own = error.downcast_ref::<runtime::Error>().map_or(1, runtime::Error::exit_code);
-            let code = if is_exec { runtime::EXEC_FAILED } else { own };
-            let message = format!("{error:#}");
+            let own = error.downcast_ref::<runtime::Error>();
+            let code = if is_exec { runtime::EXEC_FAILED } else { own.map_or(1, runtime::Error::exit_code) };
+            // An error of the library tells its source itself.
+            let message = own.map_or_else(|| format!("{error:#}"), ToString::to_string);
             // A signal during the start has nothing to say.
             let doing = if message.is_empty() || message.starts_with(doing) { "" } else { doing };
             fail(&log, &format!("{doing}{message}"), code)

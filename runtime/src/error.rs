@@ -33,8 +33,6 @@ pub enum Error {
     ExecStopped,
     #[error("cannot exec in a paused container (use --ignore-paused to override)")]
     ExecPaused,
-    #[error("container not running or created: {0}")]
-    NotPausable(String),
     #[error("container not paused")]
     NotPaused,
     #[error("cannot delete container {id} that is not stopped: {status}")]

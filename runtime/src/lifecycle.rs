@@ -189,7 +189,7 @@ pub fn pause(root: &StateRoot, id: &str) -> Result<()> {
         Status::Running | Status::Created => {
             state.cgroup.freeze(true).context(|| format!("pause container {id}"))
         }
-        status => Err(Error::NotPausable(status.to_string())),
+        Status::Paused | Status::Stopped => Err(Error::NotRunning),
     }
 }
 

@@ -27,6 +27,19 @@ pub struct Plan {
     pub limits: Limits,
 }
 
+impl Plan {
+    /// Has what is written to the root reach the host's files as it is written, where it can be written at all.
+    pub fn write_through(&mut self) {
+        if self.boot.root.readonly {
+            return;
+        }
+        self.boot.root.write_through = true;
+        if let Some(root) = self.attachments.first_mut() {
+            root.read_only = false;
+        }
+    }
+}
+
 /// What the sandbox's control group limits.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Limits {
@@ -69,16 +82,14 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
     let linux = spec.linux().as_ref();
     let list = |paths: Option<&Option<Vec<String>>>| paths.cloned().flatten().unwrap_or_default();
     let limits = linux.map(|linux| limits_of(id, linux, systemd)).unwrap_or_default();
+    let readonly = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false);
     let boot = Boot {
         version: Boot::VERSION,
         id: id.to_owned(),
         process,
         hostname: spec.hostname().clone(),
         domainname: spec.domainname().clone(),
-        root: Root {
-            attach: 0,
-            readonly: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
-        },
+        root: Root { attach: 0, readonly, write_through: false },
         mounts,
         masked_paths: list(linux.map(oci_spec::runtime::Linux::masked_paths)),
         readonly_paths: list(linux.map(oci_spec::runtime::Linux::readonly_paths)),
@@ -235,7 +246,7 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         process,
         hostname: None,
         domainname: None,
-        root: Root { attach: 0, readonly: false },
+        root: Root { attach: 0, readonly: false, write_through: false },
         mounts,
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),

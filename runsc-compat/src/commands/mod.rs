@@ -69,11 +69,16 @@ fn options(global: &Global, log: &Log) -> Options {
 }
 
 /// A bundle's configuration and the plan for it.
-fn load(making: &Making, id: &str, global: &Global, log: &Log) -> Result<(Config, Plan)> {
+///
+/// With `keeps`, writes to the root are kept unless the caller says otherwise.
+fn load(making: &Making, id: &str, global: &Global, keeps: bool, log: &Log) -> Result<(Config, Plan)> {
     runtime::check_id(id)?;
     let config = Config::load(&making.bundle)?;
     log.warnings(config.warnings.iter().cloned());
-    let plan = runtime::of_bundle(id, &config, options(global, log), global.systemd_cgroup)?;
+    let mut plan = runtime::of_bundle(id, &config, options(global, log), global.systemd_cgroup)?;
+    if global.writes.as_deref().map_or(keeps, |writes| writes == "keep") {
+        plan.write_through();
+    }
     Ok((config, plan))
 }
 
@@ -97,7 +102,7 @@ fn make(
     preserved: Vec<OwnedFd>,
     log: &Log,
 ) -> Result<()> {
-    let (config, plan) = load(&create.making, &create.id, global, log)?;
+    let (config, plan) = load(&create.making, &create.id, global, true, log)?;
     runtime::create(root, &config, plan, creation(&create.making, preserved)?, log)?;
     Ok(())
 }
@@ -109,7 +114,7 @@ fn run_bundle(
     preserved: Vec<OwnedFd>,
     log: &Log,
 ) -> Result<u8> {
-    let (config, plan) = load(&run.making, &run.id, global, log)?;
+    let (config, plan) = load(&run.making, &run.id, global, run.detach, log)?;
     if run.detach {
         runtime::create(root, &config, plan, creation(&run.making, preserved)?, log)?;
         if let Err(error) = runtime::start(root, &run.id, log) {
@@ -147,10 +152,10 @@ fn show_list(list: &List, root: &StateRoot) -> Result<()> {
     match list.format.as_str() {
         "table" => output::print(&output::table(&states)),
         // Go shows an empty list as null.
-        "json" if states.is_empty() => output::print("null"),
+        "json" if states.is_empty() => output::print("null\n"),
         "json" => {
             let shown: Vec<_> = states.iter().map(|state| Shown::new(state, true)).collect();
-            output::print(&serde_json::to_string(&shown)?);
+            output::print(&format!("{}\n", serde_json::to_string(&shown)?));
         }
         _ => anyhow::bail!("invalid format option"),
     }

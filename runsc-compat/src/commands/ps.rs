@@ -14,7 +14,7 @@ pub fn show(ps: &Ps, root: &StateRoot) -> Result<()> {
     match ps.format.as_str() {
         "json" => {
             let state = root.load(&ps.id)?;
-            output::print(&format!("[{}]", state.init.pid));
+            output::print(&format!("[{}]\n", state.init.pid));
         }
         "table" => {
             let (_, processes) = runtime::processes(root, &ps.id)?;

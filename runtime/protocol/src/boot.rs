@@ -98,8 +98,10 @@ pub struct Capabilities {
 pub struct Root {
     /// The gofer's attach point.
     pub attach: u32,
-    /// With `readonly` nothing can be written; else writes go to an upper layer inside the sandbox.
+    /// With `readonly` nothing can be written.
     pub readonly: bool,
+    /// Whether writes go to the host's files, rather than to an upper layer inside the sandbox.
+    pub write_through: bool,
 }
 
 /// One mount below the root.

@@ -167,7 +167,7 @@ mod tests {
             },
             hostname: None,
             domainname: None,
-            root: Root { attach: 0, readonly: false },
+            root: Root { attach: 0, readonly: false, write_through: false },
             mounts: Vec::new(),
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),

@@ -202,6 +202,16 @@ fn credentials(process: &Process) -> Credentials {
     }
 }
 
+/// An error as the C library words it, in lower case.
+fn words(errno: Errno) -> String {
+    match errno {
+        Errno::ENOENT => "no such file or directory".to_owned(),
+        Errno::ENOTDIR => "not a directory".to_owned(),
+        Errno::EACCES => "permission denied".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// The sentences of runc, which engines look for.
 fn init_failure(process: &Process, error: &InitError) -> Failure {
     let name = process.args.first().map(ToString::to_string).unwrap_or_default();
@@ -220,7 +230,7 @@ fn init_failure(process: &Process, error: &InitError) -> Failure {
         }
         InitError::Exec { path, errno } => (Phase::NotExecutable, format!("exec: {path:?}: {errno}")),
         InitError::WorkingDirectory { path, errno } => {
-            (Phase::Init, format!("chdir to cwd ({path:?}) set in config.json failed: {errno}"))
+            (Phase::Init, format!("chdir to cwd ({path:?}) set in config.json failed: {}", words(*errno)))
         }
         other => (Phase::Init, other.to_string()),
     };

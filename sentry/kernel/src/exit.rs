@@ -49,6 +49,10 @@ pub(crate) fn exit(cx: Current) {
     leave_memory(&task);
     task.leave_sem_undo();
     let last = leave_group(&task);
+    // A vfork child that ends is in its parent's memory still.
+    if last && Arc::strong_count(&task.mm()) <= 2 {
+        group.note_peak_resident(task.mm().peak_resident());
+    }
     if last {
         group.timers.clear(&kernel);
     }

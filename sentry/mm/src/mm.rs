@@ -108,6 +108,8 @@ pub(crate) fn random_pages(span: u64) -> u64 {
     if pages == 0 { 0 } else { sentry_base::rand::next_u64() % pages * PAGE_SIZE }
 }
 
+/// Of the stack this much stays mapped, whatever its limit.
+const STACK_KEPT: u64 = 132 << 10;
 /// The stack starts at most this far below the top (`stack_maxrandom_size`).
 const STACK_RANDOM: u64 = 1 << 34;
 /// mmap_base is at most this far below its highest place (`mmap_rnd_bits` = 28).
@@ -284,9 +286,35 @@ impl Mm {
         change(&mut self.lock().layout);
     }
 
-    /// `RLIMIT_STACK` has changed to this many bytes.
+    /// `RLIMIT_STACK` has changed to this many bytes. The stack was mapped ahead of its use: what lies beyond the limit
+    /// and was not used is taken back.
     pub fn set_stack_limit(&self, bytes: u64) {
-        self.lock().stack_limit = bytes;
+        let mut state = self.lock();
+        state.stack_limit = bytes;
+        let start_stack = state.layout.start_stack;
+        let Some(vma) = state.tree.find(start_stack).filter(|v| v.flags.contains(VmFlags::GROWSDOWN)) else {
+            return;
+        };
+        let keep = bytes.max(STACK_KEPT).next_multiple_of(PAGE_SIZE);
+        let beyond = AddrRange { start: vma.start, end: vma.end.saturating_sub(keep).max(vma.start) };
+        if beyond.is_empty() {
+            return;
+        }
+        let (mut page, mut lowest_used) = (0, None);
+        let asked = self.space.resident(&[beyond], &mut |_, pages| {
+            for there in pages {
+                if there & 1 != 0 && lowest_used.is_none() {
+                    lowest_used = Some(beyond.start + page * PAGE_SIZE);
+                }
+                page += 1;
+            }
+        });
+        let unused = AddrRange { start: beyond.start, end: lowest_used.unwrap_or(beyond.end) };
+        if asked.is_ok() && !unused.is_empty() {
+            let removed = self.remove(&mut state, unused);
+            drop(state);
+            drop(removed);
+        }
     }
 
     /// Figures for `/proc/PID/{status,statm,stat}` and `getrusage(2)`.
@@ -344,6 +372,14 @@ impl Mm {
             file: Arc::clone(&file.file),
             name: file.name.clone(),
             offset: file.offset + (addr - vma.start),
+        })
+    }
+
+    /// Whether `file` is mapped here so that stores reach it, or may once the protection is changed.
+    pub(crate) fn maps_for_writing(&self, file: &dyn Mappable) -> bool {
+        let state = self.lock();
+        state.tree.iter().any(|vma| {
+            vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE) && vma.file().is_some_and(|f| f.is_file(file))
         })
     }
 
@@ -449,7 +485,7 @@ pub struct MapInfo {
 }
 
 impl MapInfo {
-    fn of(vma: &Vma, layout: &Layout) -> Self {
+    pub(crate) fn of(vma: &Vma, layout: &Layout) -> Self {
         let (offset, identity) = vma.file().map_or((0, (0, 0)), |f| (f.offset, f.file.identity()));
         let name = match vma.file() {
             Some(file) => match &file.name {
@@ -469,6 +505,11 @@ impl MapInfo {
             }
         };
         Self { range: vma.range(), flags: vma.flags, offset, identity, name, is_anon: vma.is_anon() }
+    }
+
+    /// Shared memory that has no file of its own.
+    pub fn is_shared_memory(&self) -> bool {
+        !self.is_anon && matches!(self.name, MapName::Text(_))
     }
 
     /// The second column of `/proc/PID/maps`, such as `rw-p`.

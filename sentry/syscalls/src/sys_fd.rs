@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
-use fs_tmpfs::open_tmpfs_file;
+use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
 use sentry_base::{Errno, Events, Result};
 use sentry_kernel::seccomp::Listener;
 use sentry_kernel::{Call, Current, Stop, SysResult};
@@ -302,14 +302,14 @@ fn file_control(
             return Ok(pipe()?.set_size(&*cx.task, size)? as u64);
         }
         libc::F_ADD_SEALS => {
-            let sealed = open_tmpfs_file(file.ops()).ok_or(Errno::EINVAL)?;
+            let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
             if !file.flags().writes() {
                 return Err(Errno::EPERM.into());
             }
             sealed.add_seals(int.cast_unsigned())?;
         }
         libc::F_GET_SEALS => {
-            let sealed = open_tmpfs_file(file.ops()).ok_or(Errno::EINVAL)?;
+            let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
             return Ok(u64::from(sealed.seals()));
         }
         // No lease is held, and none can be taken.
@@ -642,4 +642,10 @@ fn readahead(cx: &mut Current, fd: i32, _offset: i64, _count: usize) -> Result<(
         return Err(Errno::EINVAL);
     }
     Ok(())
+}
+
+/// The file as one that can have seals: a memory file, or one of a tmpfs of its own right, not as the layer of an overlay.
+fn sealable(file: &FileDescription) -> Option<&OpenTmpfs> {
+    let layered = file.location().is_some_and(|at| at.mount.filesystem().name() != "tmpfs");
+    if layered { None } else { open_tmpfs_file(file.ops()) }
 }

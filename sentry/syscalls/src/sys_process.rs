@@ -223,6 +223,7 @@ fn write_usage(cx: &Current, usage: Ptr, waited: &Waited) -> Result<()> {
     let value = Rusage {
         utime: Timeval::from_nanos(waited.utime),
         stime: Timeval::from_nanos(waited.stime),
+        maxrss: i64::try_from(waited.peak_resident / 1024).unwrap_or(i64::MAX),
         ..Rusage::default()
     };
     cx.write_obj(usage.0, &value)

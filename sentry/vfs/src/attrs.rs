@@ -4,7 +4,7 @@ use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode, is_owner};
 use crate::watch::event;
-use crate::{Attr, Credentials, FileKind, Location, PathCx, SetAttr, SetTime, cap};
+use crate::{Attr, Credentials, FileKind, Location, PathCx, SetAttr, SetTime, acl, cap};
 
 /// The mode without the set-id bits that a write by `creds` takes away; `None` where none is (`file_remove_privs`).
 pub fn without_set_ids(attr: &Attr, creds: &Credentials) -> Option<u32> {
@@ -43,6 +43,7 @@ impl PathCx<'_> {
             mode &= !libc::S_ISGID;
         }
         at.inode().set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })?;
+        acl::chmod(&**at.inode(), mode)?;
         at.notify(event::ATTRIB);
         Ok(())
     }
@@ -134,7 +135,11 @@ impl PathCx<'_> {
 
     /// `getxattr(2)`.
     pub fn get_xattr(&self, at: &Location, name: &[u8]) -> Result<Vec<u8>> {
-        self.check_xattr(at, name, false)?;
+        if !acl::is_acl(name) {
+            self.check_xattr(at, name, false)?;
+        } else if at.inode().kind() == FileKind::Symlink {
+            return Err(Errno::EOPNOTSUPP);
+        }
         at.inode().get_xattr(name)
     }
 
@@ -143,16 +148,26 @@ impl PathCx<'_> {
         if name == b"security.capability" && !value.is_empty() && !is_capability_value(value) {
             return Err(Errno::EINVAL);
         }
-        self.check_xattr(at, name, true)?;
-        at.inode().set_xattr(name, value, flags)?;
+        if acl::is_acl(name) {
+            may_write(at)?;
+            acl::set(&**at.inode(), name, value, self.creds)?;
+        } else {
+            self.check_xattr(at, name, true)?;
+            at.inode().set_xattr(name, value, flags)?;
+        }
         at.notify(event::ATTRIB);
         Ok(())
     }
 
     /// `removexattr(2)`.
     pub fn remove_xattr(&self, at: &Location, name: &[u8]) -> Result<()> {
-        self.check_xattr(at, name, true)?;
-        at.inode().remove_xattr(name)?;
+        if acl::is_acl(name) {
+            may_write(at)?;
+            acl::set(&**at.inode(), name, &[], self.creds)?;
+        } else {
+            self.check_xattr(at, name, true)?;
+            at.inode().remove_xattr(name)?;
+        }
         at.notify(event::ATTRIB);
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use crate::harness::Area;
 
+mod attack;
 mod attr;
 mod cred;
 mod dir;
@@ -16,7 +17,9 @@ mod futex_pi;
 mod futexv;
 mod limits;
 mod membarrier;
+mod memfd;
 mod mm;
+mod mm_limits;
 mod mount;
 mod mqueue;
 mod ns;
@@ -54,6 +57,8 @@ pub const AREAS: &[Area] = &[
     Area { name: "futex", cases: futex::CASES },
     Area { name: "thread", cases: thread::CASES },
     Area { name: "mm", cases: mm::CASES },
+    Area { name: "mm-limits", cases: mm_limits::CASES },
+    Area { name: "memfd", cases: memfd::CASES },
     Area { name: "time", cases: time::CASES },
     Area { name: "fd", cases: fd::CASES },
     Area { name: "file", cases: file::CASES },
@@ -72,6 +77,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "pidns", cases: pidns::CASES },
     Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
+    Area { name: "attack", cases: attack::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
     Area { name: "seccomp", cases: seccomp::CASES },

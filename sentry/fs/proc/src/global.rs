@@ -117,7 +117,7 @@ fn meminfo(kernel: &Kernel, caller: &dyn Caller) -> String {
     let resident: u64 = kernel
         .processes()
         .iter()
-        .filter_map(|g| g.threads().first().map(|t| t.mm().space().resident_bytes() / 1024))
+        .filter_map(|g| g.threads().first().map(|t| t.mm().resident().total() / 1024))
         .sum();
     let free = total.saturating_sub(file).saturating_sub(resident);
     let rows: [(&str, u64); 26] = [

@@ -16,6 +16,7 @@ use sentry_vfs::{
 use crate::fds::{FdDir, FdView};
 use crate::namespaces::NsDir;
 use crate::root::parse_number;
+use crate::smaps::{self, Detail};
 use crate::{status, task_of};
 
 /// The inode number of entry `entry` of a task's directory.
@@ -91,6 +92,7 @@ enum Entry {
     Net,
     Attr,
     Mem,
+    Pagemap,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +107,7 @@ enum FileText {
     Loginuid,
     Maps,
     Smaps,
+    SmapsRollup,
     Mountinfo,
     Mounts,
     OomAdj,
@@ -153,11 +156,13 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("oom_adj", Entry::File(0o444, FileText::OomAdj)),
     ("oom_score", Entry::File(0o444, FileText::OomScore)),
     ("oom_score_adj", Entry::File(0o644, FileText::OomScoreAdj)),
+    ("pagemap", Entry::Pagemap),
     ("personality", Entry::File(0o400, FileText::Personality)),
     ("root", Entry::Link(LinkTarget::Root)),
     ("schedstat", Entry::File(0o444, FileText::Empty)),
     ("setgroups", Entry::File(0o644, FileText::Setgroups)),
     ("smaps", Entry::File(0o444, FileText::Smaps)),
+    ("smaps_rollup", Entry::File(0o444, FileText::SmapsRollup)),
     ("stat", Entry::File(0o444, FileText::Stat)),
     ("statm", Entry::File(0o444, FileText::Statm)),
     ("status", Entry::File(0o444, FileText::Status)),
@@ -237,11 +242,16 @@ impl TaskDir {
                 NsDir::inode(&self.fs, self.subject.clone(), attr)
             }
             Entry::Net => self.fs.dir(NET.iter().map(|(name, text)| (*name, self.fs.fixed(*text)))),
-            Entry::Mem => Arc::new(crate::mem::MemFile {
-                attr: owned(FileKind::Regular, 0o600, number, &self.fs, &task),
-                fs: Arc::clone(&self.fs),
-                subject: self.subject.clone(),
-            }),
+            Entry::Mem | Entry::Pagemap => {
+                let pages = matches!(entry, Entry::Pagemap);
+                let mode = if pages { 0o400 } else { 0o600 };
+                Arc::new(crate::mem::MemFile {
+                    attr: owned(FileKind::Regular, mode, number, &self.fs, &task),
+                    fs: Arc::clone(&self.fs),
+                    subject: self.subject.clone(),
+                    pages,
+                })
+            }
             Entry::Attr => self.fs.dir([("current", self.fs.fixed("unconfined\n"))]),
         })
     }
@@ -426,6 +436,7 @@ impl Content for Text {
                 | FileText::Io
                 | FileText::Maps
                 | FileText::Smaps
+                | FileText::SmapsRollup
                 | FileText::Personality
         );
         let task = if private { subject.inspect(caller)? } else { subject.task()? };
@@ -440,8 +451,9 @@ impl Content for Text {
                 let layout = task.mm().layout();
                 return Ok(strings(&task, layout.env_start, layout.env_end));
             }
-            FileText::Maps => return Ok(status::maps(&task, false)),
-            FileText::Smaps => return Ok(status::maps(&task, true)),
+            FileText::Maps => return Ok(smaps::maps(&task, Detail::Maps)),
+            FileText::Smaps => return Ok(smaps::maps(&task, Detail::Smaps)),
+            FileText::SmapsRollup => return Ok(smaps::maps(&task, Detail::Rollup)),
             FileText::Mountinfo => return mounts(&task, MountInfo::mountinfo_line),
             FileText::Mounts => return mounts(&task, MountInfo::mounts_line),
             FileText::Mountstats => return mounts(&task, MountInfo::mountstats_line),

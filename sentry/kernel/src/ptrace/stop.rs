@@ -228,14 +228,22 @@ pub(crate) fn new_child(parent: &Task, vfork: bool, exit_signal: i32, untraced: 
     (!untraced && wants(parent, event)).then_some(event)
 }
 
+/// A thread id as the tracer of `task` sees it.
+fn shown(task: &Task, tid: i32) -> u64 {
+    let tracer = task.signals.lock().trace.as_ref().map(|t| Arc::clone(&t.tracer));
+    u64::from(tracer.map_or(tid, |t| t.show_pid(tid)).cast_unsigned())
+}
+
 /// The stop of a parent whose child `tid` has begun to run.
 pub(crate) async fn child_stop(cx: &mut Current, kind: i32, tid: i32) {
-    event(cx, kind, u64::from(tid.cast_unsigned())).await;
+    let message = shown(&cx.task, tid);
+    event(cx, kind, message).await;
 }
 
 /// The stop of a parent whose vfork child has left its memory.
 pub(crate) async fn vfork_done(cx: &mut Current, tid: i32) {
-    event(cx, options::EVENT_VFORK_DONE, u64::from(tid.cast_unsigned())).await;
+    let message = shown(&cx.task, tid);
+    event(cx, options::EVENT_VFORK_DONE, message).await;
 }
 
 /// A new program is in place; the task was `old_tid` before. Without the option an attached tracee gets a SIGTRAP.
