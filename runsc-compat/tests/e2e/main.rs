@@ -24,6 +24,7 @@ mod hostile;
 mod languages;
 mod lower;
 mod many;
+mod network;
 mod outside;
 mod posture;
 mod shell;

@@ -11,7 +11,12 @@ mod exec;
 mod fd;
 mod file;
 mod futex;
+mod inet_dgram;
+mod inet_options;
+mod inet_raw;
+mod inet_stream;
 mod mm;
+mod netdev;
 mod path;
 mod pipe;
 mod poll;
@@ -44,6 +49,11 @@ pub const AREAS: &[Area] = &[
     Area { name: "pipe", cases: pipe::CASES },
     Area { name: "event", cases: event::CASES },
     Area { name: "unix", cases: unix::CASES },
+    Area { name: "inet_stream", cases: inet_stream::CASES },
+    Area { name: "inet_dgram", cases: inet_dgram::CASES },
+    Area { name: "inet_raw", cases: inet_raw::CASES },
+    Area { name: "inet_options", cases: inet_options::CASES },
+    Area { name: "netdev", cases: netdev::CASES },
     Area { name: "tty", cases: tty::CASES },
     Area { name: "path", cases: path::CASES },
     Area { name: "dir", cases: dir::CASES },

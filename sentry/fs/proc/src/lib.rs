@@ -10,6 +10,7 @@
 
 mod fds;
 mod global;
+mod net;
 mod process;
 mod root;
 mod status;

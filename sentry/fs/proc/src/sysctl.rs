@@ -58,14 +58,6 @@ const FS: &[(&str, &str)] = &[
     ("suid_dumpable", "0\n"),
 ];
 
-const CORE: &[(&str, &str)] = &[
-    ("somaxconn", "4096\n"),
-    ("rmem_max", "212992\n"),
-    ("wmem_max", "212992\n"),
-    ("rmem_default", "212992\n"),
-    ("wmem_default", "212992\n"),
-];
-
 fn fixed(
     fs: &Arc<PseudoFs>,
     rows: &'static [(&'static str, &'static str)],
@@ -99,13 +91,11 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
     let mut files = fixed(fs, FS);
     files.push(("inotify", inotify));
     files.push(("mqueue", fs.dir([("queues_max", fs.fixed("256\n")), ("msg_max", fs.fixed("10\n"))])));
-    let net = fs
-        .dir([("core", fs.dir(fixed(fs, CORE))), ("unix", fs.dir([("max_dgram_qlen", fs.fixed("512\n"))]))]);
     fs.dir([
         ("kernel", fs.dir(entries)),
         ("vm", fs.dir(fixed(fs, VM))),
         ("fs", fs.dir(files)),
-        ("net", net),
+        ("net", crate::net::sysctls(fs, kernel)),
         ("user", fs.dir([("max_user_namespaces", fs.fixed("0\n"))])),
     ])
 }

@@ -10,6 +10,7 @@ use sentry_vfs::{Caller, IoStart};
 use super::addr::Address;
 use super::message::{Charge, Message, OVERHEAD, Rights};
 use super::{Core, Kind, MAX_DATAGRAMS, State};
+use crate::inet::netdev;
 use crate::{RecvMsg, SendMsg, SockCtx};
 
 /// A piece of a stream is at most this long: Linux's limit for data without pages of its own.
@@ -355,7 +356,7 @@ impl Core {
                 }
             }
             SIOCOUTQ => self.sent.load(core::sync::atomic::Ordering::Relaxed),
-            _ => return Err(Errno::ENOTTY),
+            _ => return netdev::ioctl(&self.ns.inet, caller, command, arg),
         };
         caller.mem().copy_out(arg, &i32::try_from(value).unwrap_or(i32::MAX).to_ne_bytes())?;
         Ok(0)
