@@ -83,6 +83,15 @@ impl Interface {
         }
     }
 
+    /// Brings it up or down. The loopback gets its usual addresses when it has none.
+    pub fn set_up(&mut self, up: bool) {
+        const ALL: u32 = UP | RUNNING | LOWER_UP;
+        self.flags = if up { self.flags | ALL } else { self.flags & !ALL };
+        if up && self.is_loopback() && self.addresses.is_empty() {
+            self.addresses = Self::loopback().addresses;
+        }
+    }
+
     pub fn is_up(&self) -> bool {
         self.flags & UP != 0
     }
@@ -112,6 +121,14 @@ impl Default for Interfaces {
 }
 
 impl Interfaces {
+    /// As a network is before anybody has set it up: interfaces down and without addresses.
+    pub fn take_down(&mut self) {
+        for interface in &mut self.list {
+            interface.set_up(false);
+            interface.addresses.clear();
+        }
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Interface> {
         self.list.iter()
     }
@@ -187,7 +204,7 @@ mod tests {
         let more = InterfaceAddress { ip: ip("10.1.2.3"), prefix: 32, scope: 0 };
         assert!(all.add_address(1, more) && !all.add_address(1, more));
         assert_eq!(all.route(ip("10.1.2.3"), None).unwrap().source, ip("10.1.2.3"));
-        all.by_index_mut(1).unwrap().flags = 0;
+        all.by_index_mut(1).unwrap().set_up(false);
         assert_eq!(all.route(ip("127.0.0.1"), None), Err(Error::Unreachable));
     }
 }

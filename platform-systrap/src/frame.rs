@@ -70,6 +70,25 @@ impl Xsave {
         }
     }
 
+    /// The image of the initial state, as the host would write it.
+    fn initial(&self) -> Vec<u8> {
+        let mut image = vec![0; self.size + 4];
+        let mut put = |at: usize, bytes: &[u8]| {
+            if let Some(slot) = image.get_mut(at..at + bytes.len()) {
+                slot.copy_from_slice(bytes);
+            }
+        };
+        put(0, &0x37f_u16.to_ne_bytes());
+        put(24, &0x1f80_u32.to_ne_bytes());
+        put(28, &self.mxcsr_mask.to_ne_bytes());
+        put(SW_BYTES, &MAGIC1.to_ne_bytes());
+        put(SW_BYTES + 4, &(self.size as u32 + 4).to_ne_bytes());
+        put(SW_BYTES + 8, &self.features.to_ne_bytes());
+        put(SW_BYTES + 16, &(self.size as u32).to_ne_bytes());
+        put(self.size, &MAGIC2.to_ne_bytes());
+        image
+    }
+
     /// Whether the host kernel would restore `image`: the checks of `copy_sigframe_from_user_to_xstate` and XRSTOR.
     fn accepts(&self, image: &[u8]) -> bool {
         let word32 =
@@ -231,10 +250,10 @@ impl Channel {
     /// The extended state of a frame.
     pub fn fpu(&self, frame: FrameAt) -> Result<FpuState, SpaceError> {
         let pointer = Untrusted::fetched(self.window.load64(frame.0 + ucontext::FPSTATE)).any();
-        if pointer == 0 {
-            return Ok(FpuState::default());
-        }
         let host = Xsave::host();
+        if pointer == 0 {
+            return Ok(FpuState(host.initial()));
+        }
         let bad = SpaceError::Host(libc::EFAULT);
         let start = self.address + word::STACK as u64;
         let at = Untrusted::fetched(pointer)

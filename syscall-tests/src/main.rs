@@ -27,6 +27,7 @@ mod areas;
 mod helpers;
 mod inet;
 mod sys;
+mod tracing;
 
 use harness::{Options, Selected};
 

@@ -28,12 +28,12 @@ const STEPS: &[(&str, &str)] = &[
     ),
     (
         "tar, there and back",
-        "tar -cf /tmp/etc.tar /etc 2>/dev/null; mkdir /tmp/x; tar -xf /tmp/etc.tar -C /tmp/x; diff -r /etc /tmp/x/etc && echo same",
+        "tar -cf /tmp/etc.tar /etc 2>/dev/null; mkdir /tmp/x; tar -xf /tmp/etc.tar -C /tmp/x; diff -r --no-dereference /etc /tmp/x/etc && echo same",
     ),
     ("grep -r", "grep -r root /etc 2>/dev/null | wc -l"),
     ("find /", "find / -xdev | wc -l"),
     ("dpkg -l", "dpkg -l | tail -3"),
-    ("ps", "ps -ef | head -5"),
+    ("ps", "ps -eo pid,ppid,user,stat,comm"),
     (
         "a C program by make and gcc",
         "mkdir /tmp/c; cd /tmp/c; printf '#include <stdio.h>\\nint main(void){puts(\"hello from C\");return 0;}\\n' > hello.c; make -s hello && ./hello",
@@ -48,11 +48,8 @@ const STEPS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Builds what is needed and runs the steps.
-pub fn run() -> Result<()> {
-    rootfs::need_root("building a Debian root filesystem")?;
-    programs::build(true)?;
-    let rootfs = rootfs::debian()?;
+/// The steps as one bash script, which names each, goes on after a failure, and ends with 1 if there was one.
+pub fn script() -> String {
     let mut script = String::from("set -o pipefail\nfailed=0\n");
     for (title, step) in STEPS {
         // Each step is a child shell: one that changes its directory or fails does not disturb the next.
@@ -65,8 +62,16 @@ pub fn run() -> Result<()> {
         );
     }
     script.push_str("echo; echo \"$failed of the steps failed\"; exit $((failed > 0))\n");
+    script
+}
+
+/// Builds what is needed and runs the steps.
+pub fn run() -> Result<()> {
+    rootfs::need_root("building a Debian root filesystem")?;
+    programs::build(true)?;
+    let rootfs = rootfs::debian()?;
     let dir = TempDir::new("demo")?;
-    Bundle::bash(rootfs, &script).write(dir.path())?;
+    Bundle::bash(rootfs, &script()).write(dir.path())?;
     let casemate = programs::output_dir(true).join("casemate");
     println!("\n$ {} run --bundle {} demo", casemate.display(), dir.path().display());
     std::io::stdout().flush()?;

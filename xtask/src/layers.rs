@@ -1,7 +1,8 @@
 //! Which crate may depend on which: the architecture's direction of dependencies, checked.
 //!
-//! `abi ← hostsys ← platform ← platform-systrap`; `abi ← sentry/base ← memory ← mm ← vfs ← fs/*, net, loader ←
-//! kernel ← fs/proc, syscalls ← boot`; `netstack` knows no Sentry type and is used by `net` and `boot`; the life-cycle side (`runtime`, `runsc-compat`) never imports a sentry crate
+//! `abi ← hostsys ← platform ← platform-systrap`; `abi ← sentry/base ← memory ← mm ← vfs ← fs/*, net, ipc, loader ←
+//! kernel ← fs/proc, syscalls ← boot`; `netstack` knows no Sentry type and is used by `net` and `boot`;
+//! the life-cycle side (`runtime`, `runsc-compat`) never imports a sentry crate
 //! and meets it in the control protocol; `casemate` alone links both.
 
 use anyhow::{Result, bail};
@@ -23,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "sentry-net",
         &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs", "netstack"],
     ),
+    ("sentry-ipc", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
     ("sentry-loader", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
     // The device file system is a tmpfs whose nodes are devices.
     ("fs-dev", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs", "fs-tmpfs"]),
@@ -43,6 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-mm",
             "sentry-vfs",
             "sentry-net",
+            "sentry-ipc",
             "sentry-loader",
             "fs-*",
         ],
@@ -57,6 +60,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-mm",
             "sentry-vfs",
             "sentry-net",
+            "sentry-ipc",
             "sentry-loader",
             "sentry-kernel",
             "fs-*",
@@ -72,6 +76,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-mm",
             "sentry-vfs",
             "sentry-net",
+            "sentry-ipc",
             "sentry-loader",
             "sentry-kernel",
             "fs-proc",
@@ -90,6 +95,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-mm",
             "sentry-vfs",
             "sentry-net",
+            "sentry-ipc",
             "sentry-loader",
             "sentry-kernel",
             "sentry-syscalls",

@@ -1,5 +1,7 @@
 //! Shell scripts do inside what they do on the host: processes, pipes, jobs, traps, signals.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use xtask::bundle::Bundle;
 use xtask::trial::Trial;
@@ -176,5 +178,15 @@ fn scripts_start_by_their_first_line() -> Result<()> {
     let equal = lines.len() == want.len()
         && lines.iter().zip(want).all(|(a, b)| a == b || (b == "126" && a == "127"));
     ensure!(equal, "unexpected output: {out}");
+    trial.finish()
+}
+
+/// What the README's first command runs.
+#[test]
+fn every_step_of_the_demonstration_passes() -> Result<()> {
+    let trial = Trial::new("demo")?;
+    let bundle = Bundle::bash(debian()?, &xtask::demo::script());
+    let out = trial.run(&bundle)?.limit(Duration::from_mins(3)).run()?.expect(0)?;
+    ensure!(out.out().contains("\n0 of the steps failed"), "{out}");
     trial.finish()
 }

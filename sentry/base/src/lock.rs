@@ -6,7 +6,6 @@ use core::ops::{Deref, DerefMut};
 /// equal ranks are allowed where the text says in which order.
 pub mod rank {
     pub const LIFECYCLE: u16 = 10;
-    pub const MOUNT_TREE: u16 = 20;
     pub const RENAME: u16 = 30;
     /// Ancestor first, then by id.
     pub const DIR_INODE: u16 = 40;
@@ -28,6 +27,8 @@ pub mod rank {
     pub const FUTEX_BUCKET: u16 = 140;
     pub const WAIT_QUEUE: u16 = 150;
     pub const RUN_QUEUE: u16 = 160;
+    /// The tree of mounts: only leaves are taken under it.
+    pub const MOUNT_TREE: u16 = 190;
     /// A leaf: nothing else is taken under it.
     pub const LEAF: u16 = 200;
 }

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use abi::process::{CloneFlags, rlimit};
+use abi::process::{CloneFlags, RLIM_INFINITY, rlimit};
 use abi::signal::{SS_DISABLE, StackT, sig};
 use platform::SpaceError;
 use sentry_base::{Errno, Result};
@@ -13,7 +13,7 @@ use crate::group::StopState;
 use crate::signal::recalc;
 use crate::task::{TaskParts, VforkGate, work};
 use crate::task_set::Process;
-use crate::{Current, Kernel, Restart, Stop, Task, ThreadGroup, run};
+use crate::{Current, Kernel, PidNs, Restart, Stop, Task, ThreadGroup, ptrace, run};
 
 /// What a new task shares with its maker and starts with.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,6 +29,8 @@ pub struct CloneSpec {
     pub child_tid: u64,
     /// Where `CLONE_PIDFD` writes the descriptor.
     pub pidfd: u64,
+    /// The thread id to take; 0 for any.
+    pub set_tid: i32,
 }
 
 /// The errno of a platform's refusal to make a process or thread.
@@ -57,7 +59,14 @@ impl CloneSpec {
         if has(CloneFlags::SIGHAND) && has(CloneFlags::CLEAR_SIGHAND) {
             return Err(Errno::EINVAL);
         }
-        if has(CloneFlags::PARENT) && task.pid() == 1 {
+        if has(CloneFlags::PARENT) && task.group().is_ns_init() {
+            return Err(Errno::EINVAL);
+        }
+        if has(CloneFlags::NEWIPC | CloneFlags::SYSVSEM) {
+            return Err(Errno::EINVAL);
+        }
+        // A thread is in its process's PID namespace.
+        if has(CloneFlags::THREAD) && !task.namespaces().pid_for_children.is_same(task.group().pid_ns()) {
             return Err(Errno::EINVAL);
         }
         if has(CloneFlags::THREAD) && flags.intersects(CloneFlags::NEWUSER | CloneFlags::NEWPID) {
@@ -66,8 +75,8 @@ impl CloneSpec {
         if has(CloneFlags::PIDFD) && flags.intersects(CloneFlags::DETACHED | CloneFlags::THREAD) {
             return Err(Errno::EINVAL);
         }
-        if flags.intersects(CloneFlags::NEW_ANY | CloneFlags::INTO_CGROUP) {
-            task.kernel().count_unsupported("clone with new namespaces", task);
+        if flags.contains(CloneFlags::INTO_CGROUP) {
+            task.kernel().count_unsupported("clone into a cgroup", task);
             return Err(Errno::EPERM);
         }
         if !(0..=sig::MAX).contains(&self.exit_signal) {
@@ -86,16 +95,70 @@ fn check_task_limit(task: &Task) -> Result<()> {
     if creds.uid == 0 || creds.has_cap(cap::SYS_RESOURCE) || creds.has_cap(cap::SYS_ADMIN) {
         return Ok(());
     }
-    let limit = task.rlimit(rlimit::NPROC);
-    let set = task.kernel().task_set();
-    if (set.tasks.len() as u64) < limit {
-        return Ok(());
-    }
-    let owned = set.tasks.values().filter(|t| t.creds().uid == creds.uid).count();
-    if owned as u64 >= limit { Err(Errno::EAGAIN) } else { Ok(()) }
+    if tasks_of_user(task, creds.uid, task.rlimit(rlimit::NPROC)) { Err(Errno::EAGAIN) } else { Ok(()) }
 }
 
-/// Makes a task and starts it; its thread id.
+/// Whether user `uid` has at least `limit` tasks.
+fn tasks_of_user(task: &Task, uid: u32, limit: u64) -> bool {
+    let set = task.kernel().task_set();
+    (set.tasks.len() as u64) >= limit
+        && set.tasks.values().filter(|t| t.creds().uid == uid).count() as u64 >= limit
+}
+
+impl Task {
+    /// Whether the task's user has more tasks than `RLIMIT_NPROC` allows and `spare` more.
+    fn is_over_task_limit(&self, spare: u64) -> bool {
+        let creds = self.creds();
+        let limit = self.rlimit(rlimit::NPROC);
+        creds.uid != 0
+            && limit != RLIM_INFINITY
+            && tasks_of_user(self, creds.uid, limit.saturating_add(1).saturating_add(spare))
+    }
+
+    /// Notes for the next `execve(2)` whether the user that the task has become had too many tasks without it. Linux lets
+    /// the change of user pass, and fails the `execve(2)` that usually follows (`flag_nproc_exceeded`).
+    pub fn note_task_limit(&self) {
+        let over = self.is_over_task_limit(1);
+        self.over_task_limit.store(over, Ordering::Relaxed);
+    }
+
+    /// `EAGAIN` if [`Task::note_task_limit`] found too many tasks and there still are too many.
+    pub(crate) fn check_noted_task_limit(&self) -> Result<()> {
+        if self.over_task_limit.load(Ordering::Relaxed) && self.is_over_task_limit(0) {
+            return Err(Errno::EAGAIN);
+        }
+        self.over_task_limit.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A number in the PID namespaces below the first, given back unless the task comes to be.
+struct Admitted<'a> {
+    ns: &'a PidNs,
+    number: i32,
+    kept: bool,
+}
+
+impl<'a> Admitted<'a> {
+    fn new(ns: &'a PidNs, number: i32) -> Result<Self> {
+        ns.admit(number)?;
+        Ok(Self { ns, number, kept: false })
+    }
+
+    fn keep(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.ns.release(self.number);
+        }
+    }
+}
+
+/// Makes a task and starts it; its thread id as the caller sees it.
 ///
 /// With `CLONE_VFORK` the caller goes on only when the child has left its memory, which the run loop sees to.
 pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
@@ -109,6 +172,7 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     }
     check_task_limit(&parent)?;
     let kernel = Arc::clone(parent.kernel());
+    let changed = crate::ns::create(&parent, flags)?;
 
     let mm = if flags.contains(CloneFlags::VM) {
         parent.mm()
@@ -125,7 +189,17 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     let fds = if flags.contains(CloneFlags::FILES) { parent.fds() } else { parent.fds().fork() };
     let fs = if flags.contains(CloneFlags::FS) { parent.fs() } else { parent.fs().fork() };
 
-    let tid = kernel.task_set().allocate(kernel.max_tasks)?;
+    changed.move_places(&fs);
+
+    let pid_ns =
+        if thread { Arc::clone(parent.group().pid_ns()) } else { Arc::clone(&changed.set.pid_for_children) };
+    let tid = match spec.set_tid {
+        0 => kernel.task_set().allocate(kernel.max_tasks)?,
+        // Only in the first namespace is a task's number the Sentry's.
+        _ if !pid_ns.is_first() => return Err(Stop::Errno(Errno::EINVAL)),
+        chosen => kernel.task_set().claim(chosen, kernel.max_tasks)?,
+    };
+    let mut number = Admitted::new(&pid_ns, tid)?;
     let group = if thread {
         Arc::clone(parent.group())
     } else {
@@ -134,7 +208,8 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
         } else {
             parent.group().actions().fork(flags.contains(CloneFlags::CLEAR_SIGHAND))
         };
-        let group = ThreadGroup::new(Arc::clone(&kernel), tid, actions, parent.group().limits());
+        let group =
+            ThreadGroup::new(Arc::clone(&kernel), tid, Arc::clone(&pid_ns), actions, parent.group().limits());
         group.set_oom_score_adj(parent.group().oom_score_adj());
         group.set_dumpable(parent.group().dumpable());
         group
@@ -150,16 +225,19 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
         tid,
         kernel: Arc::clone(&kernel),
         group: Arc::clone(&group),
-        creds: parent.creds(),
+        creds: changed.creds,
         mm: Arc::clone(&mm),
         fds,
         fs,
-        mount_ns: parent.mount_ns(),
+        namespaces: changed.set,
         comm: parent.comm_raw(),
         mask: parent.signal_mask(),
         scheduling,
     });
     child.inherit(&parent);
+    if flags.contains(CloneFlags::SYSVSEM) {
+        child.share_sem_undo(&parent);
+    }
     {
         // A new thread has no alternate stack; a new process, and a vfork child, keep their parent's.
         let stack = parent.signals.lock().alt_stack;
@@ -177,12 +255,13 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     });
 
     // Linux ignores bad addresses here too, but for the pidfd's.
-    let id = tid.to_le_bytes();
+    let shown = parent.show_pid(tid);
     if flags.contains(CloneFlags::PARENT_SETTID) {
-        let _ = cx.copy_out(spec.parent_tid, &id);
+        let _ = cx.copy_out(spec.parent_tid, &shown.to_le_bytes());
     }
     if flags.contains(CloneFlags::CHILD_SETTID) {
-        let _ = sentry_memory::UserMemory::copy_out(mm.as_ref(), spec.child_tid, &id);
+        let inside = pid_ns.local(tid);
+        let _ = sentry_memory::UserMemory::copy_out(mm.as_ref(), spec.child_tid, &inside.to_le_bytes());
     }
     if flags.contains(CloneFlags::PIDFD) {
         crate::pidfd::install_for_clone(cx, &group, spec.pidfd)?;
@@ -196,11 +275,18 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     if flags.contains(CloneFlags::SETTLS) {
         regs.fs_base = spec.tls;
     }
-    register(&kernel, &parent, &child, spec)?;
-    cx.vfork = gate;
+    let untraced = flags.contains(CloneFlags::UNTRACED);
+    let event = ptrace::new_child(&parent, flags.contains(CloneFlags::VFORK), spec.exit_signal, untraced);
+    register(&kernel, &parent, &child, spec, event.is_some() || flags.contains(CloneFlags::PTRACE))?;
+    number.keep();
+    if !thread {
+        group.watch_cpu_limit();
+    }
+    cx.vfork = gate.map(|gate| (gate, tid));
+    cx.new_child = event.map(|event| (event, tid));
     let child = Current::new(child, regs, context);
     kernel.executor().spawn(run::run(child));
-    Ok(tid)
+    Ok(shown)
 }
 
 /// Puts the child among the tasks.
@@ -209,10 +295,14 @@ fn register(
     parent: &Arc<Task>,
     child: &Arc<Task>,
     spec: &CloneSpec,
+    traced: bool,
 ) -> Result<(), Stop> {
     let mut set = kernel.task_set();
     if set.closed {
         return Err(Stop::Errno(Errno::EAGAIN));
+    }
+    if child.group().pid_ns().is_closed() {
+        return Err(Stop::Errno(Errno::ENOMEM));
     }
     {
         let group = parent.group().signals.lock();
@@ -222,8 +312,14 @@ fn register(
         }
         drop(group);
         let mut group = child.group().signals.lock();
+        // Under this lock, so that filters for all threads do not miss a new one.
+        child.seccomp.inherit(&parent.seccomp);
         group.threads.push(Arc::clone(child));
-        if let StopState::Stopping(_) | StopState::Stopped(_) = group.stop {
+        // A stop that began before this thread was there is its own too (`JOBCTL_STOP_PENDING` is inherited).
+        if let StopState::Stopping(signo) = group.stop {
+            let mut own = child.signals.lock();
+            own.stops.pending = true;
+            own.stops.signo = signo;
             child.notify(work::STOP);
         }
         recalc(&group, child, &child.signals.lock());
@@ -252,6 +348,7 @@ fn register(
             stop_report: None,
             continue_report: false,
             has_execed: false,
+            lingers: false,
         };
         let pid = child.pid();
         set.processes.insert(pid, process);
@@ -262,5 +359,6 @@ fn register(
             parent.children.push(pid);
         }
     }
+    ptrace::inherit(&mut set, parent, child, traced);
     Ok(())
 }

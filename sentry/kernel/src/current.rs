@@ -23,8 +23,10 @@ pub struct Current {
     /// The last call was interrupted, and goes on like this unless a handler runs.
     pub(crate) restart: Option<Restart>,
     pub(crate) last_fault: FaultRecord,
-    /// A child made with `CLONE_VFORK` that is to be waited for.
-    pub(crate) vfork: Option<Arc<VforkGate>>,
+    /// A child made with `CLONE_VFORK` that is to be waited for, and its thread id.
+    pub(crate) vfork: Option<(Arc<VforkGate>, i32)>,
+    /// An event that the tracer wants to know of: its number, and the new child's thread id.
+    pub(crate) new_child: Option<(i32, i32)>,
 }
 
 impl core::fmt::Debug for Current {
@@ -85,6 +87,7 @@ impl Current {
             restart: None,
             last_fault: FaultRecord::default(),
             vfork: None,
+            new_child: None,
         }
     }
 

@@ -14,22 +14,30 @@ use sentry_memory::UserMemory;
 use crate::group::StopState;
 use crate::signal::{Origin, recalc};
 use crate::task_set::{TaskSet, Zombie};
-use crate::{Current, Kernel, Task, TaskState, ThreadGroup, robust};
+use crate::{Current, Kernel, Task, TaskState, ThreadGroup, ptrace, robust};
 
 /// A signal to send once the task set's lock is free.
-struct Notice {
+pub(crate) struct Notice {
     to: Arc<ThreadGroup>,
     /// `None` to wake waiters alone.
     info: Option<SigInfo>,
 }
 
 impl Notice {
-    fn give(self) {
+    pub fn give(self) {
         if let Some(info) = self.info {
             let _ = self.to.send(info, Origin::Inside);
         }
         self.to.child_events.notify(Events::IN);
     }
+}
+
+/// The status that a task ends with, once it is on its way out.
+pub(crate) fn status_of(task: &Task) -> WaitStatus {
+    let group = task.group().signals.lock();
+    let own = task.signals.lock();
+    // Its own `exit(2)` counts unless the process ends as a whole.
+    group.exit.or(own.exit).unwrap_or(WaitStatus(0))
 }
 
 /// Ends a task: the last thing that its future does.
@@ -39,7 +47,12 @@ pub(crate) fn exit(cx: Current) {
     let kernel = Arc::clone(task.kernel());
     let group = Arc::clone(task.group());
     leave_memory(&task);
+    task.leave_sem_undo();
     let last = leave_group(&task);
+    // A vfork child that ends is in its parent's memory still.
+    if last && Arc::strong_count(&task.mm()) <= 2 {
+        group.note_peak_resident(task.mm().peak_resident());
+    }
     if last {
         group.timers.clear(&kernel);
     }
@@ -52,11 +65,12 @@ pub(crate) fn exit(cx: Current) {
 }
 
 /// Lets go of what other tasks may wait for in the memory that they share.
-pub(crate) fn leave_memory(task: &Task) {
+pub(crate) fn leave_memory(task: &Arc<Task>) {
     let robust = task.exit_places.robust_list.swap(0, Ordering::Relaxed);
     if robust != 0 {
         robust::release(task, robust);
     }
+    task.kernel().futexes().pi_owner_died(task);
     let clear = task.exit_places.clear_child_tid.swap(0, Ordering::Relaxed);
     if clear != 0 {
         // Written even where nobody waits, as Linux does.
@@ -109,6 +123,7 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
     {
         let mut set = kernel.task_set();
         parent_death_signals(&set, task, &mut notices);
+        leave_tracees(&mut set, task, &mut notices, &mut released);
         if task.tid() == task.pid() {
             // A thread that executed may have taken the leader's place already.
             if let Ok(process) = set.process_mut(task.pid())
@@ -116,12 +131,21 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
             {
                 process.leader_dead = true;
             }
+        } else if set.traces.contains_key(&task.tid()) {
+            // The tracer waits for each thread.
+            let status = status_of(task);
+            if let Some(link) = set.traces.get_mut(&task.tid()) {
+                link.zombie = Some(status);
+                notices.push(tracer_notice(task, &link.tracer, status));
+            }
         } else {
             released.extend(set.tasks.remove(&task.tid()));
+            set.give_back(task.tid(), task.group().pid_ns());
         }
         if last {
             end_of_process(&mut set, task, &mut notices, &mut hang_ups, &mut released);
         }
+        report_lone_inits(&mut set, &mut notices, &mut released);
         if set.closed && set.processes.values().all(|p| p.zombie.is_some()) {
             finished = kernel.init_status();
         }
@@ -137,8 +161,42 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
         notice.give();
     }
     drop(released);
+    if last && let Some(callback) = kernel.take_exit_callback(task.pid()) {
+        let status = task.group().signals.lock().exit.unwrap_or(WaitStatus(0));
+        callback(status);
+    }
     if let Some(status) = finished {
         kernel.finish(status);
+    }
+}
+
+/// What a tracer is told of the end of a tracee.
+fn tracer_notice(task: &Task, tracer: &Task, status: WaitStatus) -> Notice {
+    let (code, value) = child_code(status);
+    let (utime, stime) = task.cpu_times();
+    let ignored = tracer.group().actions().get(sig::CHLD).handler == SIG_IGN;
+    let uid = task.creds().uid;
+    let info = SigInfo::child(sig::CHLD, code, task.tid(), uid, value, ticks(utime), ticks(stime));
+    Notice { to: Arc::clone(tracer.group()), info: (!ignored).then_some(info) }
+}
+
+/// A tracer ends: its tracees go on without it, or die with it, and those that have ended become their parents' to wait for.
+fn leave_tracees(
+    set: &mut SetGuard<'_>,
+    task: &Arc<Task>,
+    notices: &mut Vec<Notice>,
+    released: &mut Vec<Arc<Task>>,
+) {
+    let (ended, doomed) = ptrace::let_go_of_tracees(set, task);
+    for tracee in ended {
+        // Its own children are told to init, if it is the one that ends now.
+        if tracee.group().ppid() != task.pid() {
+            tell_parent(set, tracee.pid(), notices, released);
+        }
+    }
+    for tracee in doomed {
+        let info = Some(SigInfo::kernel(sig::KILL, SI_KERNEL));
+        notices.push(Notice { to: Arc::clone(tracee.group()), info });
     }
 }
 
@@ -149,13 +207,13 @@ fn parent_death_signals(set: &TaskSet, task: &Task, notices: &mut Vec<Notice>) {
         let Ok(child) = set.process(*child) else { continue };
         let signo = child.leader.pdeath_signal.load(Ordering::Relaxed);
         if child.parent_tid == task.tid() && signo != 0 {
-            let info = SigInfo::user(signo, abi::signal::SI_USER, task.pid(), task.creds().uid);
+            let info = child.group.info_from(signo, abi::signal::SI_USER, task);
             notices.push(Notice { to: Arc::clone(&child.group), info: Some(info) });
         }
     }
 }
 
-type SetGuard<'a> = MutexGuard<'a, TaskSet, { rank::TASK_SET }>;
+pub(crate) type SetGuard<'a> = MutexGuard<'a, TaskSet, { rank::TASK_SET }>;
 
 fn end_of_process(
     set: &mut SetGuard<'_>,
@@ -177,6 +235,16 @@ fn end_of_process(
             }
         }
     }
+    let ends_ns = !is_init && group.is_ns_init();
+    if ends_ns {
+        // `zap_pid_ns_processes`: everything in the namespace ends with its init.
+        group.pid_ns().close();
+        for process in set.processes.values() {
+            if process.group.pid() != pid && group.pid_ns().local(process.group.pid()) != 0 {
+                process.group.end(WaitStatus::signaled(sig::KILL, false));
+            }
+        }
+    }
     reparent_children(set, pid, notices, released);
     orphan_groups_after(set, pid, notices);
     let Ok(process) = set.process_mut(pid) else { return };
@@ -192,7 +260,12 @@ fn end_of_process(
     {
         hang_ups.push(terminal);
     }
-    if !is_init {
+    if ends_ns && !group.pid_ns().is_only_init_left() {
+        if let Ok(process) = set.process_mut(pid) {
+            process.lingers = true;
+        }
+        set.nr_lingering += 1;
+    } else if !is_init {
         tell_parent(set, pid, notices, released);
     }
 }
@@ -210,11 +283,16 @@ fn reparent_children(
         return;
     }
     let mut ancestor = own.parent;
+    let ns = Arc::clone(own.group.pid_ns());
+    // Its own children stay with an init that ends: they go without anybody being told.
+    let init = ns.init().unwrap_or(1);
     let reaper = loop {
         match set.process(ancestor) {
+            _ if init == pid => break init,
+            Ok(p) if !p.group.pid_ns().is_same(&ns) => break init,
             Ok(p) if p.zombie.is_none() && p.group.is_subreaper() => break ancestor,
             Ok(p) => ancestor = p.parent,
-            Err(_) => break 1,
+            Err(_) => break init,
         }
     };
     let reaper_tid = reaper;
@@ -263,9 +341,21 @@ fn wake_orphaned(set: &TaskSet, pgid: i32, notices: &mut Vec<Notice>) {
 }
 
 /// Tells the parent of a zombie, or removes the zombie if the parent does not want to know (`do_notify_parent`).
-fn tell_parent(set: &mut SetGuard<'_>, pid: i32, notices: &mut Vec<Notice>, released: &mut Vec<Arc<Task>>) {
+pub(crate) fn tell_parent(
+    set: &mut SetGuard<'_>,
+    pid: i32,
+    notices: &mut Vec<Notice>,
+    released: &mut Vec<Arc<Task>>,
+) {
     let Ok(process) = set.process(pid) else { return };
     let Some(zombie) = process.zombie else { return };
+    if set.is_traced_elsewhere(pid) {
+        // Its tracer comes first.
+        if let Some(link) = set.traces.get(&pid) {
+            notices.push(tracer_notice(&link.tracee, &link.tracer, zombie.status));
+        }
+        return;
+    }
     let parent = match set.process(process.parent) {
         Ok(parent) if parent.zombie.is_none() => Arc::clone(&parent.group),
         // Init is gone: nobody waits any more.
@@ -279,17 +369,43 @@ fn tell_parent(set: &mut SetGuard<'_>, pid: i32, notices: &mut Vec<Notice>, rele
     let mut send = signo != 0;
     if signo == sig::CHLD {
         let action = parent.actions().get(sig::CHLD);
-        reaped = action.handler == SIG_IGN || action.flags & SA_NOCLDWAIT != 0;
+        let traced = set.traces.contains_key(&pid);
+        reaped = !traced && (action.handler == SIG_IGN || action.flags & SA_NOCLDWAIT != 0);
         send = action.handler != SIG_IGN;
     }
     let info = send.then(|| {
         let (code, value) = child_code(zombie.status);
-        SigInfo::child(signo, code, pid, zombie.uid, value, ticks(zombie.utime), ticks(zombie.stime))
+        let (pid, uid) = (parent.pid_ns().local(pid), parent.user_ns().show_uid(zombie.uid));
+        SigInfo::child(signo, code, pid, uid, value, ticks(zombie.utime), ticks(zombie.stime))
     });
     if reaped {
         released.extend(set.remove_process(pid).map(|p| p.leader));
     }
     notices.push(Notice { to: parent, info });
+}
+
+/// Tells the parents of inits that lingered until everybody else in their namespace was gone.
+fn report_lone_inits(set: &mut SetGuard<'_>, notices: &mut Vec<Notice>, released: &mut Vec<Arc<Task>>) {
+    loop {
+        // An init that goes may be the last one that another, above, waits for.
+        let lone = set.take_lone_inits();
+        if lone.is_empty() {
+            return;
+        }
+        for pid in lone {
+            tell_parent(set, pid, notices, released);
+        }
+    }
+}
+
+/// After a process was waited for: inits may be free to be reported.
+pub(crate) fn after_wait(kernel: &Kernel) {
+    let (mut notices, mut released) = (Vec::new(), Vec::new());
+    report_lone_inits(&mut kernel.task_set(), &mut notices, &mut released);
+    for notice in notices {
+        notice.give();
+    }
+    drop(released);
 }
 
 /// `si_code` and `si_status` of a process that ended with `status`.

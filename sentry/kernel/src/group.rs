@@ -9,7 +9,7 @@ use sentry_base::{Mutex, Nanos, WaitQueue, lock::rank, mono_now};
 
 use crate::signal::{Actions, Pending};
 use crate::timers::ProcessTimers;
-use crate::{Kernel, Limits, Task};
+use crate::{Kernel, Limits, PidNs, Task};
 
 /// Job control's view of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,10 @@ pub(crate) struct GroupSignals {
 #[derive(Debug)]
 pub struct ThreadGroup {
     pid: i32,
+    /// The PID namespace that the process is in, for good.
+    pid_ns: Arc<PidNs>,
+    /// Whether it is the init of its PID namespace.
+    ns_init: bool,
     kernel: Arc<Kernel>,
     /// Copies of what the task set says, for reading without its lock.
     pub(crate) ppid: AtomicI32,
@@ -71,12 +75,24 @@ pub struct ThreadGroup {
     pub(crate) children_stime: AtomicU64,
     pub(crate) timers: ProcessTimers,
     pub(crate) oom_score_adj: AtomicI32,
+    /// The most resident bytes of the process, and of any child that was waited for.
+    peak_resident: AtomicU64,
+    pub(crate) children_peak_resident: AtomicU64,
 }
 
 impl ThreadGroup {
-    pub(crate) fn new(kernel: Arc<Kernel>, pid: i32, actions: Arc<Actions>, limits: Limits) -> Arc<Self> {
+    pub(crate) fn new(
+        kernel: Arc<Kernel>,
+        pid: i32,
+        pid_ns: Arc<PidNs>,
+        actions: Arc<Actions>,
+        limits: Limits,
+    ) -> Arc<Self> {
+        let ns_init = pid_ns.local(pid) == 1;
         Arc::new(Self {
             pid,
+            pid_ns,
+            ns_init,
             kernel,
             ppid: AtomicI32::new(0),
             pgid: AtomicI32::new(0),
@@ -104,11 +120,23 @@ impl ThreadGroup {
             children_stime: AtomicU64::new(0),
             timers: ProcessTimers::default(),
             oom_score_adj: AtomicI32::new(0),
+            peak_resident: AtomicU64::new(0),
+            children_peak_resident: AtomicU64::new(0),
         })
     }
 
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// The PID namespace that the process is in.
+    pub fn pid_ns(&self) -> &Arc<PidNs> {
+        &self.pid_ns
+    }
+
+    /// Whether it is the init of its PID namespace.
+    pub fn is_ns_init(&self) -> bool {
+        self.ns_init
     }
 
     pub fn kernel(&self) -> &Arc<Kernel> {
@@ -178,6 +206,21 @@ impl ThreadGroup {
     /// User and system CPU time of the children that were waited for, in nanoseconds.
     pub fn children_cpu_times(&self) -> (u64, u64) {
         (self.children_utime.load(Ordering::Relaxed), self.children_stime.load(Ordering::Relaxed))
+    }
+
+    /// The most resident bytes that the process has had, as far as it was asked for.
+    pub fn peak_resident(&self) -> u64 {
+        self.peak_resident.load(Ordering::Relaxed)
+    }
+
+    /// Notes how much was resident at most; returns the most of all.
+    pub fn note_peak_resident(&self, bytes: u64) -> u64 {
+        self.peak_resident.fetch_max(bytes, Ordering::Relaxed).max(bytes)
+    }
+
+    /// The most resident bytes of any child that was waited for, or of its own children.
+    pub fn children_peak_resident(&self) -> u64 {
+        self.children_peak_resident.load(Ordering::Relaxed)
     }
 
     /// `/proc/PID/oom_score_adj`: kept, and without effect.

@@ -1,8 +1,8 @@
 //! The kernel of one sandbox: what all its tasks share.
 
-use core::any::{Any, TypeId};
+use core::any::Any;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
@@ -11,11 +11,13 @@ use sentry_base::{Executor, Mutex, MutexGuard, Nanos, Reactor, lock::rank, mono_
 use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
 use sentry_mm::{Mm, MmConfig};
-use sentry_vfs::{Credentials, Location, SignalSink, Terminal};
+use sentry_vfs::pseudo::PseudoFs;
+use sentry_vfs::{Credentials, Location, MountFlags, SignalSink, Terminal};
 
 use crate::no_space::NoSpace;
+use crate::ns::{Extensions, FirstNamespaces, NsFs};
 use crate::task_set::TaskSet;
-use crate::{FdTable, FutexTable, MountNamespace, SyscallTable, Task, ThreadGroup, Vfs};
+use crate::{FdTable, FsContext, FutexTable, MountNamespace, PidNs, SyscallTable, Task, ThreadGroup, Vfs};
 
 /// The kernel that the sandbox shows (`uname -r`): the interface that the calls follow.
 pub const RELEASE: &str = "6.12.0-casemate";
@@ -25,7 +27,7 @@ pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Told how init ended.
+/// Told how a process ended.
 pub type ExitCallback = Box<dyn FnOnce(WaitStatus) + Send>;
 
 /// What a kernel is made from.
@@ -53,7 +55,7 @@ impl core::fmt::Debug for KernelConfig {
     }
 }
 
-/// The first process of a container.
+/// A process that is started from outside.
 pub struct InitSpec {
     /// `argv[0]` is looked up in `PATH` of `env` unless it holds a slash.
     pub argv: Vec<Vec<u8>>,
@@ -70,10 +72,10 @@ pub struct InitSpec {
     /// Becomes the controlling terminal of init's session.
     pub terminal: Option<Arc<dyn Terminal>>,
     pub oom_score_adj: i32,
-    /// Whether signals that init does not handle are dropped, as in a PID namespace. False makes it an ordinary
+    /// Init alone: whether signals that it does not handle are dropped, as in a PID namespace. False makes it an ordinary
     /// process, for a command that its user wants to interrupt.
     pub shielded: bool,
-    /// Called once, on a worker, when init has ended and every other task is gone.
+    /// Called once, on a worker, when the process has ended, and for init when every other task is gone too.
     pub on_exit: Option<ExitCallback>,
 }
 
@@ -105,7 +107,10 @@ pub struct Kernel {
     table: Arc<dyn SyscallTable>,
     vfs: Arc<Vfs>,
     machine: Machine,
-    uts: Mutex<UtsNames, { rank::LEAF }>,
+    first: FirstNamespaces,
+    nsfs: Arc<NsFs>,
+    no_fs: Arc<FsContext>,
+    no_mounts: Arc<MountNamespace>,
     boot_mono: Nanos,
     boot_real: Nanos,
     nr_cpus: u32,
@@ -113,11 +118,13 @@ pub struct Kernel {
     pub(crate) max_tasks: usize,
     pub(crate) trace: Option<TraceSink>,
     tasks: Mutex<TaskSet, { rank::TASK_SET }>,
-    extensions: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>, { rank::LEAF }>,
+    extensions: Extensions,
     unsupported: Mutex<BTreeMap<(String, String), u64>, { rank::LEAF }>,
     no_mm: Arc<Mm>,
     no_fds: Arc<FdTable>,
     init_exit: InitExit,
+    /// Of processes without a parent, by process id.
+    exit_callbacks: parking_lot::Mutex<HashMap<i32, ExitCallback>>,
     init_shielded: AtomicBool,
     futexes: FutexTable,
     memory: Arc<MemoryFile>,
@@ -158,6 +165,10 @@ impl Reactor for Traps {
 impl Kernel {
     /// A kernel without tasks. Run its workers with [`Executor::run_worker`].
     pub fn new(config: KernelConfig) -> Arc<Self> {
+        let empty = PseudoFs::new("none", 0, 0, 1);
+        empty.set_root(empty.dir([]));
+        let no_mounts = MountNamespace::new(&config.vfs, empty, MountFlags::empty(), "none");
+        let nothing = no_mounts.root();
         Arc::new(Self {
             executor: Executor::new(Arc::new(Traps(Arc::clone(&config.platform)))),
             no_mm: Mm::over(
@@ -173,7 +184,13 @@ impl Kernel {
             table: config.table,
             vfs: config.vfs,
             machine: config.machine,
-            uts: Mutex::new(UtsNames { hostname: config.hostname, domainname: config.domainname }),
+            first: FirstNamespaces::new(UtsNames {
+                hostname: config.hostname,
+                domainname: config.domainname,
+            }),
+            nsfs: NsFs::new(),
+            no_fs: FsContext::new(nothing.clone(), nothing, 0),
+            no_mounts,
             boot_mono: mono_now(),
             boot_real: real_now(),
             nr_cpus: config.nr_cpus.max(1),
@@ -181,9 +198,10 @@ impl Kernel {
             max_tasks: config.max_tasks,
             trace: config.trace,
             tasks: Mutex::new(TaskSet::default()),
-            extensions: Mutex::new(HashMap::new()),
+            extensions: Extensions::default(),
             unsupported: Mutex::new(BTreeMap::new()),
             init_exit: InitExit::default(),
+            exit_callbacks: parking_lot::Mutex::new(HashMap::new()),
             init_shielded: AtomicBool::new(true),
             futexes: FutexTable::default(),
             host_deaths: Mutex::new(Vec::new()),
@@ -209,17 +227,40 @@ impl Kernel {
     /// The sandbox's one value of type `T`, made when it is first asked for: for what a family of system calls shares and
     /// the kernel itself has no use for.
     pub fn extension<T: Any + Send + Sync + Default>(&self) -> Arc<T> {
-        let mut extensions = self.extensions.lock();
-        let value = extensions.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default()));
-        Arc::clone(value).downcast().unwrap_or_default()
+        self.extensions.get()
     }
 
+    /// The names of the sandbox's first UTS namespace.
     pub fn uts(&self) -> UtsNames {
-        self.uts.lock().clone()
+        self.first.uts.names()
     }
 
-    pub fn set_uts(&self, names: UtsNames) {
-        *self.uts.lock() = names;
+    /// The sandbox's first UTS namespace.
+    pub fn first_uts(&self) -> &Arc<crate::ns::UtsNs> {
+        &self.first.uts
+    }
+
+    pub(crate) fn first_namespaces(&self) -> &FirstNamespaces {
+        &self.first
+    }
+
+    /// The sandbox's first PID namespace.
+    pub fn first_pid_ns(&self) -> &Arc<PidNs> {
+        &self.first.pid
+    }
+
+    /// The files of namespaces.
+    pub fn nsfs(&self) -> &Arc<NsFs> {
+        &self.nsfs
+    }
+
+    /// What a zombie has in place of a root and working directory.
+    pub(crate) fn no_fs(&self) -> &Arc<FsContext> {
+        &self.no_fs
+    }
+
+    pub(crate) fn no_mounts(&self) -> &Arc<MountNamespace> {
+        &self.no_mounts
     }
 
     /// `CLOCK_MONOTONIC` at boot.
@@ -312,6 +353,15 @@ impl Kernel {
 
     pub(crate) fn set_exit_callback(&self, callback: Option<ExitCallback>) {
         *self.init_exit.callback.lock() = callback;
+    }
+
+    /// Has `callback` called once, on a worker, when the process has ended.
+    pub(crate) fn on_process_exit(&self, pid: i32, callback: ExitCallback) {
+        self.exit_callbacks.lock().insert(pid, callback);
+    }
+
+    pub(crate) fn take_exit_callback(&self, pid: i32) -> Option<ExitCallback> {
+        self.exit_callbacks.lock().remove(&pid)
     }
 
     pub(crate) fn set_init_shielded(&self, shielded: bool) {

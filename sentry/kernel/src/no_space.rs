@@ -1,10 +1,39 @@
-//! The address space of a task that has none any more: a zombie.
+//! Stand-ins: the address space of a zombie, and the context of a task whose own is with its tracer.
 
 use std::sync::Arc;
+use std::task::{Context as Poller, Poll};
 
 use platform::{
-    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Fault, FaultMode, MapSource, Prot, Sharing, SpaceError,
+    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Cause, Context, Fault, FaultMode, FpuState, Kick,
+    MapSource, Prot, Regs, Sharing, SpaceError, TrapEvent,
 };
+
+/// A context in which nothing can run.
+pub(crate) struct NoContext;
+
+impl Context for NoContext {
+    fn poll_switch(&mut self, _: &mut Poller<'_>, _: &mut Regs) -> Poll<TrapEvent> {
+        Poll::Ready(TrapEvent::Died(Cause::Protocol("a task ran while its tracer had it")))
+    }
+    fn staged(&self, _: Addr) -> Option<&[u8]> {
+        None
+    }
+    fn fpu(&mut self) -> Result<FpuState, SpaceError> {
+        Err(SpaceError::Gone)
+    }
+    fn set_fpu(&mut self, _: &FpuState) -> Result<(), SpaceError> {
+        Err(SpaceError::Gone)
+    }
+    fn kicker(&self) -> Arc<dyn Kick> {
+        Arc::new(NoKick)
+    }
+}
+
+struct NoKick;
+
+impl Kick for NoKick {
+    fn kick(&self) {}
+}
 
 /// A space in which nothing is mapped and nothing can be.
 pub(crate) struct NoSpace;

@@ -41,7 +41,10 @@ impl FileOps for PidFd {
     }
 
     fn fdinfo(&self) -> String {
-        format!("Pid:\t{0}\nNSpid:\t{0}\n", self.group.pid())
+        // The pid of the first namespace that the reader's `/proc` may show; -1 once it was waited for.
+        let ns = self.group.pid_ns();
+        let numbers: Vec<String> = ns.locals(self.group.pid()).iter().map(|n| format!("\t{n}")).collect();
+        format!("Pid:\t{}\nNSpid:{}\n", self.group.pid(), numbers.concat())
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -9,10 +9,10 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::{MATCH_ANY, Task};
 
 /// Somebody waits for the word.
-const WAITERS: u32 = 0x8000_0000;
+pub(crate) const WAITERS: u32 = 0x8000_0000;
 /// The owner died with its id in the word.
-const OWNER_DIED: u32 = 0x4000_0000;
-const TID_MASK: u32 = 0x3fff_ffff;
+pub(crate) const OWNER_DIED: u32 = 0x4000_0000;
+pub(crate) const TID_MASK: u32 = 0x3fff_ffff;
 /// A list longer than this is not walked on (`ROBUST_LIST_LIMIT`).
 const ROBUST_LIMIT: usize = 2048;
 
@@ -63,7 +63,7 @@ fn release_word(task: &Task, mm: &Mm, addr: u64, pi: bool, pending: bool) -> Res
         return wake();
     }
     loop {
-        if value & TID_MASK != task.tid().cast_unsigned() {
+        if value & TID_MASK != task.ns_tid().cast_unsigned() {
             return Ok(());
         }
         let seen = mm.cmpxchg_u32(addr, value, value & WAITERS | OWNER_DIED)?;

@@ -10,16 +10,19 @@ use platform::{Prot, TrapEvent};
 use sentry_base::{Errno, WaitClass};
 use sentry_mm::FaultOutcome;
 
+use crate::ptrace::{self, mode};
+use crate::seccomp::{self, Gate};
 use crate::signal::{FaultRecord, Outcome, interrupt};
+use crate::task::VforkGate;
 use crate::{Call, Current, Row, Stop, SysResult, TaskState, exit};
+
+/// TF of RFLAGS.
+const TRAP_FLAG: u64 = 0x100;
 
 /// Runs a task from its first instruction to its end.
 pub(crate) async fn run(mut cx: Current) {
     cx.task.set_kicker(cx.context.kicker());
     loop {
-        if cx.vfork.is_some() {
-            wait_for_vfork(&mut cx).await;
-        }
         if (cx.task.work() != 0 || cx.restart.is_some()) && interrupt(&mut cx).await == Outcome::Exit {
             break;
         }
@@ -28,7 +31,14 @@ pub(crate) async fn run(mut cx: Current) {
         }
         cx.task.set_state(TaskState::App);
         cx.task.cpu.enter_app();
+        let forced = forces_trap(&cx);
+        if forced {
+            cx.regs.eflags |= TRAP_FLAG;
+        }
         let event = poll_fn(|poller| cx.context.poll_switch(poller, &mut cx.regs)).await;
+        if forced {
+            cx.regs.eflags &= !TRAP_FLAG;
+        }
         cx.task.leave_app();
         cx.task.cpu.leave_app();
         cx.task.set_state(TaskState::Syscall);
@@ -46,12 +56,33 @@ pub(crate) async fn run(mut cx: Current) {
             }
         }
     }
+    if cx.task.is_traced() {
+        let status = exit::status_of(&cx.task);
+        ptrace::exit_stop(&mut cx, status.0).await;
+    }
     exit::exit(cx);
 }
 
+/// The tracer wants single steps, and the trap flag is not the application's own.
+fn forces_trap(cx: &Current) -> bool {
+    cx.task.trace_mode() & mode::STEP != 0 && cx.regs.eflags & TRAP_FLAG == 0
+}
+
+/// After a call that has made a child: the tracer learns of it, and a parent in `vfork` waits.
+async fn after_clone(cx: &mut Current) {
+    if let Some((event, tid)) = cx.new_child.take() {
+        ptrace::child_stop(cx, event, tid).await;
+    }
+    if let Some((gate, tid)) = cx.vfork.take() {
+        wait_for_vfork(cx, &gate).await;
+        if cx.task.is_traced() && gate.is_open() {
+            ptrace::vfork_done(cx, tid).await;
+        }
+    }
+}
+
 /// Waits until a child made with `CLONE_VFORK` has another image or is gone; only a fatal signal ends the wait early.
-async fn wait_for_vfork(cx: &mut Current) {
-    let Some(gate) = cx.vfork.take() else { return };
+async fn wait_for_vfork(cx: &mut Current, gate: &VforkGate) {
     cx.task.set_state(TaskState::VforkWait);
     loop {
         cx.task.sleeper().arm();
@@ -62,16 +93,27 @@ async fn wait_for_vfork(cx: &mut Current) {
     }
 }
 
+/// The call's number. Linux takes it as an `int`.
+fn number(cx: &Current) -> u64 {
+    cx.regs.orig_rax & 0xffff_ffff
+}
+
 async fn syscall(cx: &mut Current) {
-    // Linux takes the number as an `int`.
-    let nr = cx.regs.orig_rax & 0xffff_ffff;
+    if cx.task.trace_mode() & (mode::CALLS | mode::EMULATED) != 0 && !ptrace::calls_begin(cx).await {
+        ptrace::calls_end(cx).await;
+        return;
+    }
+    cx.syscall_nr = number(cx);
+    let gate = if cx.task.seccomp_mode() == 0 { Gate::Pass } else { Box::pin(seccomp::enter(cx)).await };
+    // A tracer that a filter asked may have changed the call.
+    let nr = number(cx);
     let args = cx.regs.syscall_args();
     cx.syscall_nr = nr;
     let row = cx.task.kernel().table().row(nr).copied();
-    let result = if cx.task.kernel().trace.is_some() {
-        traced(cx, row, nr, args).await
-    } else {
-        call(cx, row, nr, args).await
+    let result = match gate {
+        Gate::Answer(result) => result,
+        Gate::Pass if cx.task.kernel().trace.is_some() => traced(cx, row, nr, args).await,
+        Gate::Pass => call(cx, row, nr, args).await,
     };
     match result {
         Ok(value) => cx.regs.rax = value,
@@ -81,6 +123,12 @@ async fn syscall(cx: &mut Current) {
             cx.restart = Some(restart);
         }
         Err(Stop::RegistersSet) => {}
+    }
+    if cx.new_child.is_some() || cx.vfork.is_some() {
+        after_clone(cx).await;
+    }
+    if cx.task.trace_mode() & (mode::CALLS | mode::STEP) != 0 {
+        ptrace::calls_end(cx).await;
     }
 }
 

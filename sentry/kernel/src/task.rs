@@ -7,12 +7,15 @@ use std::sync::Arc;
 use abi::signal::{SigSet, StackT};
 use platform::Kick;
 use sentry_base::{Errno, Mutex, Nanos, Result, Sleeper, lock::rank};
+use sentry_ipc::UndoList;
 use sentry_memory::UserMemory;
 use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Terminal};
 
 use crate::cpu::CpuClock;
+use crate::ptrace::{StopRecord, Stops, Trace};
+use crate::seccomp::Seccomp;
 use crate::signal::Pending;
-use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, ThreadGroup};
+use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, Namespaces, ThreadGroup};
 
 /// What a task does now; what it does next is decided from this and its [`work`] flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub enum TaskState {
     Interrupt,
     /// Stopped by job control.
     Stopped,
+    /// Stopped for its tracer.
+    Traced,
     /// Waits for a child made with `CLONE_VFORK`.
     VforkWait,
     /// Has a new image, changes credentials.
@@ -37,11 +42,12 @@ pub enum TaskState {
 }
 
 impl TaskState {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::App,
         Self::Syscall,
         Self::Interrupt,
         Self::Stopped,
+        Self::Traced,
         Self::VforkWait,
         Self::ExecCreds,
         Self::ExecSiblings,
@@ -54,7 +60,7 @@ impl TaskState {
 pub(crate) mod work {
     /// A signal may be deliverable.
     pub const SIGNAL: u32 = 1;
-    /// The process stops.
+    /// The process stops, or the tracer wants a stop.
     pub const STOP: u32 = 2;
     /// The task ends.
     pub const KILL: u32 = 4;
@@ -72,8 +78,11 @@ pub(crate) struct TaskSignals {
     /// The mask outside of a `sigtimedwait`, while one runs.
     pub waited_for: SigSet,
     pub alt_stack: StackT,
-    /// The task stands still for job control.
-    pub stopped: bool,
+    pub stops: Stops,
+    /// Who traces the task, and how.
+    pub trace: Option<Trace>,
+    /// What a tracer that let go wants delivered.
+    pub detach_signal: i32,
     /// Ends with this status if the process as a whole does not end.
     pub exit: Option<abi::process::WaitStatus>,
 }
@@ -113,7 +122,7 @@ pub struct Task {
     mm: Mutex<Arc<Mm>, { rank::LEAF }>,
     fds: Mutex<Arc<FdTable>, { rank::LEAF }>,
     fs: Mutex<Arc<FsContext>, { rank::LEAF }>,
-    mount_ns: Mutex<Arc<MountNamespace>, { rank::LEAF }>,
+    namespaces: Mutex<Arc<Namespaces>, { rank::LEAF }>,
     comm: Mutex<[u8; 16], { rank::LEAF }>,
     exe: Mutex<Option<Arc<FileDescription>>, { rank::LEAF }>,
     pub(crate) signals: Mutex<TaskSignals, { rank::TASK }>,
@@ -124,9 +133,18 @@ pub struct Task {
     pub(crate) cpu: CpuClock,
     pub(crate) scheduling: Mutex<Scheduling, { rank::LEAF }>,
     pub(crate) restart_block: Mutex<Option<RestartBlock>, { rank::LEAF }>,
-    pub(crate) keep_caps: AtomicBool,
     pub(crate) timer_slack: AtomicU64,
+    pub(crate) first_timer_slack: AtomicU64,
     pub(crate) personality: AtomicU32,
+    pub(crate) seccomp: Seccomp,
+    /// What its semaphore operations take back at its end.
+    pub(crate) sem_undo: Mutex<Option<Arc<UndoList>>, { rank::LEAF }>,
+    /// The change to the present user exceeded `RLIMIT_NPROC`.
+    pub(crate) over_task_limit: AtomicBool,
+    /// Bits of [`crate::ptrace::mode`].
+    pub(crate) trace_mode: AtomicU8,
+    /// What the task has left to its tracer while it stands still for it.
+    pub(crate) trace_stop: Mutex<Option<StopRecord>, { rank::LEAF }>,
 }
 
 /// Opens when a child made with `CLONE_VFORK` has left its parent's memory.
@@ -156,6 +174,8 @@ pub struct Scheduling {
     pub reset_on_fork: bool,
     /// CPUs by bit.
     pub affinity: [u64; 2],
+    /// Class and level of `ioprio_set(2)`; 0 for none of its own.
+    pub io_priority: i32,
 }
 
 impl Scheduling {
@@ -168,6 +188,7 @@ impl Scheduling {
             nice: 0,
             reset_on_fork: false,
             affinity: [mask(nr_cpus), mask(nr_cpus.saturating_sub(64))],
+            io_priority: 0,
         }
     }
 }
@@ -187,7 +208,7 @@ pub(crate) struct TaskParts {
     pub mm: Arc<Mm>,
     pub fds: Arc<FdTable>,
     pub fs: Arc<FsContext>,
-    pub mount_ns: Arc<MountNamespace>,
+    pub namespaces: Arc<Namespaces>,
     pub comm: [u8; 16],
     pub mask: SigSet,
     pub scheduling: Scheduling,
@@ -208,7 +229,7 @@ impl Task {
             mm: Mutex::new(parts.mm),
             fds: Mutex::new(parts.fds),
             fs: Mutex::new(parts.fs),
-            mount_ns: Mutex::new(parts.mount_ns),
+            namespaces: Mutex::new(parts.namespaces),
             comm: Mutex::new(parts.comm),
             exe: Mutex::new(None),
             signals: Mutex::new(TaskSignals {
@@ -222,9 +243,14 @@ impl Task {
             cpu: CpuClock::default(),
             scheduling: Mutex::new(parts.scheduling),
             restart_block: Mutex::new(None),
-            keep_caps: AtomicBool::new(false),
             timer_slack: AtomicU64::new(50_000),
+            first_timer_slack: AtomicU64::new(50_000),
             personality: AtomicU32::new(0),
+            seccomp: Seccomp::default(),
+            sem_undo: Mutex::new(None),
+            over_task_limit: AtomicBool::new(false),
+            trace_mode: AtomicU8::new(0),
+            trace_stop: Mutex::new(None),
         })
     }
 
@@ -313,7 +339,57 @@ impl Task {
     }
 
     pub fn mount_ns(&self) -> Arc<MountNamespace> {
-        Arc::clone(&self.mount_ns.lock())
+        Arc::clone(&self.namespaces.lock().mnt)
+    }
+
+    /// The namespaces that the task has.
+    pub fn namespaces(&self) -> Arc<Namespaces> {
+        Arc::clone(&self.namespaces.lock())
+    }
+
+    pub(crate) fn set_namespaces(&self, set: Arc<Namespaces>) {
+        let old = core::mem::replace(&mut *self.namespaces.lock(), set);
+        drop(old);
+    }
+
+    /// Whether another task has the same root, working directory and umask (`CLONE_FS`).
+    pub(crate) fn shares_fs(&self) -> bool {
+        let fs = self.fs();
+        Arc::strong_count(&fs) > 2
+            && self
+                .kernel
+                .tasks()
+                .iter()
+                .any(|t| !core::ptr::eq(t.as_ref(), self) && Arc::ptr_eq(&t.fs(), &fs))
+    }
+
+    /// The thread id and process id that the task itself sees (`gettid(2)`, `getpid(2)`).
+    pub fn ns_tid(&self) -> i32 {
+        self.group.pid_ns().local(self.tid())
+    }
+
+    pub fn ns_pid(&self) -> i32 {
+        self.group.pid_ns().local(self.pid())
+    }
+
+    /// The number of a task, process, group or session as this task sees it; 0 for one outside of its PID namespace.
+    pub fn show_pid(&self, number: i32) -> i32 {
+        self.group.pid_ns().local(number)
+    }
+
+    /// The Sentry's number for one that this task names; `ESRCH` for one that it cannot see.
+    pub fn resolve_pid(&self, number: i32) -> Result<i32> {
+        self.group.pid_ns().global(number).ok_or(Errno::ESRCH)
+    }
+
+    /// The task that this one calls `tid`.
+    pub fn find_task(&self, tid: i32) -> Option<Arc<Self>> {
+        self.kernel.task(self.group.pid_ns().global(tid)?)
+    }
+
+    /// The process that this task calls `pid`.
+    pub fn find_process(&self, pid: i32) -> Option<Arc<ThreadGroup>> {
+        self.kernel.process(self.group.pid_ns().global(pid)?)
     }
 
     pub fn rlimit(&self, resource: u32) -> u64 {
@@ -413,9 +489,9 @@ impl Task {
     /// Takes over what a child has of its parent beyond [`TaskParts`].
     pub(crate) fn inherit(&self, parent: &Self) {
         self.set_exe(parent.exe());
-        let keep_caps = parent.keep_caps.load(Ordering::Relaxed);
-        self.keep_caps.store(keep_caps, Ordering::Relaxed);
-        self.timer_slack.store(parent.timer_slack.load(Ordering::Relaxed), Ordering::Relaxed);
+        let slack = parent.timer_slack.load(Ordering::Relaxed);
+        self.timer_slack.store(slack, Ordering::Relaxed);
+        self.first_timer_slack.store(slack, Ordering::Relaxed);
         self.personality.store(parent.personality.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
@@ -433,6 +509,9 @@ impl Task {
         self.set_mm(Arc::clone(self.kernel.no_mm()));
         self.set_fds(Arc::clone(self.kernel.no_fds()));
         self.set_exe(None);
+        self.set_fs(Arc::clone(self.kernel.no_fs()));
+        let set = self.kernel.first_namespaces().with_mounts(self.kernel.no_mounts());
+        self.set_namespaces(set);
     }
 }
 
@@ -478,6 +557,14 @@ impl Caller for Task {
 
     fn signal_self(&self, signal: i32) {
         self.send_to_self(signal);
+    }
+
+    fn show_pid(&self, number: i32) -> i32 {
+        Self::show_pid(self, number)
+    }
+
+    fn resolve_pid(&self, number: i32) -> Option<i32> {
+        self.group.pid_ns().global(number)
     }
 
     fn as_any(&self) -> &dyn Any {

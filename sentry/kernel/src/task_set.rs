@@ -8,7 +8,8 @@ use abi::process::WaitStatus;
 use sentry_base::{Errno, Result};
 use sentry_vfs::Terminal;
 
-use crate::{Task, ThreadGroup};
+use crate::ptrace::TraceLink;
+use crate::{PidNs, Task, ThreadGroup};
 
 /// The largest task number plus one (`PID_MAX_LIMIT` of 64-bit kernels).
 pub const PID_MAX: i32 = 4_194_304;
@@ -44,6 +45,8 @@ pub(crate) struct Process {
     pub stop_report: Option<i32>,
     pub continue_report: bool,
     pub has_execed: bool,
+    /// The ended init of a PID namespace: reported once everything else in it is gone.
+    pub lingers: bool,
 }
 
 /// A session (`setsid(2)`).
@@ -57,7 +60,11 @@ pub(crate) struct TaskSet {
     pub tasks: HashMap<i32, Arc<Task>>,
     pub processes: BTreeMap<i32, Process>,
     pub sessions: HashMap<i32, Session>,
+    /// Who is traced, by thread id.
+    pub traces: BTreeMap<i32, TraceLink>,
     last_pid: i32,
+    /// Processes that linger.
+    pub nr_lingering: usize,
     /// No more tasks are made: the sandbox ends.
     pub closed: bool,
 }
@@ -89,6 +96,14 @@ impl TaskSet {
         Err(Errno::EAGAIN)
     }
 
+    /// Takes a number of the caller's choice; `EEXIST` if it names something.
+    pub fn claim(&self, number: i32, max_tasks: usize) -> Result<i32> {
+        if self.closed || self.tasks.len() >= max_tasks {
+            return Err(Errno::EAGAIN);
+        }
+        if self.number_in_use(number) { Err(Errno::EEXIST) } else { Ok(number) }
+    }
+
     pub fn process(&self, pid: i32) -> Result<&Process> {
         self.processes.get(&pid).ok_or(Errno::ESRCH)
     }
@@ -117,15 +132,46 @@ impl TaskSet {
 
     pub fn set_group(&mut self, pid: i32, pgid: i32) {
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.pgid = pgid;
+            let old = core::mem::replace(&mut process.pgid, pgid);
             process.group.pgid.store(pgid, Ordering::Relaxed);
+            let ns = Arc::clone(process.group.pid_ns());
+            self.give_back(old, &ns);
         }
+    }
+
+    /// Takes a number out of the PID namespaces below the first once nothing has it any more.
+    pub fn give_back(&mut self, number: i32, ns: &PidNs) {
+        if !ns.is_first() && !self.number_in_use(number) {
+            ns.release(number);
+        }
+    }
+
+    /// The inits that linger and have nobody left to wait for.
+    pub fn take_lone_inits(&mut self) -> Vec<i32> {
+        if self.nr_lingering == 0 {
+            return Vec::new();
+        }
+        let lone: Vec<i32> = self
+            .processes
+            .iter()
+            .filter(|(_, p)| p.lingers && p.group.pid_ns().is_only_init_left())
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in &lone {
+            if let Some(process) = self.processes.get_mut(pid) {
+                process.lingers = false;
+                self.nr_lingering = self.nr_lingering.saturating_sub(1);
+            }
+        }
+        lone
     }
 
     pub fn set_session(&mut self, pid: i32, sid: i32) {
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.sid = sid;
+            let old = core::mem::replace(&mut process.sid, sid);
             process.group.sid.store(sid, Ordering::Relaxed);
+            let ns = Arc::clone(process.group.pid_ns());
+            self.give_back(old, &ns);
         }
     }
 
@@ -156,11 +202,16 @@ impl TaskSet {
     pub fn remove_process(&mut self, pid: i32) -> Option<Process> {
         let process = self.processes.remove(&pid)?;
         self.tasks.remove(&pid);
+        self.traces.remove(&pid);
         if let Some(parent) = self.processes.get_mut(&process.parent) {
             parent.children.retain(|c| *c != pid);
         }
         if !self.processes.values().any(|p| p.sid == process.sid) {
             self.sessions.remove(&process.sid);
+        }
+        let ns = process.group.pid_ns();
+        for number in [pid, process.pgid, process.sid] {
+            self.give_back(number, ns);
         }
         Some(process)
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use sentry_vfs::UserNs;
+
 use crate::{Inet, UnixNamespace};
 
 /// The names of `AF_UNIX` and the Internet protocols of one network.
@@ -19,6 +21,11 @@ impl Default for NetworkNamespace {
 }
 
 impl NetworkNamespace {
+    /// Notes once to which user namespace this network belongs; in one that is `fresh` the loopback is down.
+    pub fn belong_to(&self, owner: &Arc<UserNs>, fresh: bool) {
+        self.inet.belong_to(owner, fresh);
+    }
+
     pub fn unix(&self) -> &Arc<UnixNamespace> {
         &self.unix
     }

@@ -129,8 +129,8 @@ impl<'m, 'd> RecvMsg<'m, 'd> {
 pub fn check_credentials(caller: &dyn Caller, claim: &Ucred) -> Result<()> {
     let creds = caller.creds();
     let pid = claim.pid == caller.pid() || creds.has_cap(cap::SYS_ADMIN);
-    let uid = [creds.uid, creds.euid, creds.suid].contains(&claim.uid) || creds.has_cap(cap::SETUID);
-    let gid = [creds.gid, creds.egid, creds.sgid].contains(&claim.gid) || creds.has_cap(cap::SETGID);
+    let uid = [creds.uid, creds.euid, creds.suid].contains(&claim.uid) || creds.has_cap_here(cap::SETUID);
+    let gid = [creds.gid, creds.egid, creds.sgid].contains(&claim.gid) || creds.has_cap_here(cap::SETGID);
     if pid && uid && gid { Ok(()) } else { Err(Errno::EPERM) }
 }
 

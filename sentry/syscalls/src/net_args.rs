@@ -77,6 +77,7 @@ pub(crate) fn read_control(cx: &Current, hdr: &MsgHdr) -> Result<ControlIn> {
                 }
                 libc::SCM_CREDENTIALS => {
                     let claim = Ucred::read_from_bytes(data).map_err(|_| Errno::EINVAL)?;
+                    let claim = known_credentials(cx, claim)?;
                     check_credentials(cx.task.as_ref(), &claim)?;
                     control.creds = Some(claim);
                 }
@@ -92,6 +93,22 @@ pub(crate) fn read_control(cx: &Current, hdr: &MsgHdr) -> Result<ControlIn> {
         rest = rest.get(align(len)..).unwrap_or_default();
     }
     Ok(control)
+}
+
+/// Credentials that the caller names, in the Sentry's numbers: `ESRCH` and `EINVAL` for ids that are not there.
+fn known_credentials(cx: &Current, claim: Ucred) -> Result<Ucred> {
+    let user_ns = &cx.creds().user_ns;
+    Ok(Ucred { pid: cx.resolve_pid(claim.pid)?, uid: user_ns.uid(claim.uid)?, gid: user_ns.gid(claim.gid)? })
+}
+
+/// Credentials as the caller sees them.
+pub(crate) fn shown_credentials(cx: &Current, creds: Ucred) -> Ucred {
+    if creds.uid == u32::MAX {
+        // Of nobody: a socket without a peer.
+        return creds;
+    }
+    let user_ns = &cx.creds().user_ns;
+    Ucred { pid: cx.show_pid(creds.pid), uid: user_ns.show_uid(creds.uid), gid: user_ns.show_gid(creds.gid) }
 }
 
 /// Writes control messages into the room of a received message, one by one.

@@ -88,8 +88,11 @@ fn fchmod(cx: &mut Current, fd: i32, mode: Bits) -> Result<()> {
 }
 
 /// An id argument: -1 leaves it as it is.
-fn id(raw: u32) -> Option<u32> {
-    (raw != u32::MAX).then_some(raw)
+fn ids(cx: &Current, uid: u32, gid: u32) -> Result<(Option<u32>, Option<u32>)> {
+    let user_ns = &cx.creds().user_ns;
+    let uid = if uid == u32::MAX { None } else { Some(user_ns.uid(uid)?) };
+    let gid = if gid == u32::MAX { None } else { Some(user_ns.gid(gid)?) };
+    Ok((uid, gid))
 }
 
 fn chown(cx: &mut Current, path: PathPtr, uid: u32, gid: u32) -> Result<()> {
@@ -106,12 +109,14 @@ fn fchownat(cx: &mut Current, dir: DirFd, path: PathPtr, uid: u32, gid: u32, fla
     }
     let paths = Paths::of(cx);
     let at = place(&paths, cx, dir, path, flags)?;
-    paths.cx().chown(&at, id(uid), id(gid))
+    let (uid, gid) = ids(cx, uid, gid)?;
+    paths.cx().chown(&at, uid, gid)
 }
 
 fn fchown(cx: &mut Current, fd: i32, uid: u32, gid: u32) -> Result<()> {
     let file = cx.file(fd)?;
-    Paths::of(cx).cx().chown(place_of(&file)?, id(uid), id(gid))
+    let (uid, gid) = ids(cx, uid, gid)?;
+    Paths::of(cx).cx().chown(place_of(&file)?, uid, gid)
 }
 
 type Times = (Option<SetTime>, Option<SetTime>);

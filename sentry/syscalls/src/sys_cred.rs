@@ -38,19 +38,23 @@ const NGROUPS_MAX: i32 = 65536;
 const NO_SETUID_FIXUP: u32 = 1 << 2;
 
 fn getuid(cx: &mut Current) -> Result<u32> {
-    Ok(cx.creds().uid)
+    let creds = cx.creds();
+    Ok(creds.user_ns.show_uid(creds.uid))
 }
 
 fn geteuid(cx: &mut Current) -> Result<u32> {
-    Ok(cx.creds().euid)
+    let creds = cx.creds();
+    Ok(creds.user_ns.show_uid(creds.euid))
 }
 
 fn getgid(cx: &mut Current) -> Result<u32> {
-    Ok(cx.creds().gid)
+    let creds = cx.creds();
+    Ok(creds.user_ns.show_gid(creds.gid))
 }
 
 fn getegid(cx: &mut Current) -> Result<u32> {
-    Ok(cx.creds().egid)
+    let creds = cx.creds();
+    Ok(creds.user_ns.show_gid(creds.egid))
 }
 
 /// What a change of user ids does to capabilities (`cap_emulate_setxuid`).
@@ -58,8 +62,9 @@ fn fix_caps(task: &Task, old: &Credentials, new: &mut Credentials) {
     if new.securebits & NO_SETUID_FIXUP != 0 {
         return;
     }
-    let had_root = old.uid == 0 || old.euid == 0 || old.suid == 0;
-    let has_root = new.uid == 0 || new.euid == 0 || new.suid == 0;
+    let root = |id| old.user_ns.is_root(id);
+    let had_root = root(old.uid) || root(old.euid) || root(old.suid);
+    let has_root = root(new.uid) || root(new.euid) || root(new.suid);
     if had_root && !has_root {
         if !task.keeps_caps() {
             new.permitted = CapSet::EMPTY;
@@ -67,10 +72,10 @@ fn fix_caps(task: &Task, old: &Credentials, new: &mut Credentials) {
         }
         new.ambient = CapSet::EMPTY;
     }
-    if old.euid == 0 && new.euid != 0 {
+    if root(old.euid) && !root(new.euid) {
         new.effective = CapSet::EMPTY;
     }
-    if old.euid != 0 && new.euid == 0 {
+    if !root(old.euid) && root(new.euid) {
         new.effective = new.permitted;
     }
 }
@@ -85,14 +90,18 @@ fn change(cx: &Current, change: impl FnOnce(&mut Credentials) -> Result<()>) -> 
         cx.set_pdeath_signal(0);
         cx.group().set_dumpable(0);
     }
+    let new_user = new.uid != old.uid;
     cx.set_creds(Arc::new(new));
+    if new_user {
+        cx.note_task_limit();
+    }
     Ok(())
 }
 
 fn setuid(cx: &mut Current, uid: u32) -> Result<()> {
-    valid(uid)?;
+    let uid = cx.creds().user_ns.uid(uid)?;
     change(cx, |c| {
-        if c.has_cap(cap::SETUID) {
+        if c.has_cap_here(cap::SETUID) {
             (c.uid, c.suid) = (uid, uid);
         } else if uid != c.uid && uid != c.suid {
             return Err(Errno::EPERM);
@@ -103,9 +112,9 @@ fn setuid(cx: &mut Current, uid: u32) -> Result<()> {
 }
 
 fn setgid(cx: &mut Current, gid: u32) -> Result<()> {
-    valid(gid)?;
+    let gid = cx.creds().user_ns.gid(gid)?;
     change(cx, |c| {
-        if c.has_cap(cap::SETGID) {
+        if c.has_cap_here(cap::SETGID) {
             (c.gid, c.sgid) = (gid, gid);
         } else if gid != c.gid && gid != c.sgid {
             return Err(Errno::EPERM);
@@ -115,14 +124,21 @@ fn setgid(cx: &mut Current, gid: u32) -> Result<()> {
     })
 }
 
-fn valid(id: u32) -> Result<()> {
-    if id == KEEP { Err(Errno::EINVAL) } else { Ok(()) }
+/// The Sentry's id for a user id of the caller's, [`KEEP`] left alone. `EINVAL` for one without a mapping.
+fn known_uid(cx: &Current, uid: u32) -> Result<u32> {
+    if uid == KEEP { Ok(KEEP) } else { cx.creds().user_ns.uid(uid) }
+}
+
+/// As [`known_uid`], for a group.
+fn known_gid(cx: &Current, gid: u32) -> Result<u32> {
+    if gid == KEEP { Ok(KEEP) } else { cx.creds().user_ns.gid(gid) }
 }
 
 fn setreuid(cx: &mut Current, ruid: u32, euid: u32) -> Result<()> {
+    let (ruid, euid) = (known_uid(cx, ruid)?, known_uid(cx, euid)?);
     change(cx, |c| {
         let old = c.clone();
-        let free = c.has_cap(cap::SETUID);
+        let free = c.has_cap_here(cap::SETUID);
         if ruid != KEEP {
             if !free && ruid != old.uid && ruid != old.euid {
                 return Err(Errno::EPERM);
@@ -144,9 +160,10 @@ fn setreuid(cx: &mut Current, ruid: u32, euid: u32) -> Result<()> {
 }
 
 fn setregid(cx: &mut Current, rgid: u32, egid: u32) -> Result<()> {
+    let (rgid, egid) = (known_gid(cx, rgid)?, known_gid(cx, egid)?);
     change(cx, |c| {
         let old = c.clone();
-        let free = c.has_cap(cap::SETGID);
+        let free = c.has_cap_here(cap::SETGID);
         if rgid != KEEP {
             if !free && rgid != old.gid && rgid != old.egid {
                 return Err(Errno::EPERM);
@@ -168,9 +185,10 @@ fn setregid(cx: &mut Current, rgid: u32, egid: u32) -> Result<()> {
 }
 
 fn setresuid(cx: &mut Current, ruid: u32, euid: u32, suid: u32) -> Result<()> {
+    let (ruid, euid, suid) = (known_uid(cx, ruid)?, known_uid(cx, euid)?, known_uid(cx, suid)?);
     change(cx, |c| {
         let may = [c.uid, c.euid, c.suid, KEEP];
-        if !c.has_cap(cap::SETUID) && ![ruid, euid, suid].iter().all(|id| may.contains(id)) {
+        if !c.has_cap_here(cap::SETUID) && ![ruid, euid, suid].iter().all(|id| may.contains(id)) {
             return Err(Errno::EPERM);
         }
         c.uid = pick(ruid, c.uid);
@@ -182,9 +200,10 @@ fn setresuid(cx: &mut Current, ruid: u32, euid: u32, suid: u32) -> Result<()> {
 }
 
 fn setresgid(cx: &mut Current, rgid: u32, egid: u32, sgid: u32) -> Result<()> {
+    let (rgid, egid, sgid) = (known_gid(cx, rgid)?, known_gid(cx, egid)?, known_gid(cx, sgid)?);
     change(cx, |c| {
         let may = [c.gid, c.egid, c.sgid, KEEP];
-        if !c.has_cap(cap::SETGID) && ![rgid, egid, sgid].iter().all(|id| may.contains(id)) {
+        if !c.has_cap_here(cap::SETGID) && ![rgid, egid, sgid].iter().all(|id| may.contains(id)) {
             return Err(Errno::EPERM);
         }
         c.gid = pick(rgid, c.gid);
@@ -201,22 +220,24 @@ fn pick(new: u32, old: u32) -> u32 {
 
 fn getresuid(cx: &mut Current, ruid: Ptr, euid: Ptr, suid: Ptr) -> Result<()> {
     let c = cx.creds();
-    cx.write_obj(ruid.0, &c.uid)?;
-    cx.write_obj(euid.0, &c.euid)?;
-    cx.write_obj(suid.0, &c.suid)
+    cx.write_obj(ruid.0, &c.user_ns.show_uid(c.uid))?;
+    cx.write_obj(euid.0, &c.user_ns.show_uid(c.euid))?;
+    cx.write_obj(suid.0, &c.user_ns.show_uid(c.suid))
 }
 
 fn getresgid(cx: &mut Current, rgid: Ptr, egid: Ptr, sgid: Ptr) -> Result<()> {
     let c = cx.creds();
-    cx.write_obj(rgid.0, &c.gid)?;
-    cx.write_obj(egid.0, &c.egid)?;
-    cx.write_obj(sgid.0, &c.sgid)
+    cx.write_obj(rgid.0, &c.user_ns.show_gid(c.gid))?;
+    cx.write_obj(egid.0, &c.user_ns.show_gid(c.egid))?;
+    cx.write_obj(sgid.0, &c.user_ns.show_gid(c.sgid))
 }
 
 /// Returns the old id, whether or not the change was allowed.
 fn setfsuid(cx: &mut Current, uid: u32) -> Result<u32> {
     let old = cx.creds();
-    let allowed = [old.uid, old.euid, old.suid, old.fsuid].contains(&uid) || old.has_cap(cap::SETUID);
+    let shown = old.user_ns.show_uid(old.fsuid);
+    let Ok(uid) = old.user_ns.uid(uid) else { return Ok(shown) };
+    let allowed = [old.uid, old.euid, old.suid, old.fsuid].contains(&uid) || old.has_cap_here(cap::SETUID);
     if uid != KEEP && allowed && uid != old.fsuid {
         let mut new = Credentials::clone(&old);
         new.fsuid = uid;
@@ -226,28 +247,31 @@ fn setfsuid(cx: &mut Current, uid: u32) -> Result<u32> {
                     .iter()
                     .fold(1 << cap::LINUX_IMMUTABLE | 1 << 32, |set, c| set | 1 << c),
             );
-            if old.fsuid == 0 {
+            if old.user_ns.is_root(old.fsuid) {
                 new.effective = CapSet(new.effective.0 & !fs.0);
-            } else if uid == 0 {
+            } else if old.user_ns.is_root(uid) {
                 new.effective = new.effective.union(new.permitted.intersect(fs));
             }
         }
         cx.set_creds(Arc::new(new));
     }
-    Ok(old.fsuid)
+    Ok(shown)
 }
 
 fn setfsgid(cx: &mut Current, gid: u32) -> Result<u32> {
     let old = cx.creds();
-    let allowed = [old.gid, old.egid, old.sgid, old.fsgid].contains(&gid) || old.has_cap(cap::SETGID);
+    let shown = old.user_ns.show_gid(old.fsgid);
+    let Ok(gid) = old.user_ns.gid(gid) else { return Ok(shown) };
+    let allowed = [old.gid, old.egid, old.sgid, old.fsgid].contains(&gid) || old.has_cap_here(cap::SETGID);
     if gid != KEEP && allowed && gid != old.fsgid {
         cx.set_creds(Arc::new(Credentials { fsgid: gid, ..Credentials::clone(&old) }));
     }
-    Ok(old.fsgid)
+    Ok(shown)
 }
 
 fn getgroups(cx: &mut Current, size: i32, list: Ptr) -> Result<usize> {
-    let groups = Arc::clone(&cx.creds().groups);
+    let creds = cx.creds();
+    let groups: Vec<u32> = creds.groups.iter().map(|g| creds.user_ns.show_gid(*g)).collect();
     let room = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
     if room > 0 {
         if room < groups.len() {
@@ -260,7 +284,8 @@ fn getgroups(cx: &mut Current, size: i32, list: Ptr) -> Result<usize> {
 }
 
 fn setgroups(cx: &mut Current, size: i32, list: Ptr) -> Result<()> {
-    if !cx.creds().has_cap(cap::SETGID) {
+    let creds = cx.creds();
+    if !creds.has_cap_here(cap::SETGID) || !creds.user_ns.may_setgroups() {
         return Err(Errno::EPERM);
     }
     if !(0..=NGROUPS_MAX).contains(&size) {
@@ -268,10 +293,12 @@ fn setgroups(cx: &mut Current, size: i32, list: Ptr) -> Result<()> {
     }
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(0) * 4];
     cx.copy_in(list.0, &mut bytes)?;
-    let mut groups: Vec<u32> = bytes
+    let groups: Result<Vec<u32>> = bytes
         .chunks_exact(4)
         .map(|b| b.iter().rev().fold(0_u32, |value, byte| value << 8 | u32::from(*byte)))
+        .map(|gid| creds.user_ns.gid(gid))
         .collect();
+    let mut groups = groups?;
     groups.sort_unstable();
     cx.set_creds(Arc::new(Credentials { groups: Arc::from(groups), ..Credentials::clone(&cx.creds()) }));
     Ok(())
@@ -302,7 +329,7 @@ fn capget(cx: &mut Current, header: Ptr, data: Ptr) -> Result<()> {
     let creds = match pid {
         0 => cx.creds(),
         pid if pid < 0 => return Err(Errno::EINVAL),
-        pid => cx.kernel().task(pid).ok_or(Errno::ESRCH)?.creds(),
+        pid => cx.find_task(pid).ok_or(Errno::ESRCH)?.creds(),
     };
     if data.is_null() {
         return Ok(());
@@ -334,7 +361,7 @@ fn capset(cx: &mut Current, header: Ptr, data: Ptr) -> Result<()> {
     let [effective, permitted, inheritable] = sets.map(|set| CapSet(set).intersect(CapSet::FULL));
     let old = cx.creds();
     let may_inherit =
-        old.inheritable.union(if old.has_cap(cap::SETPCAP) { old.bounding } else { old.permitted });
+        old.inheritable.union(if old.has_cap_here(cap::SETPCAP) { old.bounding } else { old.permitted });
     if !permitted.is_subset_of(old.permitted)
         || !effective.is_subset_of(permitted)
         || !inheritable.is_subset_of(may_inherit)

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
-use fs_tmpfs::open_tmpfs_file;
+use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
 use sentry_base::{Errno, Events, Result};
+use sentry_kernel::seccomp::Listener;
 use sentry_kernel::{Call, Current, Stop, SysResult};
 use sentry_vfs::{
     FileDescription, FileKind, FileLocks, IoCtx, IoStart, LockOwner, LookupFlags, OpenFlags, OpenHow, Opened,
@@ -22,7 +23,7 @@ use crate::table::syscalls;
 syscalls! {
     2 open(path: PathPtr, flags: Bits, mode: Bits) [call];
     3 close(fd: i32) [sync];
-    16 ioctl(fd: i32, command: Bits, arg: u64) [sync];
+    16 ioctl(fd: i32, command: Bits, arg: u64) [call];
     32 dup(fd: i32) [sync];
     33 dup2(old: i32, new: i32) [sync];
     72 fcntl(fd: i32, command: i32, arg: u64) [call, "no leases, no directory notification, no SIGIO"];
@@ -265,9 +266,12 @@ fn file_control(
                 IoStart::WouldBlock => Err(Errno::EAGAIN.into()),
             };
         }
-        libc::F_SETOWN => file.owner().store(int, Ordering::Relaxed),
+        libc::F_SETOWN => {
+            let id = resolve_owner(cx, int)?;
+            file.owner().store(id, Ordering::Relaxed);
+        }
         libc::F_GETOWN => {
-            return Ok(i64::from(file.owner().load(Ordering::Relaxed)).cast_unsigned());
+            return Ok(i64::from(show_owner(cx, file.owner().load(Ordering::Relaxed))).cast_unsigned());
         }
         F_SETOWN_EX => {
             let owner: FOwnerEx = cx.read_obj(arg)?;
@@ -277,10 +281,11 @@ fn file_control(
                 2 => owner.pid.wrapping_neg(),
                 _ => return Err(Errno::EINVAL.into()),
             };
+            let id = resolve_owner(cx, id)?;
             file.owner().store(id, Ordering::Relaxed);
         }
         F_GETOWN_EX => {
-            let id = file.owner().load(Ordering::Relaxed);
+            let id = show_owner(cx, file.owner().load(Ordering::Relaxed));
             let owner = FOwnerEx { kind: if id < 0 { 2 } else { 1 }, pid: id.wrapping_abs() };
             cx.write_obj(arg, &owner)?;
         }
@@ -297,14 +302,14 @@ fn file_control(
             return Ok(pipe()?.set_size(&*cx.task, size)? as u64);
         }
         libc::F_ADD_SEALS => {
-            let sealed = open_tmpfs_file(file.ops()).ok_or(Errno::EINVAL)?;
+            let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
             if !file.flags().writes() {
                 return Err(Errno::EPERM.into());
             }
             sealed.add_seals(int.cast_unsigned())?;
         }
         libc::F_GET_SEALS => {
-            let sealed = open_tmpfs_file(file.ops()).ok_or(Errno::EINVAL)?;
+            let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
             return Ok(u64::from(sealed.seals()));
         }
         // No lease is held, and none can be taken.
@@ -417,6 +422,19 @@ impl LockRequest {
     }
 }
 
+/// The Sentry's number for an owner that the caller names: a process, or a group as a negative number.
+fn resolve_owner(cx: &Current, id: i32) -> Result<i32> {
+    match id {
+        0 => Ok(0),
+        id if id < 0 => cx.resolve_pid(id.wrapping_neg()).map(|group| -group),
+        id => cx.resolve_pid(id),
+    }
+}
+
+fn show_owner(cx: &Current, id: i32) -> i32 {
+    if id < 0 { -cx.show_pid(id.wrapping_neg()) } else { cx.show_pid(id) }
+}
+
 fn get_lock(cx: &Current, fd: i32, arg: u64, ofd: bool) -> SysResult {
     let file = cx.file(fd)?;
     let mut raw: Flock = cx.read_obj(arg)?;
@@ -437,7 +455,7 @@ fn get_lock(cx: &Current, fd: i32, arg: u64, ofd: bool) -> SysResult {
             raw.whence = 0;
             raw.start = held.start.cast_signed();
             raw.len = if held.end == u64::MAX { 0 } else { (held.end - held.start).cast_signed() };
-            raw.pid = held.pid;
+            raw.pid = if held.pid == -1 { -1 } else { cx.show_pid(held.pid) };
         }
     }
     cx.write_obj(arg, &raw)?;
@@ -477,7 +495,16 @@ fn flock(cx: &mut Current, fd: i32, operation: i32) -> Call<'_> {
     }
 }
 
-fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
+fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> Call<'_> {
+    match cx.file(fd).ok().and_then(|file| Listener::of(&file)) {
+        Some(listener) => {
+            Call::Wait(Box::pin(crate::sys_seccomp::listener_ioctl(cx, listener, command.0, arg)))
+        }
+        None => Call::Done(control(cx, fd, command, arg)),
+    }
+}
+
+fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
     const FIOASYNC: u32 = 0x5452;
     const FIONREAD: u32 = 0x541b;
     const FIONBIO: u32 = 0x5421;
@@ -615,4 +642,10 @@ fn readahead(cx: &mut Current, fd: i32, _offset: i64, _count: usize) -> Result<(
         return Err(Errno::EINVAL);
     }
     Ok(())
+}
+
+/// The file as one that can have seals: a memory file, or one of a tmpfs of its own right, not as the layer of an overlay.
+fn sealable(file: &FileDescription) -> Option<&OpenTmpfs> {
+    let layered = file.location().is_some_and(|at| at.mount.filesystem().name() != "tmpfs");
+    if layered { None } else { open_tmpfs_file(file.ops()) }
 }

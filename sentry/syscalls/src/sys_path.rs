@@ -1,8 +1,8 @@
-//! Names: mkdir(2), mknod(2), link(2), symlink(2), unlink(2), rename(2), the working directory, the root, mounts.
+//! Names: mkdir(2), mknod(2), link(2), symlink(2), unlink(2), rename(2), the working directory, the root.
 
 use sentry_base::{Errno, Result};
 use sentry_kernel::Current;
-use sentry_vfs::{Access, LookupFlags, MountFlags, RenameFlags, UmountFlags, cap};
+use sentry_vfs::{Access, LookupFlags, RenameFlags, cap};
 
 use crate::args::{Bits, DirFd, PathPtr, Ptr};
 use crate::fs_args::{Paths, Target, target};
@@ -20,11 +20,7 @@ syscalls! {
     88 symlink(target: PathPtr, path: PathPtr) [sync];
     95 umask(mask: Bits) [sync];
     133 mknod(path: PathPtr, mode: Bits, dev: u32) [sync];
-    155 pivot_root(new_root: PathPtr, put_old: PathPtr) [sync];
     161 chroot(path: PathPtr) [sync];
-    165 mount(source: PathPtr, at: PathPtr, kind: PathPtr, flags: u64, data: Ptr)
-        [sync, "every mount is private: propagation types have no effect"];
-    166 umount2(at: PathPtr, flags: Bits) [sync];
     258 mkdirat(dir: DirFd, path: PathPtr, mode: Bits) [sync];
     259 mknodat(dir: DirFd, path: PathPtr, mode: Bits, dev: u32) [sync];
     263 unlinkat(dir: DirFd, path: PathPtr, flags: i32) [sync];
@@ -79,7 +75,7 @@ fn chroot(cx: &mut Current, path: PathPtr) -> Result<()> {
     let paths = Paths::of(cx);
     let at = paths.at(CWD, &cx.path(path.0)?, LookupFlags::FOLLOW | LookupFlags::DIRECTORY)?;
     paths.cx().check(&at, Access::EXEC)?;
-    if !paths.creds.has_cap(cap::SYS_CHROOT) {
+    if !paths.creds.has_cap_here(cap::SYS_CHROOT) {
         return Err(Errno::EPERM);
     }
     paths.fs().set_root(at);
@@ -206,83 +202,4 @@ fn name_to_handle_at(
     let nofollow = if flags & libc::AT_SYMLINK_FOLLOW == 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
     target(&Paths::of(cx), cx, dir, Ptr(path.0), flags & libc::AT_EMPTY_PATH | nofollow)?;
     Err(Errno::EOPNOTSUPP)
-}
-
-fn pivot_root(cx: &mut Current, new_root: PathPtr, put_old: PathPtr) -> Result<()> {
-    let paths = Paths::of(cx);
-    if !paths.creds.has_cap(cap::SYS_ADMIN) {
-        return Err(Errno::EPERM);
-    }
-    let dir = LookupFlags::FOLLOW | LookupFlags::DIRECTORY;
-    let new_root = paths.at(CWD, &cx.path(new_root.0)?, dir)?;
-    let put_old = paths.at(CWD, &cx.path(put_old.0)?, dir)?;
-    let (old_root, old_cwd) = (paths.root().clone(), paths.cwd().clone());
-    paths.ns().pivot_root(&new_root, &put_old)?;
-    // The caller at least moves along (`chroot_fs_refs`).
-    if old_cwd == old_root {
-        paths.fs().set_cwd(new_root.clone());
-    }
-    paths.fs().set_root(new_root);
-    Ok(())
-}
-
-const MS_REMOUNT: u64 = 32;
-const MS_BIND: u64 = 4096;
-const MS_MOVE: u64 = 8192;
-const MS_REC: u64 = 16384;
-const PROPAGATION: u64 = 0x1e_0000;
-/// Options that mean something to a mount rather than to its file system.
-const PER_MOUNT: MountFlags = MountFlags::all();
-
-fn mount_text(cx: &Current, at: u64) -> Result<String> {
-    if at == 0 {
-        return Ok(String::new());
-    }
-    String::from_utf8(cx.path(at)?).map_err(|_| Errno::EINVAL)
-}
-
-fn mount(cx: &mut Current, source: PathPtr, at: PathPtr, kind: PathPtr, flags: u64, data: Ptr) -> Result<()> {
-    let paths = Paths::of(cx);
-    let target = cx.path(at.0)?;
-    if !paths.creds.has_cap(cap::SYS_ADMIN) {
-        return Err(Errno::EPERM);
-    }
-    let at = paths.at(CWD, &target, LookupFlags::FOLLOW)?;
-    let set = MountFlags::from_bits_truncate(u32::try_from(flags & 0xffff_ffff).unwrap_or(0)) & PER_MOUNT;
-    if flags & MS_REMOUNT != 0 {
-        if !at.is_mount_root() {
-            return Err(Errno::EINVAL);
-        }
-        at.mount.set_flags(set);
-        return Ok(());
-    }
-    if flags & MS_BIND != 0 {
-        let source = paths.at(CWD, &cx.path(source.0)?, LookupFlags::FOLLOW)?;
-        return paths.ns().bind(&source, &at, flags & MS_REC != 0).map(|_| ());
-    }
-    if flags & PROPAGATION != 0 {
-        return if at.is_mount_root() { Ok(()) } else { Err(Errno::EINVAL) };
-    }
-    if flags & MS_MOVE != 0 {
-        let source = paths.at(CWD, &cx.path(source.0)?, LookupFlags::FOLLOW)?;
-        return paths.ns().move_mount(&source, &at);
-    }
-    let kind = mount_text(cx, kind.0)?;
-    let fs_type = paths.ns().vfs().fs_type(&kind).ok_or(Errno::ENODEV)?;
-    let (source, data) = (mount_text(cx, source.0)?, mount_text(cx, data.0)?);
-    let fs = fs_type.mount(&source, &data, &*cx.task)?;
-    let source = if source.is_empty() { "none" } else { &source };
-    paths.ns().mount_at(&at, fs, set, source).map(|_| ())
-}
-
-fn umount2(cx: &mut Current, at: PathPtr, flags: Bits) -> Result<()> {
-    let flags = UmountFlags::from_bits(flags.0).ok_or(Errno::EINVAL)?;
-    let paths = Paths::of(cx);
-    let follow =
-        if flags.contains(UmountFlags::NOFOLLOW) { LookupFlags::empty() } else { LookupFlags::FOLLOW };
-    let target = paths.at(CWD, &cx.path(at.0)?, follow)?;
-    if !paths.creds.has_cap(cap::SYS_ADMIN) {
-        return Err(Errno::EPERM);
-    }
-    paths.ns().umount(target, flags)
 }

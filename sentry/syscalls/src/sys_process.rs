@@ -4,11 +4,12 @@ use abi::process::{CloneArgs, CloneFlags, Rusage};
 use abi::signal::{SigInfo, sig};
 use abi::time::Timeval;
 use sentry_base::{Errno, Events, Result};
+use sentry_kernel::ns;
 use sentry_kernel::pidfd::{self, PidFd};
 use sentry_kernel::{
     CloneSpec, Current, Restart, Stop, SysResult, WaitFor, WaitOptions, Waited, clone_task, try_wait,
 };
-use sentry_vfs::{IoStart, OpenFlags};
+use sentry_vfs::{IoStart, OpenFlags, cap};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::args::{Bits, Ptr};
@@ -19,10 +20,10 @@ syscalls! {
     186 gettid() [sync];
     110 getppid() [sync];
     56 clone(flags: Flags, stack: Ptr, parent_tid: Ptr, child_tid: Ptr, tls: Ptr)
-        [sync, "no new namespaces"];
+        [sync, "no time namespaces"];
     57 fork() [sync];
     58 vfork() [sync];
-    435 clone3(args: Ptr, size: usize) [sync, "no new namespaces, no chosen thread ids, no cgroup"];
+    435 clone3(args: Ptr, size: usize) [sync, "no cgroup, no time namespaces, thread ids in the first PID namespace"];
     60 exit(code: i32) [sync];
     231 exit_group(code: i32) [sync];
     61 wait4(pid: i32, status: Ptr, options: Bits, usage: Ptr) [wait];
@@ -32,7 +33,8 @@ syscalls! {
     111 getpgrp() [sync];
     112 setsid() [sync];
     124 getsid(pid: i32) [sync];
-    272 unshare(flags: Flags) [sync, "CLONE_FILES and CLONE_FS; no new namespaces"];
+    272 unshare(flags: Flags) [sync, "no time namespaces"];
+    308 setns(fd: i32, kinds: i32) [sync];
     434 pidfd_open(pid: i32, flags: Bits) [sync];
     334 rseq(area: Ptr, len: u32, flags: Bits, signature: Bits) [sync, "always ENOSYS, which C libraries accept"];
 }
@@ -52,15 +54,15 @@ impl crate::args::SysArg for Flags {
 }
 
 fn getpid(cx: &mut Current) -> Result<i32> {
-    Ok(cx.pid())
+    Ok(cx.ns_pid())
 }
 
 fn gettid(cx: &mut Current) -> Result<i32> {
-    Ok(cx.tid())
+    Ok(cx.ns_tid())
 }
 
 fn getppid(cx: &mut Current) -> Result<i32> {
-    Ok(cx.group().ppid())
+    Ok(cx.show_pid(cx.group().ppid()))
 }
 
 /// The signal in the low byte of `clone`'s flags.
@@ -87,6 +89,7 @@ fn clone(
         parent_tid: parent_tid.0,
         child_tid: child_tid.0,
         pidfd: parent_tid.0,
+        set_tid: 0,
     };
     clone_task(cx, &spec)
 }
@@ -111,9 +114,15 @@ fn clone3(cx: &mut Current, at: Ptr, size: usize) -> Result<i32, Stop> {
     if args.flags & !known != 0 || args.exit_signal & !CSIGNAL != 0 || args.exit_signal > 64 {
         return Err(Errno::EINVAL.into());
     }
-    if args.set_tid != 0 || args.set_tid_size != 0 {
-        return Err(Errno::EPERM.into());
+    if flags.contains(CloneFlags::INTO_CGROUP) {
+        // No descriptor is one of a cgroup that tasks can be put into.
+        return Err(if args.cgroup > i32::MAX as u64 || size < size_of::<CloneArgs>() {
+            Errno::EINVAL.into()
+        } else {
+            Errno::EBADF.into()
+        });
     }
+    let set_tid = chosen_tid(cx, &args)?;
     if flags.intersects(CloneFlags::THREAD | CloneFlags::PARENT) && args.exit_signal != 0 {
         return Err(Errno::EINVAL.into());
     }
@@ -128,8 +137,35 @@ fn clone3(cx: &mut Current, at: Ptr, size: usize) -> Result<i32, Stop> {
         parent_tid: args.parent_tid,
         child_tid: args.child_tid,
         pidfd: args.pidfd,
+        set_tid,
     };
     clone_task(cx, &spec)
+}
+
+/// The thread id that the caller has chosen (`set_tid`); 0 for none.
+fn chosen_tid(cx: &Current, args: &CloneArgs) -> Result<i32> {
+    /// `MAX_PID_NS_LEVEL`.
+    const LEVELS: u64 = 32;
+    const CHECKPOINT_RESTORE: u32 = 40;
+    if args.set_tid_size > LEVELS || (args.set_tid == 0) != (args.set_tid_size == 0) {
+        return Err(Errno::EINVAL);
+    }
+    if args.set_tid == 0 {
+        return Ok(0);
+    }
+    // One number for each namespace up to the first; only the first is here.
+    if args.set_tid_size > 1 {
+        return Err(Errno::EINVAL);
+    }
+    let tid: i32 = cx.read_obj(args.set_tid)?;
+    if !(1..sentry_kernel::PID_MAX).contains(&tid) {
+        return Err(Errno::EINVAL);
+    }
+    let creds = cx.creds();
+    if !creds.has_cap(cap::SYS_ADMIN) && !creds.has_cap(CHECKPOINT_RESTORE) {
+        return Err(Errno::EPERM);
+    }
+    Ok(tid)
 }
 
 fn exit(cx: &mut Current, code: i32) -> Result<(), Stop> {
@@ -187,9 +223,15 @@ fn write_usage(cx: &Current, usage: Ptr, waited: &Waited) -> Result<()> {
     let value = Rusage {
         utime: Timeval::from_nanos(waited.utime),
         stime: Timeval::from_nanos(waited.stime),
+        maxrss: i64::try_from(waited.peak_resident / 1024).unwrap_or(i64::MAX),
         ..Rusage::default()
     };
     cx.write_obj(usage.0, &value)
+}
+
+/// The Sentry's number for one that the caller names, or one that nothing has.
+fn named(cx: &Current, number: i32) -> i32 {
+    cx.resolve_pid(number).unwrap_or(-1)
 }
 
 async fn wait4(cx: &mut Current, pid: i32, status: Ptr, options: Bits, usage: Ptr) -> SysResult<i32> {
@@ -200,8 +242,8 @@ async fn wait4(cx: &mut Current, pid: i32, status: Ptr, options: Bits, usage: Pt
         i32::MIN => return Err(Errno::ESRCH.into()),
         -1 => WaitFor::Any,
         0 => WaitFor::Group(cx.group().pgid()),
-        pid if pid < 0 => WaitFor::Group(-pid),
-        pid => WaitFor::Process(pid),
+        pid if pid < 0 => WaitFor::Group(named(cx, -pid)),
+        pid => WaitFor::Process(named(cx, pid)),
     };
     let Some(waited) = wait(cx, which, options.0 | WEXITED).await? else { return Ok(0) };
     if !status.is_null() {
@@ -230,9 +272,9 @@ async fn waitid(
     let mut bits = options.0;
     let which = match (kind, id) {
         (P_ALL, _) => WaitFor::Any,
-        (P_PID, 1..) => WaitFor::Process(id),
+        (P_PID, 1..) => WaitFor::Process(named(cx, id)),
         (P_PGID, 0) => WaitFor::Group(cx.group().pgid()),
-        (P_PGID, 1..) => WaitFor::Group(id),
+        (P_PGID, 1..) => WaitFor::Group(named(cx, id)),
         (P_PIDFD, 0..) => {
             let file = cx.file(id)?;
             let group = PidFd::group_of(&file)?;
@@ -252,7 +294,10 @@ async fn waitid(
     }
     if !info.is_null() {
         let value = match &waited {
-            Some(w) => SigInfo::child(sig::CHLD, w.code, w.pid, w.uid, w.value, 0, 0),
+            Some(w) => {
+                let uid = cx.creds().user_ns.show_uid(w.uid);
+                SigInfo::child(sig::CHLD, w.code, w.pid, uid, w.value, 0, 0)
+            }
             None => SigInfo::kernel(0, 0),
         };
         // Linux writes the fields that it has and no more.
@@ -263,46 +308,39 @@ async fn waitid(
 }
 
 fn setpgid(cx: &mut Current, pid: i32, pgid: i32) -> Result<()> {
+    if pgid < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let pid = if pid == 0 { 0 } else { cx.resolve_pid(pid)? };
+    let pgid = if pgid == 0 { 0 } else { cx.resolve_pid(pgid).map_err(|_| Errno::EPERM)? };
     cx.set_pgid(pid, pgid)
 }
 
 fn getpgid(cx: &mut Current, pid: i32) -> Result<i32> {
-    cx.pgid_of(pid)
+    let pid = if pid == 0 { 0 } else { cx.resolve_pid(pid)? };
+    cx.pgid_of(pid).map(|pgid| cx.show_pid(pgid))
 }
 
 fn getpgrp(cx: &mut Current) -> Result<i32> {
-    Ok(cx.group().pgid())
+    Ok(cx.show_pid(cx.group().pgid()))
 }
 
 fn setsid(cx: &mut Current) -> Result<i32> {
-    cx.set_sid()
+    cx.set_sid().map(|sid| cx.show_pid(sid))
 }
 
 fn getsid(cx: &mut Current, pid: i32) -> Result<i32> {
-    cx.sid_of(pid)
+    let pid = if pid == 0 { 0 } else { cx.resolve_pid(pid)? };
+    cx.sid_of(pid).map(|sid| cx.show_pid(sid))
 }
 
 fn unshare(cx: &mut Current, flags: Flags) -> Result<()> {
-    let flags = CloneFlags::from_bits_retain(flags.0);
-    let own = CloneFlags::FILES | CloneFlags::FS | CloneFlags::SYSVSEM;
-    let single = CloneFlags::THREAD | CloneFlags::SIGHAND | CloneFlags::VM;
-    if !(own | single | CloneFlags::NEW_ANY).contains(flags) {
-        return Err(Errno::EINVAL);
-    }
-    if flags.intersects(single) && cx.group().nr_threads() > 1 {
-        return Err(Errno::EINVAL);
-    }
-    if flags.intersects(CloneFlags::NEW_ANY) {
-        cx.kernel().count_unsupported("unshare of namespaces", &cx.task);
-        return Err(Errno::EPERM);
-    }
-    if flags.contains(CloneFlags::FILES) {
-        cx.set_fds(cx.fds().fork());
-    }
-    if flags.contains(CloneFlags::FS) {
-        cx.set_fs(cx.fs().fork());
-    }
-    Ok(())
+    ns::unshare(cx, flags.0)
+}
+
+fn setns(cx: &mut Current, fd: i32, kinds: i32) -> Result<()> {
+    let file = cx.file(fd)?;
+    ns::setns(cx, &file, kinds)
 }
 
 fn pidfd_open(cx: &mut Current, pid: i32, flags: Bits) -> Result<i32> {
@@ -310,10 +348,10 @@ fn pidfd_open(cx: &mut Current, pid: i32, flags: Bits) -> Result<i32> {
     if pid <= 0 || !OpenFlags::NONBLOCK.contains(flags) {
         return Err(Errno::EINVAL);
     }
-    match cx.kernel().process(pid) {
+    match cx.find_process(pid) {
         Some(group) => pidfd::install(&cx.task, &group, flags),
         // A thread that leads no process.
-        None if cx.kernel().task(pid).is_some() => Err(Errno::EINVAL),
+        None if cx.find_task(pid).is_some() => Err(Errno::EINVAL),
         None => Err(Errno::ESRCH),
     }
 }

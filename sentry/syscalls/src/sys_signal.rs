@@ -7,7 +7,7 @@ use abi::time::Timespec;
 use fs_event::{SignalFd, SignalSource};
 use sentry_base::{Errno, Result, WaitClass, WaitEnd, WaitQueue, mono_now};
 use sentry_kernel::pidfd::PidFd;
-use sentry_kernel::signal::{self, Origin};
+use sentry_kernel::signal;
 use sentry_kernel::{Current, Restart, Stop, SysResult, Task, ThreadGroup};
 use sentry_vfs::{Caller, OpenFlags, anonymous, cap};
 use zerocopy::{FromBytes, IntoBytes};
@@ -161,12 +161,12 @@ fn may_signal(cx: &Current, target: &Task, signal: i32) -> Result<()> {
     let (own, its) = (cx.creds(), target.creds());
     let same = own.euid == its.suid || own.euid == its.uid || own.uid == its.suid || own.uid == its.uid;
     let same_session = signal == sig::CONT && cx.group().sid() == target.group().sid();
-    if same || same_session || own.has_cap(cap::KILL) { Ok(()) } else { Err(Errno::EPERM) }
+    if same || same_session || own.has_cap_in(&its.user_ns, cap::KILL) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 /// A process by the id of any of its threads, with a task to check permissions against.
 fn find(cx: &Current, pid: i32) -> Result<Arc<Task>> {
-    cx.kernel().task(pid).ok_or(Errno::ESRCH)
+    cx.find_task(pid).ok_or(Errno::ESRCH)
 }
 
 fn send(cx: &Current, task: &Task, to_thread: bool, info: SigInfo) -> Result<()> {
@@ -174,29 +174,35 @@ fn send(cx: &Current, task: &Task, to_thread: bool, info: SigInfo) -> Result<()>
     if info.signo == 0 {
         return Ok(());
     }
-    if to_thread { task.send(info, Origin::Inside) } else { task.group().send(info, Origin::Inside) }
+    let origin = task.group().origin_of(cx);
+    if to_thread { task.send(info, origin) } else { task.group().send(info, origin) }
+}
+
+/// Sends with the caller's ids as the receiver sees them.
+fn send_own(cx: &Current, task: &Task, to_thread: bool, signal: i32, code: i32) -> Result<()> {
+    send(cx, task, to_thread, task.group().info_from(signal, code, cx))
 }
 
 fn kill(cx: &mut Current, pid: i32, signal: i32) -> Result<()> {
     check_signal(signal)?;
-    let info = SigInfo::user(signal, SI_USER, cx.pid(), cx.creds().uid);
     if pid > 0 {
-        return send(cx, &*find(cx, pid)?, false, info);
+        return send_own(cx, &*find(cx, pid)?, false, signal, SI_USER);
     }
     let own = cx.pid();
     let pgid = match pid {
         0 => cx.group().pgid(),
         i32::MIN => return Err(Errno::ESRCH),
-        pid => -pid,
+        pid => cx.resolve_pid(-pid).unwrap_or(-1),
     };
     let all = pid == -1;
     let targets = cx.kernel().processes();
-    let targets =
-        targets.iter().filter(|g| if all { g.pid() != 1 && g.pid() != own } else { g.pgid() == pgid });
+    let ns = cx.group().pid_ns();
+    let everybody = |g: &ThreadGroup| ns.local(g.pid()) > 1 && g.pid() != own;
+    let targets = targets.iter().filter(|g| if all { everybody(g) } else { g.pgid() == pgid });
     let mut result = Err(Errno::ESRCH);
     for group in targets {
         let Some(leader) = cx.kernel().task(group.pid()) else { continue };
-        match send(cx, &leader, false, info) {
+        match send_own(cx, &leader, false, signal, SI_USER) {
             Ok(()) => result = Ok(()),
             Err(errno) if result.is_err() => result = Err(errno),
             Err(_) => {}
@@ -211,26 +217,26 @@ fn thread_of(cx: &Current, pid: Option<i32>, tid: i32) -> Result<Arc<Task>> {
         return Err(Errno::EINVAL);
     }
     let task = find(cx, tid)?;
-    if pid.is_some_and(|p| p != task.pid()) { Err(Errno::ESRCH) } else { Ok(task) }
+    if pid.is_some_and(|p| cx.resolve_pid(p) != Ok(task.pid())) { Err(Errno::ESRCH) } else { Ok(task) }
 }
 
 fn tkill(cx: &mut Current, tid: i32, signal: i32) -> Result<()> {
     let task = thread_of(cx, None, tid)?;
     check_signal(signal)?;
-    send(cx, &task, true, SigInfo::user(signal, SI_TKILL, cx.pid(), cx.creds().uid))
+    send_own(cx, &task, true, signal, SI_TKILL)
 }
 
 fn tgkill(cx: &mut Current, pid: i32, tid: i32, signal: i32) -> Result<()> {
     let task = thread_of(cx, Some(pid), tid)?;
     check_signal(signal)?;
-    send(cx, &task, true, SigInfo::user(signal, SI_TKILL, cx.pid(), cx.creds().uid))
+    send_own(cx, &task, true, signal, SI_TKILL)
 }
 
 /// A `siginfo_t` of the caller's making: it may not look like the kernel's, unless it is for the caller itself.
 fn forged_info(cx: &Current, pid: i32, signal: i32, at: Ptr) -> Result<SigInfo> {
     let mut info: SigInfo = cx.read_obj(at.0)?;
     info.signo = signal;
-    if (info.code >= 0 || info.code == SI_TKILL) && pid != cx.pid() {
+    if (info.code >= 0 || info.code == SI_TKILL) && pid != cx.ns_pid() {
         return Err(Errno::EPERM);
     }
     check_signal(signal)?;
@@ -252,23 +258,44 @@ fn rt_tgsigqueueinfo(cx: &mut Current, pid: i32, tid: i32, signal: i32, info: Pt
 }
 
 fn pidfd_send_signal(cx: &mut Current, fd: i32, signal: i32, info: Ptr, flags: Bits) -> Result<()> {
-    if flags.0 != 0 {
+    const THREAD: u32 = 1;
+    const THREAD_GROUP: u32 = 2;
+    const PROCESS_GROUP: u32 = 4;
+    if flags.0 & !(THREAD | THREAD_GROUP | PROCESS_GROUP) != 0 || flags.0.count_ones() > 1 {
         return Err(Errno::EINVAL);
     }
     let group = PidFd::group_of(&*cx.file(fd)?)?;
     let info = if info.is_null() {
         check_signal(signal)?;
-        SigInfo::user(signal, SI_USER, cx.pid(), cx.creds().uid)
+        group.info_from(signal, SI_USER, cx)
     } else {
         let given: SigInfo = cx.read_obj(info.0)?;
         if given.signo != signal {
             return Err(Errno::EINVAL);
         }
-        forged_info(cx, group.pid(), signal, info)?
+        forged_info(cx, cx.show_pid(group.pid()), signal, info)?
     };
     // The id may have gone to another process since: the group says who is meant.
-    let leader = find(cx, group.pid()).ok().filter(|t| Arc::ptr_eq(t.group(), &group));
-    send(cx, &*leader.ok_or(Errno::ESRCH)?, false, info)
+    let leader = cx.kernel().task(group.pid()).filter(|t| Arc::ptr_eq(t.group(), &group));
+    let leader = leader.ok_or(Errno::ESRCH)?;
+    if flags.0 == PROCESS_GROUP {
+        return send_to_group(cx, group.pgid(), info);
+    }
+    send(cx, &leader, flags.0 == THREAD, info)
+}
+
+/// Sends to every process of a group that the caller may signal; the last refusal if that is none.
+fn send_to_group(cx: &Current, pgid: i32, info: SigInfo) -> Result<()> {
+    let mut result = Err(Errno::ESRCH);
+    for group in cx.kernel().processes().iter().filter(|g| g.pgid() == pgid) {
+        let Some(leader) = cx.kernel().task(group.pid()) else { continue };
+        match send(cx, &leader, false, info) {
+            Ok(()) => result = Ok(()),
+            Err(errno) if result.is_err() => result = Err(errno),
+            Err(_) => {}
+        }
+    }
+    result
 }
 
 /// The signals of a process, for signalfd.

@@ -13,6 +13,8 @@ use sentry_net::{
 };
 use sentry_vfs::{Access, FileDescription, Inode, IoStart, LookupFlags, OpenFlags, PathCx};
 
+use zerocopy::{FromBytes, IntoBytes};
+
 use crate::args::{Bits, Ptr};
 use crate::files::add_file;
 use crate::fs_args::{MAX_RW, cut, segments};
@@ -60,7 +62,11 @@ fn one_segment(buf: Ptr, len: usize) -> Vec<IoSeg> {
 }
 
 fn network(cx: &Current) -> Arc<NetworkNamespace> {
-    cx.kernel().extension::<NetworkNamespace>()
+    let net = Arc::clone(&cx.namespaces().net);
+    let network = net.extension::<NetworkNamespace>();
+    let first = cx.kernel().task(1).is_none_or(|init| init.namespaces().net.ino() == net.ino());
+    network.belong_to(net.user_ns(), !first);
+    network
 }
 
 fn socket(cx: &mut Current, domain: i32, kind: i32, protocol: i32) -> Result<i32> {
@@ -186,7 +192,12 @@ fn getsockopt(cx: &mut Current, fd: i32, level: i32, name: i32, value: Ptr, len:
     let socket = SocketFile::of(&file)?;
     let room: i32 = cx.read_obj(len.0)?;
     let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
-    let option = socket.get_option(cx.task.as_ref(), level, name)?;
+    let mut option = socket.get_option(cx.task.as_ref(), level, name)?;
+    if (level, name) == (libc::SOL_SOCKET, libc::SO_PEERCRED)
+        && let Ok(peer) = abi::net::Ucred::read_from_bytes(&option)
+    {
+        option = crate::net_args::shown_credentials(cx, peer).as_bytes().to_vec();
+    }
     store_cut(&cx.task, &option, value.0, room)?;
     let stored = u32::try_from(option.len().min(room)).unwrap_or(0);
     cx.write_obj(len.0, &stored)
@@ -567,7 +578,7 @@ impl Incoming {
             Destination::Header { at, hdr } => {
                 let mut control = ControlOut::new(hdr);
                 if let Some(creds) = extras.creds {
-                    control.credentials(creds);
+                    control.credentials(crate::net_args::shown_credentials(cx, creds));
                 }
                 for message in &extras.other {
                     control.put(message.level, message.kind, &message.data);

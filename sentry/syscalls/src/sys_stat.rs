@@ -31,14 +31,15 @@ syscalls! {
 }
 
 /// A device number as `struct stat` holds it (`new_encode_dev`, widened by `huge_encode_dev`): makedev(3)'s layout.
-fn to_stat(attr: &Attr) -> Stat {
+fn to_stat(cx: &Current, attr: &Attr) -> Stat {
+    let user_ns = &cx.creds().user_ns;
     Stat {
         dev: attr.dev,
         ino: attr.ino,
         nlink: u64::from(attr.nlink),
         mode: attr.mode,
-        uid: attr.uid,
-        gid: attr.gid,
+        uid: user_ns.show_uid(attr.uid),
+        gid: user_ns.show_gid(attr.gid),
         rdev: attr.rdev,
         size: attr.size.cast_signed(),
         blksize: i64::from(attr.blksize),
@@ -65,17 +66,17 @@ const CWD: DirFd = DirFd(libc::AT_FDCWD);
 
 fn stat(cx: &mut Current, path: PathPtr, buf: Ptr) -> Result<()> {
     let attr = stat_at(cx, CWD, Ptr(path.0), 0)?;
-    cx.write_obj(buf.0, &to_stat(&attr))
+    cx.write_obj(buf.0, &to_stat(cx, &attr))
 }
 
 fn lstat(cx: &mut Current, path: PathPtr, buf: Ptr) -> Result<()> {
     let attr = stat_at(cx, CWD, Ptr(path.0), libc::AT_SYMLINK_NOFOLLOW)?;
-    cx.write_obj(buf.0, &to_stat(&attr))
+    cx.write_obj(buf.0, &to_stat(cx, &attr))
 }
 
 fn fstat(cx: &mut Current, fd: i32, buf: Ptr) -> Result<()> {
     let attr = cx.file_or_path(fd)?.attr()?;
-    cx.write_obj(buf.0, &to_stat(&attr))
+    cx.write_obj(buf.0, &to_stat(cx, &attr))
 }
 
 fn newfstatat(cx: &mut Current, dir: DirFd, path: PathPtr, buf: Ptr, flags: i32) -> Result<()> {
@@ -83,7 +84,7 @@ fn newfstatat(cx: &mut Current, dir: DirFd, path: PathPtr, buf: Ptr, flags: i32)
         return Err(Errno::EINVAL);
     }
     let attr = stat_at(cx, dir, Ptr(path.0), flags)?;
-    cx.write_obj(buf.0, &to_stat(&attr))
+    cx.write_obj(buf.0, &to_stat(cx, &attr))
 }
 
 fn statx_time(time: Timestamp) -> StatxTimestamp {
@@ -109,8 +110,8 @@ fn statx(cx: &mut Current, dir: DirFd, path: PathPtr, flags: i32, mask: Bits, bu
         blksize: attr.blksize,
         attributes: if at.is_some_and(Location::is_mount_root) { MOUNT_ROOT } else { 0 },
         nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
+        uid: paths.creds.user_ns.show_uid(attr.uid),
+        gid: paths.creds.user_ns.show_gid(attr.gid),
         mode: u16::try_from(attr.mode & 0xffff).unwrap_or(0),
         ino: attr.ino,
         size: attr.size,
@@ -202,7 +203,7 @@ fn real_creds(creds: &Credentials) -> Credentials {
     let mut real = creds.clone();
     real.fsuid = creds.uid;
     real.fsgid = creds.gid;
-    real.effective = if creds.uid == 0 { creds.permitted } else { CapSet::EMPTY };
+    real.effective = if creds.user_ns.is_root(creds.uid) { creds.permitted } else { CapSet::EMPTY };
     real
 }
 

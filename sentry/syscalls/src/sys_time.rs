@@ -54,12 +54,12 @@ fn cpu_clock_of(cx: &Current, clock: i32) -> Result<Nanos> {
     if clock & 3 == 3 {
         return Err(Errno::EINVAL);
     }
-    let kernel = cx.kernel();
     if of_thread {
-        let task = if id == 0 { Arc::clone(&cx.task) } else { kernel.task(id).ok_or(Errno::EINVAL)? };
+        let task = if id == 0 { Arc::clone(&cx.task) } else { cx.find_task(id).ok_or(Errno::EINVAL)? };
         Ok(total(task.cpu_times()))
     } else {
-        let group = if id == 0 { Arc::clone(cx.group()) } else { kernel.process(id).ok_or(Errno::EINVAL)? };
+        let group =
+            if id == 0 { Arc::clone(cx.group()) } else { cx.find_process(id).ok_or(Errno::EINVAL)? };
         Ok(total(group.cpu_times()))
     }
 }
@@ -139,7 +139,11 @@ fn getrusage(cx: &mut Current, who: i32, usage: Ptr) -> Result<()> {
         libc::RUSAGE_THREAD => cx.cpu_times(),
         _ => return Err(Errno::EINVAL),
     };
-    let maxrss = i64::try_from(cx.mm().space().resident_bytes() / 1024).unwrap_or(i64::MAX);
+    let peak = match who {
+        libc::RUSAGE_CHILDREN => cx.group().children_peak_resident(),
+        _ => cx.group().note_peak_resident(cx.mm().peak_resident()),
+    };
+    let maxrss = i64::try_from(peak / 1024).unwrap_or(i64::MAX);
     let rusage = Rusage {
         utime: Timeval::from_nanos(user),
         stime: Timeval::from_nanos(system),

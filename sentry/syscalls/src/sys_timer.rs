@@ -80,8 +80,8 @@ fn timer_clock(cx: &Current, clock: i32) -> Result<TimerClock> {
         clock if clock < 0 => {
             let id = !(clock >> 3);
             let per_thread = clock & 4 != 0;
-            let id = if id == 0 { if per_thread { cx.tid() } else { cx.pid() } } else { id };
-            let task = cx.kernel().task(id).filter(|t| t.pid() == cx.pid()).ok_or(Errno::EINVAL)?;
+            let id = if id == 0 { if per_thread { cx.ns_tid() } else { cx.ns_pid() } } else { id };
+            let task = cx.find_task(id).filter(|t| t.pid() == cx.pid()).ok_or(Errno::EINVAL)?;
             if per_thread { TimerClock::ThreadCpu(task.tid()) } else { TimerClock::ProcessCpu }
         }
         _ => return Err(Errno::EINVAL),
@@ -103,7 +103,7 @@ fn timer_create(cx: &mut Current, clock: i32, event: Ptr, id: Ptr) -> Result<()>
             SIGEV_NONE => None,
             SIGEV_SIGNAL | SIGEV_THREAD => Some((checked.ok_or(Errno::EINVAL)?, event.value, None)),
             SIGEV_THREAD_ID => {
-                let task = cx.kernel().task(event.tid).filter(|t| t.pid() == cx.pid());
+                let task = cx.find_task(event.tid).filter(|t| t.pid() == cx.pid());
                 let tid = task.ok_or(Errno::EINVAL)?.tid();
                 Some((checked.ok_or(Errno::EINVAL)?, event.value, Some(tid)))
             }

@@ -18,6 +18,14 @@ pub trait Caller: JobControl {
     fn pid(&self) -> i32;
     /// The soft limit of a resource (`RLIMIT_*`, `getrlimit(2)`).
     fn rlimit(&self, resource: u32) -> u64;
+    /// The number of a process, group or session as the caller sees it; 0 for one outside of its PID namespace.
+    fn show_pid(&self, number: i32) -> i32 {
+        number
+    }
+    /// The Sentry's number for one that the caller names; `None` for one that it cannot see.
+    fn resolve_pid(&self, number: i32) -> Option<i32> {
+        Some(number)
+    }
     /// Sends a signal to the caller itself (SIGPIPE, SIGXFSZ).
     fn signal_self(&self, signal: i32);
     /// The kernel's own task, for files of the kernel (procfs).

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::{IdKind, UserNs};
+
 /// A set of capabilities, bit by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct CapSet(pub u64);
@@ -85,6 +87,8 @@ pub struct Credentials {
     pub ambient: CapSet,
     pub securebits: u32,
     pub no_new_privs: bool,
+    /// The namespace in which the capability sets count; ids here are those of the first one.
+    pub user_ns: Arc<UserNs>,
 }
 
 impl Credentials {
@@ -112,12 +116,64 @@ impl Credentials {
             ambient: CapSet::EMPTY,
             securebits: 0,
             no_new_privs: false,
+            user_ns: UserNs::initial(),
         }
     }
 
-    /// Whether the effective set holds `cap` (a number of [`cap`]).
+    /// Whether the effective set holds `cap` (a number of [`cap`]) over the sandbox as a whole (`capable`): never inside a
+    /// user namespace of the application's own.
     pub fn has_cap(&self, cap: u32) -> bool {
+        self.effective.has(cap) && self.user_ns.is_initial()
+    }
+
+    /// Whether the effective set holds `cap` over what belongs to the caller's own user namespace
+    /// (`ns_capable(current_user_ns())`).
+    pub fn has_cap_here(&self, cap: u32) -> bool {
         self.effective.has(cap)
+    }
+
+    /// Whether `cap` is held over what belongs to `ns` (`ns_capable`): in that namespace or one above, or as the owner of
+    /// a namespace that leads there.
+    pub fn has_cap_in(&self, ns: &UserNs, cap: u32) -> bool {
+        let mut ns = ns;
+        loop {
+            if *ns == *self.user_ns {
+                return self.effective.has(cap);
+            }
+            if ns.level() <= self.user_ns.level() {
+                return false;
+            }
+            let Some(parent) = ns.parent() else { return false };
+            if **parent == *self.user_ns && ns.owner() == self.euid {
+                return true;
+            }
+            ns = parent;
+        }
+    }
+
+    /// Whether `cap` is held over a file of this owner and group (`capable_wrt_inode_uidgid`): both must have a mapping in
+    /// the caller's namespace.
+    pub fn has_cap_for(&self, (uid, gid): (u32, u32), cap: u32) -> bool {
+        self.effective.has(cap)
+            && (self.user_ns.is_initial()
+                || (self.user_ns.show(IdKind::User, uid).is_some()
+                    && self.user_ns.show(IdKind::Group, gid).is_some()))
+    }
+
+    /// These credentials as the first ones of `ns`: every capability there, and none kept for later
+    /// (`set_cred_user_ns`).
+    #[must_use]
+    pub fn in_new_user_ns(&self, ns: &Arc<UserNs>) -> Self {
+        Self {
+            permitted: CapSet::FULL,
+            effective: CapSet::FULL,
+            inheritable: CapSet::EMPTY,
+            bounding: CapSet::FULL,
+            ambient: CapSet::EMPTY,
+            securebits: 0,
+            user_ns: Arc::clone(ns),
+            ..self.clone()
+        }
     }
 
     /// Whether `gid` is the file-system group or a supplementary one.

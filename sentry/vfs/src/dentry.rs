@@ -4,7 +4,7 @@
 //! directory's lock. A parent holds its cached children and a child holds its parent: [`SuperBlock`] breaks that
 //! cycle when it evicts unused dentries and when the last mount goes away.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -13,7 +13,7 @@ use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, Result, RwLock};
 
 use crate::watch::Watches;
-use crate::{FileKind, FileSystem, Inode};
+use crate::{FileKind, FileSystem, Inode, UserNs};
 
 /// The name was removed; `/proc` shows it with ` (deleted)`.
 const UNLINKED: u8 = 1;
@@ -90,6 +90,11 @@ impl Dentry {
             flags: AtomicU8::new(0),
             id: NEXT.fetch_add(1, Ordering::Relaxed),
         })
+    }
+
+    /// A dentry outside the cache and every directory, shown as `text` (the files of namespaces).
+    pub fn nameless(inode: Arc<dyn Inode>, text: &[u8]) -> Arc<Self> {
+        Self::new(inode, None, Arc::from(text))
     }
 
     /// A dentry outside the cache, for a nameless file (`O_TMPFILE`, memfd); it shows as `name (deleted)`.
@@ -201,6 +206,10 @@ pub struct SuperBlock {
     root: Arc<Dentry>,
     queue: Mutex<VecDeque<Used>, { rank::LEAF }>,
     watches: Watches,
+    /// The user namespace that mounted it: its root rules the file system.
+    user_ns: Arc<UserNs>,
+    /// Mounted or remounted read-only as a whole, beyond what its mounts say.
+    read_only: AtomicBool,
     /// Serialises renames that move a name between directories (`s_vfs_rename_mutex`).
     pub(crate) rename: Mutex<(), { rank::RENAME }>,
 }
@@ -230,18 +239,40 @@ impl Drop for SuperBlock {
 
 impl SuperBlock {
     pub fn new(fs: Arc<dyn FileSystem>) -> Arc<Self> {
+        Self::owned(fs, UserNs::initial())
+    }
+
+    /// A file system mounted by a process of `user_ns`.
+    pub fn owned(fs: Arc<dyn FileSystem>, user_ns: Arc<UserNs>) -> Arc<Self> {
         let root = Dentry::new(fs.root(), None, Arc::from(&b""[..]));
         Arc::new(Self {
             fs,
             root,
             queue: Mutex::new(VecDeque::new()),
             watches: Watches::default(),
+            user_ns,
+            read_only: AtomicBool::new(false),
             rename: Mutex::new(()),
         })
     }
 
     pub fn filesystem(&self) -> &Arc<dyn FileSystem> {
         &self.fs
+    }
+
+    /// The user namespace that the file system belongs to (`s_user_ns`).
+    pub fn user_ns(&self) -> &Arc<UserNs> {
+        &self.user_ns
+    }
+
+    /// Whether every change is refused with `EROFS`, whatever the mount says.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed) || self.fs.read_only()
+    }
+
+    /// `mount(2)` or a remount with `MS_RDONLY`.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Relaxed);
     }
 
     pub fn root(&self) -> &Arc<Dentry> {

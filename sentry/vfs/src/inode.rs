@@ -210,6 +210,11 @@ pub trait Inode: Send + Sync {
         false
     }
 
+    /// Whether this directory never holds a name: a mount on it hides nothing (`is_empty_dir_inode`).
+    fn is_empty_for_good(&self) -> bool {
+        false
+    }
+
     /// The place for a FIFO's pipe or a socket file's socket.
     fn attachment(&self) -> Option<&Attachment> {
         None
@@ -240,6 +245,11 @@ pub trait FileSystem: Send + Sync {
         String::new()
     }
     fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Takes new mount options (a remount); `EINVAL` for what it does not know.
+    fn reconfigure(&self, options: &str) -> Result<()> {
+        let _ = options;
         Ok(())
     }
     fn as_any(&self) -> &dyn Any;

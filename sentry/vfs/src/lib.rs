@@ -8,14 +8,15 @@
 //! once more there. What nobody uses is only cached, and the cache of each file system is bounded. A descriptor's file
 //! is flushed and dropped after the table's lock is released.
 //!
-//! **Lock ranks:** file position 15 (held over a whole transfer), `MountTree` 20, `Rename` 30, `DirInode` 40, `FileData`
-//! 50, `FdTable` 60; dentry links, child caches, watches and lock lists are leaves. No user copy that may fault is
+//! **Lock ranks:** file position 15 (held over a whole transfer), `Rename` 30, `DirInode` 40, `FileData`
+//! 50, `FdTable` 60, `MountTree` 190; dentry links, child caches, watches and lock lists are leaves. No user copy that may fault is
 //! made under a directory's lock.
 //!
 //! **Threat.** Paths, names and flags come from the application; replies of a file system on the gofer's side have
 //! been validated by that file system.
 
 mod access;
+pub mod acl;
 mod attr;
 mod attrs;
 mod caller;
@@ -32,6 +33,7 @@ mod lock_table;
 mod modify;
 mod mount;
 mod open;
+mod user_ns;
 mod vfs;
 mod walk;
 pub mod watch;
@@ -54,7 +56,11 @@ pub use fs_context::{FsContext, FsContextView};
 pub use inode::{Attachment, DirEntry, FileSystem, Inode, Owner, RenameFlags};
 pub use inotify::{Inotify, as_inotify};
 pub use lock_table::{FileKey, FileLocks, LockOwner, LockTable, RangeLock};
-pub use mount::{Location, Mount, MountFlags, MountInfo, MountMap, MountNamespace, PathText, UmountFlags};
+pub use mount::{
+    Location, Mount, MountFlags, MountInfo, MountMap, MountNamespace, MountTree, PathText, Propagation,
+    UmountFlags,
+};
 pub use open::{OpenHow, Opened, PendingOpen, anonymous};
+pub use user_ns::{IdKind, OVERFLOW_ID, UserNs, next_ns_ino};
 pub use vfs::{DeviceOpener, FifoOpen, FifoOpener, FifoWait, FsType, Vfs, anonymous_dev};
 pub use walk::{Last, LookupFlags, NAME_MAX, PATH_MAX, Parent, PathCx};

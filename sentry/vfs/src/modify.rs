@@ -8,6 +8,7 @@ use std::sync::Arc;
 use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode};
+use crate::acl::Inherited;
 use crate::inotify::next_cookie;
 use crate::watch::event;
 use crate::{
@@ -29,9 +30,16 @@ fn same_file(a: &Arc<dyn Inode>, b: &Arc<dyn Inode>) -> Result<bool> {
 
 impl PathCx<'_> {
     /// Mode and owner of a new object in `dir`: umask, and the rules of a set-group-id directory
-    /// (`inode_init_owner`).
-    pub(crate) fn new_mode(&self, dir: &Location, mode: u32, is_dir: bool) -> Result<(u32, Owner)> {
-        let mut mode = mode & 0o7777 & !self.umask;
+    /// (`inode_init_owner`), or the directory's default access control list in the umask's place.
+    pub(crate) fn new_mode(
+        &self,
+        dir: &Location,
+        mode: u32,
+        is_dir: bool,
+    ) -> Result<(u32, Owner, Inherited)> {
+        let mode = mode & 0o7777;
+        let (mut mode, inherited) = Inherited::of(&**dir.inode(), mode, is_dir)
+            .unwrap_or_else(|| (mode & !self.umask, Inherited::default()));
         let mut owner = Owner { uid: self.creds.fsuid, gid: self.creds.fsgid };
         let dir_attr = dir.inode().attr()?;
         if dir_attr.mode & libc::S_ISGID != 0 {
@@ -40,12 +48,12 @@ impl PathCx<'_> {
                 mode |= libc::S_ISGID;
             } else if mode & 0o2010 == 0o2010
                 && !self.creds.in_group(owner.gid)
-                && !self.creds.has_cap(cap::FSETID)
+                && !self.creds.has_cap_for((owner.uid, dir_attr.gid), cap::FSETID)
             {
                 mode &= !libc::S_ISGID;
             }
         }
-        Ok((mode, owner))
+        Ok((mode, owner, inherited))
     }
 
     /// Makes a name by `make`, which gets its directory. `EEXIST` where it is taken.
@@ -76,8 +84,10 @@ impl PathCx<'_> {
     /// `mkdir(2)`.
     pub fn mkdir(&self, base: Option<&Location>, path: &[u8], mode: u32) -> Result<Location> {
         self.make(base, path, true, |dir, name| {
-            let (mode, owner) = self.new_mode(dir, mode & 0o1777, true)?;
-            dir.inode().mkdir(name, mode, owner)
+            let (mode, owner, inherited) = self.new_mode(dir, mode & 0o1777, true)?;
+            let made = dir.inode().mkdir(name, mode, owner)?;
+            inherited.give(&*made)?;
+            Ok(made)
         })
     }
 
@@ -94,11 +104,19 @@ impl PathCx<'_> {
             if device && !whiteout && !self.creds.has_cap(cap::MKNOD) {
                 return Err(Errno::EPERM);
             }
-            let (permissions, owner) = self.new_mode(dir, mode, false)?;
-            if kind == FileKind::Regular {
-                return dir.inode().create(name, permissions, owner);
-            }
-            dir.inode().mknod(name, kind.mode_bits() | permissions, if device { rdev } else { 0 }, owner)
+            let (permissions, owner, inherited) = self.new_mode(dir, mode, false)?;
+            let made = if kind == FileKind::Regular {
+                dir.inode().create(name, permissions, owner)?
+            } else {
+                dir.inode().mknod(
+                    name,
+                    kind.mode_bits() | permissions,
+                    if device { rdev } else { 0 },
+                    owner,
+                )?
+            };
+            inherited.give(&*made)?;
+            Ok(made)
         })
     }
 
@@ -111,7 +129,7 @@ impl PathCx<'_> {
             return Err(Errno::ENAMETOOLONG);
         }
         self.make(base, path, false, |dir, name| {
-            let (_, owner) = self.new_mode(dir, 0o777, false)?;
+            let (_, owner, _) = self.new_mode(dir, 0o777, false)?;
             dir.inode().symlink(name, target, owner)
         })
     }
@@ -133,13 +151,17 @@ impl PathCx<'_> {
     }
 
     /// `may_delete` of `fs/namei.c`: whether `victim`'s name may go away. The directory's lock is held.
-    fn may_delete(&self, dir: &Location, victim: &Dentry, as_dir: bool) -> Result<()> {
+    fn may_delete(&self, dir: &Location, victim: &Arc<Dentry>, as_dir: bool) -> Result<()> {
         check_inode(&**dir.inode(), Access::WRITE | Access::EXEC, self.creds, self.caller)?;
         if !self.creds.has_cap(cap::FOWNER) {
             let dir_attr: Attr = dir.inode().attr()?;
+            let own = |attr: &Attr| attr.uid == self.creds.fsuid;
             if dir_attr.mode & libc::S_ISVTX != 0
-                && dir_attr.uid != self.creds.fsuid
-                && victim.inode().attr()?.uid != self.creds.fsuid
+                && !own(&dir_attr)
+                && victim
+                    .inode()
+                    .attr()
+                    .map(|a| !own(&a) && !self.creds.has_cap_for((a.uid, a.gid), cap::FOWNER))?
             {
                 return Err(Errno::EPERM);
             }
@@ -152,7 +174,7 @@ impl PathCx<'_> {
         if dir.dentry.is_unlinked() {
             return Err(Errno::ENOENT);
         }
-        if victim.is_mountpoint() {
+        if self.ns.is_local_mountpoint(victim) {
             return Err(Errno::EBUSY);
         }
         Ok(())
@@ -178,6 +200,7 @@ impl PathCx<'_> {
             sb.unlinked(&dir.dentry, &victim);
             sb.watches().on_removed(&dir.dentry, &victim);
         }
+        self.ns.detach_mounts_on(&victim);
         // The inode, and with it the file's pages, may go here, after the lock.
         drop(victim);
         Ok(())
@@ -196,13 +219,17 @@ impl PathCx<'_> {
             return Err(Errno::EROFS);
         }
         let sb = dir.mount.superblock();
-        let _exclusive = dir.dentry.dir.write();
-        let victim = sb.lookup_locked(&dir.dentry, &name)?.ok_or(Errno::ENOENT)?;
-        self.may_delete(&dir, &victim, true)?;
-        let _inner = victim.dir.write();
-        dir.inode().rmdir(&name)?;
-        sb.unlinked(&dir.dentry, &victim);
-        sb.watches().on_removed(&dir.dentry, &victim);
+        let victim;
+        {
+            let _exclusive = dir.dentry.dir.write();
+            victim = sb.lookup_locked(&dir.dentry, &name)?.ok_or(Errno::ENOENT)?;
+            self.may_delete(&dir, &victim, true)?;
+            let _inner = victim.dir.write();
+            dir.inode().rmdir(&name)?;
+            sb.unlinked(&dir.dentry, &victim);
+            sb.watches().on_removed(&dir.dentry, &victim);
+        }
+        self.ns.detach_mounts_on(&victim);
         Ok(())
     }
 
@@ -215,6 +242,21 @@ impl PathCx<'_> {
         new_path: &[u8],
         flags: RenameFlags,
     ) -> Result<()> {
+        if let Some(replaced) = self.rename_locked(old_base, old_path, new_base, new_path, flags)? {
+            self.ns.detach_mounts_on(&replaced);
+        }
+        Ok(())
+    }
+
+    /// The part of a rename under the directories' locks; what lost its name by it.
+    fn rename_locked(
+        &self,
+        old_base: Option<&Location>,
+        old_path: &[u8],
+        new_base: Option<&Location>,
+        new_path: &[u8],
+        flags: RenameFlags,
+    ) -> Result<Option<Arc<Dentry>>> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         if exchange && flags.intersects(RenameFlags::NOREPLACE | RenameFlags::WHITEOUT) {
             return Err(Errno::EINVAL);
@@ -271,7 +313,7 @@ impl PathCx<'_> {
         if let Some(target) = &target
             && same_file(source.inode(), target.inode())?
         {
-            return Ok(());
+            return Ok(None);
         }
 
         self.may_delete(&old.dir, &source, source.is_dir())?;
@@ -290,7 +332,7 @@ impl PathCx<'_> {
                 check_inode(&**target.inode(), Access::WRITE, self.creds, self.caller)?;
             }
         }
-        let _victim = target.as_ref().filter(|t| t.is_dir() && !exchange).map(|t| t.dir.write());
+        let victim = target.as_ref().filter(|t| t.is_dir() && !exchange).map(|t| t.dir.write());
         old.dir.inode().rename(old_name, new.dir.inode(), new_name, flags)?;
         let watches = sb.watches();
         let moved = |name: &Dentry, from: (&Dentry, &[u8]), to: (&Dentry, &[u8])| {
@@ -313,6 +355,7 @@ impl PathCx<'_> {
             // The old name now stands for a whiteout that the cache has not seen.
             SuperBlock::forget(old_dir, old_name);
         }
-        Ok(())
+        drop(victim);
+        Ok(target.filter(|_| !exchange))
     }
 }

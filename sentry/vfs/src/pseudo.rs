@@ -326,6 +326,9 @@ impl Inode for PseudoDir {
         // Directories are opened by the VFS, which lists them through `list`.
         Err(Errno::EISDIR)
     }
+    fn is_empty_for_good(&self) -> bool {
+        self.entries.is_empty()
+    }
     fn filesystem(&self) -> Arc<dyn FileSystem> {
         Arc::clone(&self.fs) as Arc<dyn FileSystem>
     }

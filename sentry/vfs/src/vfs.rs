@@ -10,6 +10,7 @@ use sentry_base::lock::rank;
 use sentry_base::{Mutex, Result, RwLock, WaitQueue};
 
 use crate::lock_table::LockTable;
+use crate::mount::Tree;
 use crate::{Attachment, Caller, FileOps, FileSystem, IoStart, OpenFlags};
 
 /// Opens the devices of one major number.
@@ -63,6 +64,11 @@ impl Debug for dyn FifoWait {
 pub trait FsType: Send + Sync {
     /// A file system to mount. `data` holds the mount options; `EINVAL` for options that are not understood.
     fn mount(&self, source: &str, data: &str, caller: &dyn Caller) -> Result<Arc<dyn FileSystem>>;
+
+    /// Whether the root of a user namespace may mount it (`FS_USERNS_MOUNT`).
+    fn allowed_in_user_ns(&self) -> bool {
+        true
+    }
 }
 
 impl Debug for dyn FsType {
@@ -87,6 +93,7 @@ pub struct Vfs {
     openers: RwLock<Openers, { rank::LEAF }>,
     locks: LockTable,
     singletons: Mutex<Singletons, { rank::LEAF }>,
+    mounts: RwLock<Tree, { rank::MOUNT_TREE }>,
 }
 
 impl Debug for Vfs {
@@ -143,6 +150,11 @@ impl Vfs {
     pub fn singleton<T: Any + Send + Sync>(&self, make: impl FnOnce() -> Arc<T>) -> Option<Arc<T>> {
         let mut all = self.singletons.lock();
         Arc::clone(all.entry(TypeId::of::<T>()).or_insert_with(|| make())).downcast().ok()
+    }
+
+    /// All mounts of all namespaces.
+    pub(crate) fn mounts(&self) -> &RwLock<Tree, { rank::MOUNT_TREE }> {
+        &self.mounts
     }
 
     /// The locks of all files.

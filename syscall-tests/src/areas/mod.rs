@@ -2,30 +2,49 @@
 
 use crate::harness::Area;
 
+mod attack;
 mod attr;
 mod cred;
 mod dir;
 mod epoll;
 mod event;
 mod exec;
+mod execcred;
 mod fd;
 mod file;
 mod futex;
+mod futex_pi;
+mod futexv;
 mod inet_dgram;
 mod inet_options;
 mod inet_raw;
 mod inet_stream;
+mod limits;
+mod membarrier;
+mod memfd;
 mod mm;
+mod mm_limits;
+mod mount;
+mod mqueue;
 mod netdev;
+mod ns;
 mod path;
+mod pidfd;
+mod pidns;
 mod pipe;
 mod poll;
+mod prctl;
 mod process;
 mod procfs;
+mod ptrace;
+mod ptrace_events;
 mod rename;
 mod rlimit;
+mod sched;
+mod seccomp;
 mod sigframe;
 mod signal;
+mod sysv;
 mod thread;
 mod time;
 mod tmpfs;
@@ -38,9 +57,13 @@ pub const AREAS: &[Area] = &[
     Area { name: "exec", cases: exec::CASES },
     Area { name: "signal", cases: signal::CASES },
     Area { name: "sigframe", cases: sigframe::CASES },
+    Area { name: "ptrace", cases: ptrace::CASES },
+    Area { name: "ptrace-events", cases: ptrace_events::CASES },
     Area { name: "futex", cases: futex::CASES },
     Area { name: "thread", cases: thread::CASES },
     Area { name: "mm", cases: mm::CASES },
+    Area { name: "mm-limits", cases: mm_limits::CASES },
+    Area { name: "memfd", cases: memfd::CASES },
     Area { name: "time", cases: time::CASES },
     Area { name: "fd", cases: fd::CASES },
     Area { name: "file", cases: file::CASES },
@@ -60,7 +83,22 @@ pub const AREAS: &[Area] = &[
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
+    Area { name: "ns", cases: ns::CASES },
+    Area { name: "pidns", cases: pidns::CASES },
+    Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
+    Area { name: "attack", cases: attack::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
+    Area { name: "seccomp", cases: seccomp::CASES },
+    Area { name: "futex_pi", cases: futex_pi::CASES },
+    Area { name: "futexv", cases: futexv::CASES },
+    Area { name: "sysv", cases: sysv::CASES },
+    Area { name: "mqueue", cases: mqueue::CASES },
+    Area { name: "execcred", cases: execcred::CASES },
+    Area { name: "prctl", cases: prctl::CASES },
+    Area { name: "sched", cases: sched::CASES },
+    Area { name: "pidfd", cases: pidfd::CASES },
+    Area { name: "limits", cases: limits::CASES },
+    Area { name: "membarrier", cases: membarrier::CASES },
 ];

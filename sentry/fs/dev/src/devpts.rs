@@ -5,8 +5,8 @@ use std::sync::{Arc, Weak};
 
 use sentry_base::{Errno, Mutex, Result, lock::rank};
 use sentry_vfs::{
-    Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, SetAttr, SetTime, StatFs,
-    Timestamp,
+    Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, FsType, Inode, OpenFlags, SetAttr, SetTime,
+    StatFs, Timestamp,
 };
 
 use crate::tty::{DEVPTS_DEV, Terminals, Tty};
@@ -65,6 +65,32 @@ impl FileSystem for DevPts {
     }
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+/// devpts as `mount(2)` makes it. All mounts show all terminals of the sandbox.
+#[derive(Debug)]
+pub struct DevPtsType {
+    pub terminals: Arc<Terminals>,
+}
+
+impl FsType for DevPtsType {
+    fn mount(&self, _source: &str, data: &str, _caller: &dyn Caller) -> Result<Arc<dyn FileSystem>> {
+        for option in data.split(',').filter(|o| !o.is_empty()) {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            let number = |radix| u32::from_str_radix(value, radix).is_ok();
+            let known = match key {
+                "uid" | "gid" | "max" => number(10),
+                "mode" | "ptmxmode" => number(8),
+                "newinstance" => value.is_empty(),
+                _ => false,
+            };
+            if !known {
+                return Err(Errno::EINVAL);
+            }
+        }
+        let fs: Arc<dyn FileSystem> = DevPts::new(Arc::clone(&self.terminals));
+        Ok(fs)
     }
 }
 

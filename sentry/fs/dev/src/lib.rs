@@ -17,7 +17,7 @@ mod populate;
 mod tty;
 
 pub use devices::Devices;
-pub use devpts::DevPts;
+pub use devpts::{DevPts, DevPtsType};
 pub use mem::is_zero;
 pub use populate::populate;
 pub use tty::{HostSide, MasterFile, PTS_MAJOR, Terminals, Tty, TtyFile};

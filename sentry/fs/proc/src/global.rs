@@ -4,7 +4,8 @@ use core::fmt::Write;
 use std::sync::Arc;
 
 use abi::time::ticks;
-use sentry_base::{Result, mono_now};
+use sentry_base::{Errno, Result, mono_now};
+use sentry_ipc::IpcNamespace;
 use sentry_kernel::{Kernel, TaskState};
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{Caller, Inode};
@@ -57,6 +58,21 @@ pub(crate) fn files(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Vec<(&'static s
     for (name, text) in FIXED {
         all.push((name, fs.fixed(*text)));
     }
+    let table = |make: fn(&IpcNamespace) -> String| {
+        let content = move |caller: &dyn Caller| -> Result<Vec<u8>> {
+            let task = task_of(caller).ok_or(Errno::ESRCH)?;
+            Ok(make(&task.ipc()).into_bytes())
+        };
+        fs.file(0o444, content)
+    };
+    all.push((
+        "sysvipc",
+        fs.dir([
+            ("msg", table(|ipc| ipc.msg.table())),
+            ("sem", table(|ipc| ipc.sem.table())),
+            ("shm", table(|ipc| ipc.shm.table())),
+        ]),
+    ));
     all.push(("version", fs.fixed(format!("Linux version {RELEASE} (casemate@casemate) {VERSION}\n"))));
     all
 }
@@ -91,7 +107,7 @@ fn running(kernel: &Kernel) -> usize {
 
 fn loadavg(kernel: &Kernel, caller: &dyn Caller) -> String {
     let tasks = kernel.tasks().len();
-    let last = task_of(caller).map_or(1, sentry_kernel::Task::tid);
+    let last = task_of(caller).map_or(1, sentry_kernel::Task::ns_tid);
     format!("0.00 0.00 0.00 {}/{tasks} {last}\n", running(kernel).max(1))
 }
 
@@ -101,7 +117,7 @@ fn meminfo(kernel: &Kernel, caller: &dyn Caller) -> String {
     let resident: u64 = kernel
         .processes()
         .iter()
-        .filter_map(|g| g.threads().first().map(|t| t.mm().space().resident_bytes() / 1024))
+        .filter_map(|g| g.threads().first().map(|t| t.mm().resident().total() / 1024))
         .sum();
     let free = total.saturating_sub(file).saturating_sub(resident);
     let rows: [(&str, u64); 26] = [

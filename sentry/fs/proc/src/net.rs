@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sentry_base::{Errno, Mutex, Result, lock::rank};
-use sentry_kernel::Kernel;
+use sentry_kernel::Task;
 use sentry_net::NetworkNamespace;
 use sentry_vfs::pseudo::{Content, PseudoFs};
 use sentry_vfs::{Caller, Inode, cap};
@@ -96,12 +96,22 @@ const CONF_V6: &[(&str, &str)] = &[
     ("use_tempaddr", "0\n"),
 ];
 
+/// The network that a task is in.
+fn network_of(task: &Task) -> Arc<NetworkNamespace> {
+    task.namespaces().net.extension()
+}
+
+/// The network that the reader of a setting is in.
+fn network_of_caller(caller: &dyn Caller) -> Result<Arc<NetworkNamespace>> {
+    crate::task_of(caller).map(network_of).ok_or(Errno::EINVAL)
+}
+
 /// `/proc/PID/net`.
-pub(crate) fn dir(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
+pub(crate) fn dir(fs: &Arc<PseudoFs>, task: &Task) -> Arc<dyn Inode> {
+    let network = network_of(task);
     let files = sentry_net::proc::FILES.iter().map(|name| {
-        let kernel = Arc::clone(kernel);
+        let network = Arc::clone(&network);
         let text = move |_: &dyn Caller| -> Result<Vec<u8>> {
-            let network = kernel.extension::<NetworkNamespace>();
             network.proc_text(name).map(String::into_bytes).ok_or(Errno::ENOENT)
         };
         (*name, fs.file(0o444, text))
@@ -129,11 +139,11 @@ impl Content for Setting {
 }
 
 /// `net.ipv4.ip_unprivileged_port_start`, which the sockets heed.
-struct PortStart(Arc<Kernel>);
+struct PortStart;
 
 impl Content for PortStart {
-    fn text(&self, _caller: &dyn Caller) -> Result<Vec<u8>> {
-        let start = self.0.extension::<NetworkNamespace>().inet().unprivileged_port_start();
+    fn text(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
+        let start = network_of_caller(caller)?.inet().unprivileged_port_start();
         Ok(format!("{start}\n").into_bytes())
     }
 
@@ -143,7 +153,7 @@ impl Content for PortStart {
         }
         let text = core::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
         let start = text.trim().parse().map_err(|_| Errno::EINVAL)?;
-        self.0.extension::<NetworkNamespace>().inet().set_unprivileged_port_start(start);
+        network_of_caller(caller)?.inet().set_unprivileged_port_start(start);
         Ok(data.len())
     }
 }
@@ -161,9 +171,9 @@ fn per_interface(fs: &Arc<PseudoFs>, rows: &'static [(&'static str, &'static str
 }
 
 /// `/proc/sys/net`.
-pub(crate) fn sysctls(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
+pub(crate) fn sysctls(fs: &Arc<PseudoFs>) -> Arc<dyn Inode> {
     let mut v4 = settings(fs, IPV4);
-    v4.push(("ip_unprivileged_port_start", fs.file(0o644, PortStart(Arc::clone(kernel)))));
+    v4.push(("ip_unprivileged_port_start", fs.file(0o644, PortStart)));
     v4.push(("conf", per_interface(fs, CONF_V4)));
     let v6 = [
         ("bindv6only", fs.fixed("0\n")),

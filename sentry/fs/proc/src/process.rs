@@ -4,15 +4,19 @@ use core::any::Any;
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
-use sentry_kernel::{Kernel, Task, TaskState};
+use sentry_kernel::ptrace::{Access, may_access};
+use sentry_kernel::{Kernel, PidNs, Task, TaskState};
 use sentry_memory::UserMemory;
 use sentry_vfs::pseudo::{Content, PseudoFile, PseudoFs, list_entries};
 use sentry_vfs::{
-    Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, Location, OpenFlags, SetAttr, cap,
+    Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, IdKind, Inode, Location, MountInfo, OpenFlags,
+    SetAttr, cap,
 };
 
 use crate::fds::{FdDir, FdView};
+use crate::namespaces::NsDir;
 use crate::root::parse_number;
+use crate::smaps::{self, Detail};
 use crate::{status, task_of};
 
 /// The inode number of entry `entry` of a task's directory.
@@ -24,17 +28,30 @@ pub(crate) fn ino(tid: i32, entry: u64) -> u64 {
 #[derive(Debug, Clone)]
 pub(crate) struct Subject {
     kernel: Arc<Kernel>,
+    /// The PID namespace that the file system shows.
+    ns: Arc<PidNs>,
+    /// The Sentry's number.
     tid: i32,
     thread: bool,
 }
 
 impl Subject {
-    pub fn process(kernel: &Arc<Kernel>, pid: i32) -> Self {
-        Self { kernel: Arc::clone(kernel), tid: pid, thread: false }
+    pub fn process(kernel: &Arc<Kernel>, ns: &Arc<PidNs>, pid: i32) -> Self {
+        Self { kernel: Arc::clone(kernel), ns: Arc::clone(ns), tid: pid, thread: false }
     }
 
-    pub fn thread(kernel: &Arc<Kernel>, tid: i32) -> Self {
-        Self { kernel: Arc::clone(kernel), tid, thread: true }
+    pub fn thread(kernel: &Arc<Kernel>, ns: &Arc<PidNs>, tid: i32) -> Self {
+        Self { kernel: Arc::clone(kernel), ns: Arc::clone(ns), tid, thread: true }
+    }
+
+    /// The number of a process, thread, group or session in the namespace that is shown.
+    pub fn show(&self, number: i32) -> i32 {
+        self.ns.local(number)
+    }
+
+    /// The namespace that is shown.
+    pub fn ns(&self) -> &PidNs {
+        &self.ns
     }
 
     pub fn is_thread(&self) -> bool {
@@ -58,17 +75,8 @@ impl Subject {
     /// The task, if `caller` may look into it (`ptrace_may_access`, `PTRACE_MODE_READ`).
     pub fn inspect(&self, caller: &dyn Caller) -> Result<Arc<Task>> {
         let task = self.task()?;
-        if task_of(caller).is_some_and(|c| c.pid() == task.pid()) {
-            return Ok(task);
-        }
-        let (ours, theirs) = (caller.creds(), task.creds());
-        let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|id| *id == ours.fsuid)
-            && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|id| *id == ours.fsgid);
-        if (same && task.group().dumpable() == 1) || ours.has_cap(cap::SYS_PTRACE) {
-            Ok(task)
-        } else {
-            Err(Errno::EACCES)
-        }
+        let allowed = task_of(caller).is_some_and(|c| may_access(c, &task, Access::Read));
+        if allowed { Ok(task) } else { Err(Errno::EACCES) }
     }
 }
 
@@ -83,6 +91,8 @@ enum Entry {
     Namespaces,
     Net,
     Attr,
+    Mem,
+    Pagemap,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +107,7 @@ enum FileText {
     Loginuid,
     Maps,
     Smaps,
+    SmapsRollup,
     Mountinfo,
     Mounts,
     OomAdj,
@@ -106,7 +117,8 @@ enum FileText {
     Stat,
     Statm,
     Status,
-    IdMap,
+    IdMap(IdKind),
+    Mountstats,
     Setgroups,
     Wchan,
     Empty,
@@ -130,41 +142,33 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("exe", Entry::Link(LinkTarget::Exe)),
     ("fd", Entry::Fds(FdView::Links)),
     ("fdinfo", Entry::Fds(FdView::Info)),
-    ("gid_map", Entry::File(0o644, FileText::IdMap)),
+    ("gid_map", Entry::File(0o644, FileText::IdMap(IdKind::Group))),
     ("io", Entry::File(0o400, FileText::Io)),
     ("limits", Entry::File(0o444, FileText::Limits)),
     ("loginuid", Entry::File(0o444, FileText::Loginuid)),
     ("maps", Entry::File(0o444, FileText::Maps)),
+    ("mem", Entry::Mem),
     ("mountinfo", Entry::File(0o444, FileText::Mountinfo)),
     ("mounts", Entry::File(0o444, FileText::Mounts)),
+    ("mountstats", Entry::File(0o400, FileText::Mountstats)),
     ("net", Entry::Net),
     ("ns", Entry::Namespaces),
     ("oom_adj", Entry::File(0o444, FileText::OomAdj)),
     ("oom_score", Entry::File(0o444, FileText::OomScore)),
     ("oom_score_adj", Entry::File(0o644, FileText::OomScoreAdj)),
+    ("pagemap", Entry::Pagemap),
     ("personality", Entry::File(0o400, FileText::Personality)),
     ("root", Entry::Link(LinkTarget::Root)),
     ("schedstat", Entry::File(0o444, FileText::Empty)),
     ("setgroups", Entry::File(0o644, FileText::Setgroups)),
     ("smaps", Entry::File(0o444, FileText::Smaps)),
+    ("smaps_rollup", Entry::File(0o444, FileText::SmapsRollup)),
     ("stat", Entry::File(0o444, FileText::Stat)),
     ("statm", Entry::File(0o444, FileText::Statm)),
     ("status", Entry::File(0o444, FileText::Status)),
     ("task", Entry::Tasks),
-    ("uid_map", Entry::File(0o644, FileText::IdMap)),
+    ("uid_map", Entry::File(0o644, FileText::IdMap(IdKind::User))),
     ("wchan", Entry::File(0o444, FileText::Wchan)),
-];
-
-/// Namespace links with the inode numbers of Linux's initial namespaces (`include/linux/proc_ns.h`).
-const NAMESPACES: &[(&str, u32)] = &[
-    ("cgroup", 0xeffffffb),
-    ("ipc", 0xefffffff),
-    ("mnt", 0xf0000000),
-    ("net", 0xf0000001),
-    ("pid", 0xeffffffc),
-    ("time", 0xeffffffa),
-    ("user", 0xeffffffd),
-    ("uts", 0xeffffffe),
 ];
 
 /// The directory of one process or thread.
@@ -202,10 +206,21 @@ impl TaskDir {
                 fs: Arc::clone(&self.fs),
                 subject: self.subject.clone(),
             }),
-            Entry::Namespaces => self
-                .fs
-                .dir(NAMESPACES.iter().map(|(name, id)| (*name, self.fs.link(format!("{name}:[{id}]"))))),
-            Entry::Net => crate::net::dir(&self.fs, &self.subject.kernel),
+            Entry::Namespaces => {
+                let attr = owned(FileKind::Directory, 0o511, number, &self.fs, &task);
+                NsDir::inode(&self.fs, self.subject.clone(), attr)
+            }
+            Entry::Net => crate::net::dir(&self.fs, &task),
+            Entry::Mem | Entry::Pagemap => {
+                let pages = matches!(entry, Entry::Pagemap);
+                let mode = if pages { 0o400 } else { 0o600 };
+                Arc::new(crate::mem::MemFile {
+                    attr: owned(FileKind::Regular, mode, number, &self.fs, &task),
+                    fs: Arc::clone(&self.fs),
+                    subject: self.subject.clone(),
+                    pages,
+                })
+            }
             Entry::Attr => self.fs.dir([("current", self.fs.fixed("unconfined\n"))]),
         })
     }
@@ -287,12 +302,12 @@ impl Inode for Threads {
         Ok(self.attr)
     }
     fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>> {
-        let tid = parse_number(name).ok_or(Errno::ENOENT)?;
+        let tid = parse_number(name).and_then(|n| self.subject.ns.global(n)).ok_or(Errno::ENOENT)?;
         let task = self.subject.kernel.task(tid).ok_or(Errno::ENOENT)?;
         if task.pid() != self.subject.task().map_err(|_| Errno::ENOENT)?.pid() {
             return Err(Errno::ENOENT);
         }
-        Ok(TaskDir::inode(&self.fs, Subject::thread(&self.subject.kernel, tid)))
+        Ok(TaskDir::inode(&self.fs, Subject::thread(&self.subject.kernel, &self.subject.ns, tid)))
     }
     fn list(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
         let task = self.subject.task().map_err(|_| Errno::ENOENT)?;
@@ -300,6 +315,7 @@ impl Inode for Threads {
         if tids.is_empty() {
             tids.push(task.tid());
         }
+        let mut tids: Vec<i32> = tids.into_iter().map(|tid| self.subject.show(tid)).collect();
         tids.sort_unstable();
         for tid in tids {
             let next_cookie = u64::from(tid.unsigned_abs()) + 3;
@@ -389,6 +405,7 @@ impl Content for Text {
                 | FileText::Io
                 | FileText::Maps
                 | FileText::Smaps
+                | FileText::SmapsRollup
                 | FileText::Personality
         );
         let task = if private { subject.inspect(caller)? } else { subject.task()? };
@@ -403,10 +420,12 @@ impl Content for Text {
                 let layout = task.mm().layout();
                 return Ok(strings(&task, layout.env_start, layout.env_end));
             }
-            FileText::Maps => return Ok(status::maps(&task, false)),
-            FileText::Smaps => return Ok(status::maps(&task, true)),
-            FileText::Mountinfo => return Ok(mounts(&task, false)),
-            FileText::Mounts => return Ok(mounts(&task, true)),
+            FileText::Maps => return Ok(smaps::maps(&task, Detail::Maps)),
+            FileText::Smaps => return Ok(smaps::maps(&task, Detail::Smaps)),
+            FileText::SmapsRollup => return Ok(smaps::maps(&task, Detail::Rollup)),
+            FileText::Mountinfo => return mounts(&task, MountInfo::mountinfo_line),
+            FileText::Mounts => return mounts(&task, MountInfo::mounts_line),
+            FileText::Mountstats => return mounts(&task, MountInfo::mountstats_line),
             FileText::Comm => {
                 let mut comm = task.comm();
                 comm.push(b'\n');
@@ -424,9 +443,9 @@ impl Content for Text {
             FileText::Personality => format!("{:08x}\n", task.personality()),
             FileText::Stat => status::stat(subject, &task, caller.tid()),
             FileText::Statm => status::statm(&task),
-            FileText::Status => status::status(&task, caller.tid()),
-            FileText::IdMap => format!("{:>10} {:>10} {:>10}\n", 0, 0, u32::MAX),
-            FileText::Setgroups => "allow\n".to_owned(),
+            FileText::Status => status::status(subject, &task, caller),
+            FileText::IdMap(kind) => task.creds().user_ns.map_text(kind, &caller.creds().user_ns),
+            FileText::Setgroups => task.creds().user_ns.setgroups_text().to_owned(),
             FileText::Wchan => "0".to_owned(),
             FileText::Empty => "0 0 0\n".to_owned(),
         };
@@ -455,13 +474,22 @@ impl Content for Text {
                 task.group().set_oom_score_adj(value);
                 Ok(data.len())
             }
-            FileText::IdMap | FileText::Setgroups => Err(Errno::EPERM),
+            FileText::IdMap(kind) => {
+                task.creds().user_ns.set_map(kind, data, &caller.creds())?;
+                Ok(data.len())
+            }
+            FileText::Setgroups => {
+                task.creds().user_ns.write_setgroups(data, &caller.creds())?;
+                Ok(data.len())
+            }
             _ => Err(Errno::EINVAL),
         }
     }
 }
 
-fn mounts(task: &Task, short: bool) -> Vec<u8> {
-    let mounts = task.mount_ns().mounts(&task.fs().root());
-    mounts.iter().flat_map(|m| if short { m.mounts_line() } else { m.mountinfo_line() }).collect()
+fn mounts(task: &Task, line: fn(&MountInfo) -> Vec<u8>) -> Result<Vec<u8>> {
+    if Subject::is_zombie(task) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(task.mount_ns().mounts(&task.fs().root()).iter().flat_map(line).collect())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
-use sentry_kernel::Kernel;
+use sentry_kernel::{Kernel, PidNs};
 use sentry_vfs::pseudo::{PseudoFs, list_entries};
 use sentry_vfs::{Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, SetAttr};
 
@@ -18,15 +18,16 @@ const PID_COOKIES: u64 = 1 << 20;
 pub(crate) struct Root {
     fs: Arc<PseudoFs>,
     kernel: Arc<Kernel>,
+    ns: Arc<PidNs>,
     attr: Attr,
     fixed: BTreeMap<Vec<u8>, Arc<dyn Inode>>,
 }
 
 impl Root {
-    pub fn new(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<Self> {
+    pub fn new(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>, ns: &Arc<PidNs>) -> Arc<Self> {
         let mut fixed = global::files(fs, kernel);
         let own = |thread: bool| -> Arc<dyn Inode> {
-            Arc::new(SelfLink { attr: link_attr(fs), fs: Arc::clone(fs), thread })
+            Arc::new(SelfLink { attr: link_attr(fs), fs: Arc::clone(fs), ns: Arc::clone(ns), thread })
         };
         fixed.push(("self", own(false)));
         fixed.push(("thread-self", own(true)));
@@ -36,6 +37,7 @@ impl Root {
         Arc::new(Self {
             fs: Arc::clone(fs),
             kernel: Arc::clone(kernel),
+            ns: Arc::clone(ns),
             attr: Attr { nlink: 8, ..Attr::new(FileKind::Directory, 0o555, 1, fs.dev()) },
             fixed: fixed.into_iter().map(|(name, inode)| (name.as_bytes().to_vec(), inode)).collect(),
         })
@@ -68,13 +70,13 @@ impl Inode for Root {
         if let Some(inode) = self.fixed.get(name) {
             return Ok(Arc::clone(inode));
         }
-        let tid = parse_number(name).ok_or(Errno::ENOENT)?;
+        let tid = parse_number(name).and_then(|n| self.ns.global(n)).ok_or(Errno::ENOENT)?;
         // A thread's own number works as a name, though it is not listed.
         let task = self.kernel.task(tid).ok_or(Errno::ENOENT)?;
         let subject = if task.pid() == tid {
-            Subject::process(&self.kernel, tid)
+            Subject::process(&self.kernel, &self.ns, tid)
         } else {
-            Subject::thread(&self.kernel, tid)
+            Subject::thread(&self.kernel, &self.ns, tid)
         };
         Ok(TaskDir::inode(&self.fs, subject))
     }
@@ -87,8 +89,11 @@ impl Inode for Root {
                 wanted
             })?;
         }
-        for group in self.kernel.processes() {
-            let pid = u64::try_from(group.pid()).unwrap_or(0);
+        let mut numbers: Vec<i32> =
+            self.kernel.processes().iter().map(|g| self.ns.local(g.pid())).filter(|n| *n > 0).collect();
+        numbers.sort_unstable();
+        for number in numbers {
+            let pid = u64::from(number.unsigned_abs());
             let next_cookie = PID_COOKIES + pid;
             if !wanted {
                 break;
@@ -97,7 +102,7 @@ impl Inode for Root {
                 let name = pid.to_string().into_bytes();
                 wanted = sink(DirEntry {
                     name,
-                    ino: crate::process::ino(group.pid(), 0),
+                    ino: crate::process::ino(number, 0),
                     kind: FileKind::Directory,
                     next_cookie,
                 });
@@ -126,6 +131,7 @@ impl Inode for Root {
 struct SelfLink {
     attr: Attr,
     fs: Arc<PseudoFs>,
+    ns: Arc<PidNs>,
     thread: bool,
 }
 
@@ -141,8 +147,11 @@ impl Inode for SelfLink {
     }
     fn readlink(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
         let task = task_of(caller).ok_or(Errno::ENOENT)?;
-        let text =
-            if self.thread { format!("{}/task/{}", task.pid(), task.tid()) } else { task.pid().to_string() };
+        let (pid, tid) = (self.ns.local(task.pid()), self.ns.local(task.tid()));
+        if pid == 0 {
+            return Err(Errno::ENOENT);
+        }
+        let text = if self.thread { format!("{pid}/task/{tid}") } else { pid.to_string() };
         Ok(text.into_bytes())
     }
     fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {

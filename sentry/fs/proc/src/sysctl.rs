@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result, rand};
+use sentry_kernel::ns::UtsNs;
 use sentry_kernel::{Kernel, PID_MAX, UtsNames};
 use sentry_vfs::pseudo::{Content, PseudoFs};
 use sentry_vfs::{Caller, Inode, cap};
@@ -40,9 +41,21 @@ const KERNEL: &[(&str, &str)] = &[
     ("msgmax", "8192\n"),
     ("msgmnb", "16384\n"),
     ("msgmni", "32000\n"),
+    ("shm_rmid_forced", "0\n"),
     ("tainted", "0\n"),
     ("kptr_restrict", "1\n"),
     ("dmesg_restrict", "1\n"),
+];
+
+const USER: &[&str] = &[
+    "max_cgroup_namespaces",
+    "max_ipc_namespaces",
+    "max_mnt_namespaces",
+    "max_net_namespaces",
+    "max_pid_namespaces",
+    "max_time_namespaces",
+    "max_user_namespaces",
+    "max_uts_namespaces",
 ];
 
 const FS: &[(&str, &str)] = &[
@@ -90,13 +103,20 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
     ]);
     let mut files = fixed(fs, FS);
     files.push(("inotify", inotify));
-    files.push(("mqueue", fs.dir([("queues_max", fs.fixed("256\n")), ("msg_max", fs.fixed("10\n"))])));
+    let mqueue = [
+        ("queues_max", fs.fixed("256\n")),
+        ("msg_max", fs.fixed("10\n")),
+        ("msgsize_max", fs.fixed("8192\n")),
+        ("msg_default", fs.fixed("10\n")),
+        ("msgsize_default", fs.fixed("8192\n")),
+    ];
+    files.push(("mqueue", fs.dir(mqueue)));
     fs.dir([
         ("kernel", fs.dir(entries)),
         ("vm", fs.dir(fixed(fs, VM))),
         ("fs", fs.dir(files)),
-        ("net", crate::net::sysctls(fs, kernel)),
-        ("user", fs.dir([("max_user_namespaces", fs.fixed("0\n"))])),
+        ("net", crate::net::sysctls(fs)),
+        ("user", fs.dir(USER.iter().map(|name| (*name, fs.fixed("31500\n"))))),
     ])
 }
 
@@ -120,21 +140,31 @@ struct Name {
     domain: bool,
 }
 
+impl Name {
+    fn uts(&self, caller: &dyn Caller) -> Arc<UtsNs> {
+        match crate::task_of(caller) {
+            Some(task) => Arc::clone(&task.namespaces().uts),
+            None => Arc::clone(self.kernel.first_uts()),
+        }
+    }
+}
+
 impl Content for Name {
-    fn text(&self, _caller: &dyn Caller) -> Result<Vec<u8>> {
-        let names = self.kernel.uts();
+    fn text(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
+        let names = self.uts(caller).names();
         let mut text = if self.domain { names.domainname } else { names.hostname };
         text.push(b'\n');
         Ok(text)
     }
 
     fn store(&self, caller: &dyn Caller, data: &[u8]) -> Result<usize> {
-        if !caller.creds().has_cap(cap::SYS_ADMIN) {
+        let uts = self.uts(caller);
+        if !caller.creds().has_cap_in(uts.user_ns(), cap::SYS_ADMIN) {
             return Err(Errno::EPERM);
         }
         let name: Vec<u8> = data.iter().copied().take_while(|b| *b != b'\n' && *b != 0).take(64).collect();
-        let old = self.kernel.uts();
-        self.kernel.set_uts(if self.domain {
+        let old = uts.names();
+        uts.set_names(if self.domain {
             UtsNames { domainname: name, ..old }
         } else {
             UtsNames { hostname: name, ..old }

@@ -8,8 +8,9 @@
 
 use std::sync::Arc;
 
+use sentry_base::{Errno, Result};
 use sentry_vfs::pseudo::PseudoFs;
-use sentry_vfs::{FileSystem, Inode};
+use sentry_vfs::{Caller, FileSystem, FsType, Inode, anonymous_dev, cap};
 
 /// `SYSFS_MAGIC` (`include/uapi/linux/magic.h`).
 const MAGIC: u64 = 0x6265_6572;
@@ -46,6 +47,22 @@ pub fn new(dev: u64, cpus: u32) -> Arc<dyn FileSystem> {
     ]);
     fs.set_root(root);
     fs
+}
+
+/// sysfs as `mount(2)` makes it.
+#[derive(Debug)]
+pub struct SysType {
+    pub cpus: u32,
+}
+
+impl FsType for SysType {
+    fn mount(&self, _source: &str, _data: &str, caller: &dyn Caller) -> Result<Arc<dyn FileSystem>> {
+        // Linux asks for the network namespace, whose devices it shows.
+        if !caller.creds().has_cap_here(cap::SYS_ADMIN) {
+            return Err(Errno::EPERM);
+        }
+        Ok(new(anonymous_dev(), self.cpus))
+    }
 }
 
 /// `0` or `0-3`: a CPU list as the kernel prints it.

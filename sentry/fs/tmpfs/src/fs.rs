@@ -187,13 +187,10 @@ impl FsType for TmpfsType {
         if !data.contains("size=") && !data.contains("nr_blocks=") {
             options.size = Some(self.total_memory / 2 / 4096 * 4096);
         }
+        // Ids are named as in the mounter's user namespace.
         let creds = caller.creds();
-        if !data.contains("uid=") {
-            options.uid = creds.fsuid;
-        }
-        if !data.contains("gid=") {
-            options.gid = creds.fsgid;
-        }
+        options.uid = if data.contains("uid=") { creds.user_ns.uid(options.uid)? } else { creds.fsuid };
+        options.gid = if data.contains("gid=") { creds.user_ns.gid(options.gid)? } else { creds.fsgid };
         Ok(TmpFs::new(&self.memory, options))
     }
 }

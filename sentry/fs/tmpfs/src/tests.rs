@@ -298,7 +298,7 @@ fn a_copied_namespace_has_its_own_mounts() {
     w.ns.mount_at(&point, fs, MountFlags::empty(), "tmpfs").unwrap();
     w.mkdir("/mnt/in");
     let cwd = w.cx().lookup(None, b"/mnt/in", LookupFlags::empty()).unwrap();
-    let (copy, map) = w.ns.copy();
+    let (copy, map) = w.ns.copy().unwrap();
     w.ns.umount(w.cx().lookup(None, b"/mnt", LookupFlags::empty()).unwrap(), UmountFlags::DETACH).unwrap();
     let view = FsContextView { root: copy.root(), cwd: map.translate(&cwd), umask: 0 };
     let cx = PathCx::new(&copy, &view, &w.creds, &w.caller);

@@ -7,9 +7,9 @@ use abi::signal::{SA_NODEFER, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN, SigAct
 use sentry_base::Errno;
 
 use super::send::end_process;
-use super::{Disposition, frame, recalc, stop};
+use super::{Disposition, STOPS, frame, recalc, stop};
 use crate::task::work;
-use crate::{Current, Restart, TaskState};
+use crate::{Current, Restart, Task, TaskState, ptrace};
 
 /// The number of `restart_syscall`.
 const NR_RESTART_SYSCALL: u64 = 219;
@@ -39,11 +39,23 @@ pub(crate) async fn interrupt(cx: &mut Current) -> Outcome {
         if work & work::SIGNAL == 0 {
             break;
         }
-        let Some((info, action)) = next_signal(cx) else { continue };
+        let Some(info) = next_signal(cx) else { continue };
+        let info = if task.is_traced() && info.signo != sig::KILL {
+            match ptrace::signal_stop(cx, info).await {
+                Some(info) => info,
+                None => continue,
+            }
+        } else {
+            info
+        };
+        let action = take_action(&task, info.signo);
         match action.handler {
             SIG_IGN => {}
             SIG_DFL => default_action(cx, info.signo),
-            _ => run_handler(cx, &info, &action),
+            _ => {
+                run_handler(cx, &info, &action);
+                ptrace::after_handler(cx).await;
+            }
         }
     }
     // No handler ran, or the last one's frame holds the outcome already.
@@ -71,8 +83,8 @@ fn again(cx: &mut Current) {
     cx.regs.rip = cx.regs.rip.wrapping_sub(SYSCALL_LEN);
 }
 
-/// Takes the next signal that is not blocked, with its action.
-fn next_signal(cx: &Current) -> Option<(SigInfo, SigAction)> {
+/// Takes the next signal that is not blocked.
+fn next_signal(cx: &Current) -> Option<SigInfo> {
     let task = &cx.task;
     let mut group = task.group().signals.lock();
     let mut own = task.signals.lock();
@@ -80,13 +92,20 @@ fn next_signal(cx: &Current) -> Option<(SigInfo, SigAction)> {
     let info = own.pending.take(wanted).or_else(|| group.pending.take(wanted));
     recalc(&group, task, &own);
     let info = info?;
-    let action = group.actions.get(info.signo);
-    if action.flags & SA_RESETHAND != 0 && !matches!(action.handler, SIG_DFL | SIG_IGN) {
-        group.actions.set(info.signo, SigAction { handler: SIG_DFL, ..action });
-    }
+    own.stops.dequeued |= STOPS.has(info.signo);
     drop(own);
     drop(group);
-    Some((task.group().timers.taken(task.group(), info), action))
+    Some(task.group().timers.taken(task.group(), info))
+}
+
+/// The action of a signal that is delivered now.
+fn take_action(task: &Task, signo: i32) -> SigAction {
+    let group = task.group().signals.lock();
+    let action = group.actions.get(signo);
+    if action.flags & SA_RESETHAND != 0 && !matches!(action.handler, SIG_DFL | SIG_IGN) {
+        group.actions.set(signo, SigAction { handler: SIG_DFL, ..action });
+    }
+    action
 }
 
 fn default_action(cx: &Current, signo: i32) {
@@ -101,7 +120,7 @@ fn default_action(cx: &Current, signo: i32) {
                 set.is_orphaned(group.pgid(), None)
             };
             if !orphaned {
-                group.begin_stop(signo);
+                group.begin_stop(&cx.task, signo);
             }
         }
         Disposition::Terminate | Disposition::Core => {

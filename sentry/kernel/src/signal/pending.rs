@@ -19,6 +19,11 @@ impl Pending {
         self.set
     }
 
+    /// What is queued with its information, in order of arrival.
+    pub fn iter(&self) -> impl Iterator<Item = &SigInfo> {
+        self.queue.iter()
+    }
+
     /// Signals queued with their information.
     pub fn queued(&self) -> usize {
         self.queue.len()

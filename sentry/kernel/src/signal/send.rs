@@ -8,6 +8,7 @@ use sentry_base::{Errno, Events, Result};
 
 use super::{Disposition, STOPS};
 use crate::group::{GroupSignals, StopState};
+use crate::ptrace::Standing;
 use crate::task::{TaskSignals, work};
 use crate::{Kernel, Task, ThreadGroup};
 
@@ -37,6 +38,13 @@ pub(crate) fn recalc(group: &GroupSignals, task: &Task, own: &TaskSignals) {
 pub(crate) fn end_process(group: &mut GroupSignals, status: WaitStatus) -> WaitStatus {
     let status = *group.exit.get_or_insert(status);
     for thread in &group.threads {
+        // One that stands before its end for its tracer goes on too.
+        let mut own = thread.signals.lock();
+        if own.stops.standing == Standing::Traced {
+            own.stops.standing = Standing::Running;
+            thread.sleeper().wake();
+        }
+        drop(own);
         thread.notify(work::KILL);
     }
     status
@@ -48,6 +56,30 @@ impl ThreadGroup {
         self.send_signal(None, info, origin).map(drop)
     }
 
+    /// Where a signal of `sender` comes from: a process of a PID namespace above can do to an init what it likes.
+    pub fn origin_of(&self, sender: &Task) -> Origin {
+        if self.is_ns_init() && self.pid_ns().local(sender.pid()) == 0 {
+            Origin::Outside
+        } else {
+            Origin::Inside
+        }
+    }
+
+    /// `info`, of a signal that `sender` sends, with the sender's ids as this process sees them.
+    #[must_use]
+    pub fn info_from(&self, signal: i32, code: i32, sender: &Task) -> SigInfo {
+        let uid = self.user_ns().show_uid(sender.creds().uid);
+        SigInfo::user(signal, code, self.pid_ns().local(sender.pid()), uid)
+    }
+
+    /// The user namespace of its leader.
+    pub(crate) fn user_ns(&self) -> Arc<sentry_vfs::UserNs> {
+        match self.signals.lock().threads.first() {
+            Some(thread) => Arc::clone(&thread.creds().user_ns),
+            None => sentry_vfs::UserNs::initial(),
+        }
+    }
+
     /// Ends the process (`exit_group(2)`).
     pub fn end(&self, status: WaitStatus) {
         end_process(&mut self.signals.lock(), status);
@@ -55,7 +87,7 @@ impl ThreadGroup {
 
     /// Whether this is init and signals that it does not handle are dropped.
     pub(crate) fn is_shielded(&self) -> bool {
-        self.pid() == 1 && self.kernel().init_is_shielded()
+        self.is_ns_init() && (self.pid() != 1 || self.kernel().init_is_shielded())
     }
 
     fn ignores(&self, group: &GroupSignals, signo: i32, origin: Origin) -> bool {
@@ -112,11 +144,12 @@ impl ThreadGroup {
         } else if STOPS.has(signo) {
             Self::discard(group, SigSet::of(sig::CONT));
         }
-        let blocked = {
+        let seen = {
+            // A tracer sees signals that are ignored too.
             let own = main.signals.lock();
-            own.mask.has(signo) || own.waited_for.has(signo)
+            own.mask.has(signo) || own.waited_for.has(signo) || (own.trace.is_some() && signo != sig::KILL)
         };
-        if !blocked && self.ignores(group, signo, origin) {
+        if !seen && self.ignores(group, signo, origin) {
             return Ok(false);
         }
         let limit = usize::try_from(self.rlimit(rlimit::SIGPENDING)).unwrap_or(usize::MAX);
@@ -142,7 +175,7 @@ impl ThreadGroup {
     fn wake_for(&self, group: &mut GroupSignals, main: &Task, to_thread: bool, signo: i32, origin: Origin) {
         let wants = |task: &Task| {
             let own = task.signals.lock();
-            signo == sig::KILL || (!own.mask.has(signo) && !own.stopped)
+            signo == sig::KILL || (!own.mask.has(signo) && own.stops.standing == Standing::Running)
         };
         let is_main = wants(main);
         let chosen = if is_main {
@@ -159,7 +192,8 @@ impl ThreadGroup {
         let fatal = group.actions.get(signo).handler == SIG_DFL
             && matches!(Disposition::of(signo), Disposition::Terminate | Disposition::Core)
             && (!self.is_shielded() || (signo == sig::KILL && origin == Origin::Outside))
-            && !chosen.signals.lock().waited_for.has(signo);
+            && !chosen.signals.lock().waited_for.has(signo)
+            && (signo == sig::KILL || !chosen.is_traced());
         if fatal {
             end_process(group, WaitStatus::signaled(signo, false));
         } else {
@@ -183,15 +217,21 @@ impl ThreadGroup {
     /// Ends a stop; the stop's signal if there was one to report the end of.
     fn resume(group: &mut GroupSignals) -> Option<i32> {
         let was = core::mem::replace(&mut group.stop, StopState::Running);
-        if was == StopState::Running {
-            return None;
-        }
         for thread in &group.threads {
-            thread.clear_work(work::STOP);
-            recalc(group, thread, &thread.signals.lock());
-            thread.sleeper().wake();
+            let mut own = thread.signals.lock();
+            own.stops.pending = false;
+            own.stops.dequeued = false;
+            own.stops.joined = false;
+            if own.trace.as_ref().is_some_and(|t| t.seized) {
+                super::stop::trap_notify(thread, &mut own);
+            } else if own.stops.standing == Standing::Stopped {
+                own.stops.standing = Standing::Running;
+                thread.sleeper().wake();
+            }
+            super::stop::recalc_stop(thread, &own);
+            recalc(group, thread, &own);
         }
-        Some(sig::CONT)
+        (was != StopState::Running).then_some(sig::CONT)
     }
 }
 
@@ -218,7 +258,8 @@ impl Task {
             group.actions.set(info.signo, SigAction { handler: SIG_DFL, ..action });
             own.mask = own.mask.without(SigSet::of(info.signo));
         }
-        let fatal = blocked || matches!(action.handler, SIG_DFL | SIG_IGN);
+        // A tracer is asked before the process ends.
+        let fatal = own.trace.is_none() && (blocked || matches!(action.handler, SIG_DFL | SIG_IGN));
         own.pending.add(info);
         drop(own);
         if fatal {

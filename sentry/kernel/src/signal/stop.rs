@@ -8,26 +8,62 @@ use sentry_base::{Events, WaitClass};
 
 use super::{Origin, recalc};
 use crate::group::{GroupSignals, StopState};
-use crate::task::work;
-use crate::{Current, TaskState, ThreadGroup};
+use crate::ptrace::{self, Standing};
+use crate::task::{TaskSignals, work};
+use crate::{Current, Task, TaskState, ThreadGroup};
+
+/// Sets or clears the task's interest in stops. Under the process's lock.
+pub(super) fn recalc_stop(task: &Task, own: &TaskSignals) {
+    if own.stops.pending || own.stops.trap || own.stops.notify {
+        task.notify(work::STOP);
+    } else {
+        task.clear_work(work::STOP);
+    }
+}
+
+/// A seized tracee is to tell its tracer that a stop of its process began or ended (`ptrace_trap_notify`).
+pub(super) fn trap_notify(task: &Task, own: &mut TaskSignals) {
+    own.stops.notify = true;
+    if own.stops.standing == Standing::Listening {
+        own.stops.standing = Standing::Running;
+        task.sleeper().wake();
+    }
+}
 
 impl ThreadGroup {
-    /// Begins to stop every thread.
-    pub(crate) fn begin_stop(&self, signo: i32) {
+    /// Begins to stop every thread, for a signal that `current` has taken (`do_signal_stop`). A tracee that runs while
+    /// its process is stopped stops again.
+    pub(crate) fn begin_stop(&self, current: &Task, signo: i32) {
         let mut group = self.signals.lock();
-        if group.exit.is_some() || group.stop != StopState::Running {
+        let due = {
+            let own = current.signals.lock();
+            own.stops.dequeued && !own.stops.pending
+        };
+        if group.exit.is_some() || !due {
             return;
         }
-        group.stop = StopState::Stopping(signo);
+        if !matches!(group.stop, StopState::Stopped(_)) {
+            group.stop = StopState::Stopping(signo);
+        }
         for thread in &group.threads {
+            let mut own = thread.signals.lock();
+            if own.stops.standing == Standing::Stopped {
+                continue;
+            }
+            own.stops.pending = true;
+            own.stops.joined = false;
+            own.stops.signo = signo;
+            if own.trace.as_ref().is_some_and(|t| t.seized) && !core::ptr::eq(Arc::as_ptr(thread), current) {
+                trap_notify(thread, &mut own);
+            }
             thread.notify(work::STOP);
         }
     }
 
-    /// Completes a stop once every thread stands still; the signal to report then.
+    /// Completes a stop once every thread has taken part in it; the signal to report then.
     pub(crate) fn stop_completed(group: &mut GroupSignals) -> Option<i32> {
         let StopState::Stopping(signo) = group.stop else { return None };
-        if group.threads.is_empty() || !group.threads.iter().all(|t| t.signals.lock().stopped) {
+        if group.threads.is_empty() || !group.threads.iter().all(|t| t.signals.lock().stops.joined) {
             return None;
         }
         group.stop = StopState::Stopped(signo);
@@ -53,24 +89,40 @@ impl ThreadGroup {
         let action = parent.actions().get(sig::CHLD);
         if action.handler != SIG_IGN && action.flags & SA_NOCLDSTOP == 0 {
             let (utime, stime) = self.cpu_times();
-            let info = SigInfo::child(sig::CHLD, code, self.pid(), uid, status, ticks(utime), ticks(stime));
+            let (pid, uid) = (parent.pid_ns().local(self.pid()), parent.user_ns().show_uid(uid));
+            let info = SigInfo::child(sig::CHLD, code, pid, uid, status, ticks(utime), ticks(stime));
             let _ = parent.send(info, Origin::Inside);
         }
         parent.child_events.notify(Events::IN);
     }
 }
 
-/// Stands still until the process is continued or the task is killed.
+/// Stops for job control or for the tracer, until continued or killed.
 pub(super) async fn stop(cx: &mut Current) {
+    if ptrace::group_stop(cx).await == ptrace::Group::Nothing {
+        stand_still(cx).await;
+    }
+    let task = Arc::clone(&cx.task);
+    let group = task.group().signals.lock();
+    let own = task.signals.lock();
+    recalc_stop(&task, &own);
+    recalc(&group, &task, &own);
+}
+
+/// Takes part in a stop of the process and stands still until its end.
+async fn stand_still(cx: &mut Current) {
     let task = Arc::clone(&cx.task);
     let report = {
         let mut group = task.group().signals.lock();
-        if group.stop == StopState::Running {
-            task.clear_work(work::STOP);
-            recalc(&group, &task, &task.signals.lock());
-            return;
+        {
+            let mut own = task.signals.lock();
+            if !own.stops.pending || own.trace.is_some() {
+                return;
+            }
+            own.stops.pending = false;
+            own.stops.joined = true;
+            own.stops.standing = Standing::Stopped;
         }
-        task.signals.lock().stopped = true;
         ThreadGroup::stop_completed(&mut group)
     };
     if let Some(signo) = report {
@@ -79,18 +131,12 @@ pub(super) async fn stop(cx: &mut Current) {
     task.set_state(TaskState::Stopped);
     loop {
         task.sleeper().arm();
-        let running = task.group().signals.lock().stop == StopState::Running;
+        let running = task.signals.lock().stops.standing == Standing::Running;
         if running || task.sleeper().is_killed() {
             break;
         }
         cx.sleep(WaitClass::Killable, None).await;
     }
     task.set_state(TaskState::Interrupt);
-    let group = task.group().signals.lock();
-    let mut own = task.signals.lock();
-    own.stopped = false;
-    if group.stop == StopState::Running {
-        task.clear_work(work::STOP);
-    }
-    recalc(&group, &task, &own);
+    task.signals.lock().stops.standing = Standing::Running;
 }

@@ -19,14 +19,14 @@ mod udp_io;
 
 use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use netstack::iface::Interfaces;
 use netstack::ports::PortTable;
 use netstack::stats::Stats;
 use netstack::{BufferPool, Ready};
 use sentry_base::{Errno, Events, Mutex, Result, lock::rank};
-use sentry_vfs::{Caller, cap};
+use sentry_vfs::{Caller, UserNs, cap};
 
 use crate::Socket;
 use crate::netlink::NetlinkTable;
@@ -51,6 +51,8 @@ pub struct Inet {
     pub(crate) stats: Stats,
     /// `net.ipv4.ip_unprivileged_port_start`.
     unprivileged_port_start: AtomicU16,
+    /// The user namespace whose capabilities count here.
+    owner: OnceLock<Arc<UserNs>>,
 }
 
 /// Bytes in TCP streams above which each connection is held to one buffer (`net.ipv4.tcp_mem`).
@@ -69,6 +71,7 @@ impl Default for Inet {
             queued: AtomicUsize::new(0),
             stats: Stats::default(),
             unprivileged_port_start: AtomicU16::new(1024),
+            owner: OnceLock::new(),
         }
     }
 }
@@ -86,7 +89,24 @@ impl Inet {
     /// Whether the caller may bind to a port.
     fn check_port(&self, caller: &dyn Caller, port: u16) -> Result<()> {
         let free = port == 0 || port >= self.unprivileged_port_start();
-        if free || caller.creds().has_cap(cap::NET_BIND_SERVICE) { Ok(()) } else { Err(Errno::EACCES) }
+        if free || self.allows(caller, cap::NET_BIND_SERVICE) { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// Whether the caller has a capability over this network.
+    pub(crate) fn allows(&self, caller: &dyn Caller, cap: u32) -> bool {
+        let creds = caller.creds();
+        self.owner.get().map_or_else(|| creds.has_cap(cap), |owner| creds.has_cap_in(owner, cap))
+    }
+
+    /// Notes once to which user namespace this network belongs. In one that is `fresh` the loopback is down until
+    /// somebody brings it up.
+    pub(crate) fn belong_to(&self, owner: &Arc<UserNs>, fresh: bool) {
+        self.owner.get_or_init(|| {
+            if fresh {
+                self.interfaces.lock().take_down();
+            }
+            Arc::clone(owner)
+        });
     }
 
     /// `socket(AF_INET or AF_INET6, kind, protocol)`; `kind` without its flags.
@@ -114,7 +134,7 @@ impl Inet {
                 Ok(RawSocket::new(caller, self, domain, true, 58))
             }
             (libc::SOCK_RAW, 0) => Err(Errno::EPROTONOSUPPORT),
-            (libc::SOCK_RAW, _) if !caller.creds().has_cap(cap::NET_RAW) => Err(Errno::EPERM),
+            (libc::SOCK_RAW, _) if !self.allows(caller, cap::NET_RAW) => Err(Errno::EPERM),
             (libc::SOCK_RAW, protocol) => {
                 let protocol = u8::try_from(protocol).map_err(|_| Errno::EPROTONOSUPPORT)?;
                 Ok(RawSocket::new(caller, self, domain, false, protocol))

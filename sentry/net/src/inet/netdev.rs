@@ -58,14 +58,14 @@ pub(crate) fn ioctl(net: &Inet, caller: &dyn Caller, command: u32, arg: u64) -> 
         let plain: Vec<u8> = name.iter().copied().take(end).take_while(|b| *b != b':').collect();
         let found = interfaces.by_name(&plain).ok_or(Errno::ENODEV)?;
         if command == SIOCSIFFLAGS {
-            if !caller.creds().has_cap(cap::NET_ADMIN) {
+            if !net.allows(caller, cap::NET_ADMIN) {
                 return Err(Errno::EPERM);
             }
             let index = found.index;
             let wanted = value.first_chunk().map_or(0, |b| u32::from(u16::from_ne_bytes(*b)));
             drop(interfaces);
             if let Some(interface) = net.interfaces.lock().by_index_mut(index) {
-                interface.flags = interface.flags & !UP | wanted & UP;
+                interface.set_up(wanted & UP != 0);
             }
             return Ok(0);
         }

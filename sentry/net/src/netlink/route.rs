@@ -68,7 +68,7 @@ pub(super) fn serve(
     }
     // Of each four types the third is the one that only looks.
     let looks = header.kind % 4 == 2;
-    if !looks && !caller.creds().has_cap(cap::NET_ADMIN) {
+    if !looks && !net.allows(caller, cap::NET_ADMIN) {
         return Err(Errno::EPERM);
     }
     let family = *body.first().ok_or(Errno::EINVAL)?;
@@ -159,7 +159,7 @@ fn set_link(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> 
     let interface = interfaces.by_index_mut(index).ok_or(Errno::ENODEV)?;
     let change = if info.change == 0 { info.flags } else { info.change };
     if change & UP != 0 {
-        interface.flags = interface.flags & !UP | info.flags & UP;
+        interface.set_up(info.flags & UP != 0);
     }
     for (kind, data) in attributes(body, size_of::<IfInfoMsg>()) {
         if let (4, Some(mtu)) = (kind, data.first_chunk().map(|b| u32::from_ne_bytes(*b))) {

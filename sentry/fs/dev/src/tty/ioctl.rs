@@ -94,7 +94,7 @@ impl Tty {
                 if !master && !self.is_controlling(caller) {
                     return Err(Errno::ENOTTY);
                 }
-                let foreground = self.foreground();
+                let foreground = caller.show_pid(self.foreground());
                 put(mem, arg, &foreground)
             }
             ioc::TIOCSPGRP => self.set_foreground_of(caller, arg),
@@ -104,7 +104,7 @@ impl Tty {
                 }
                 match self.session() {
                     0 => Err(Errno::ENOTTY),
-                    sid => put(mem, arg, &sid),
+                    sid => put(mem, arg, &caller.show_pid(sid)),
                 }
             }
             ioc::TIOCGPTN if master => put(mem, arg, &self.index()),
@@ -221,6 +221,7 @@ impl Tty {
         if group < 0 {
             return Err(Errno::EINVAL);
         }
+        let Some(group) = caller.resolve_pid(group) else { return Err(Errno::ESRCH) };
         match caller.session_of_group(group) {
             None => Err(Errno::ESRCH),
             Some(sid) if sid != caller.sid() => Err(Errno::EPERM),
