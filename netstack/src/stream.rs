@@ -382,8 +382,9 @@ impl LoopStream {
         Some(urgent.byte)
     }
 
-    /// Takes the chunk at the front. `some` says that this call has read bytes already, `want` how many it still wants.
-    pub fn take(&mut self, end: End, some: bool, want: usize) -> Result<Taken, Error> {
+    /// Takes the chunk at the front. `some` says that this call has read bytes already; `least` how many must be there for
+    /// it to begin, unless no more will come.
+    pub fn take(&mut self, end: End, some: bool, least: usize) -> Result<Taken, Error> {
         let me = self.both(end).0;
         if me.urgent.is_some_and(|u| u.at < me.taken) {
             me.urgent = None;
@@ -398,8 +399,7 @@ impl LoopStream {
             me.urgent = None;
         }
         let over = me.done || me.fault.is_some() || me.shut_read || me.state == TcpState::Close;
-        // Fewer bytes than the reader waits for are left to grow, unless no more will come.
-        let few = me.unread < me.low_water.min(want) && !some && !over;
+        let few = me.unread < me.low_water.min(least) && !some && !over;
         if !few && let Some(chunk) = me.inbox.pop_front() {
             let ahead = me.until_urgent().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
             let limit = chunk.len().min(ahead);

@@ -4,7 +4,7 @@ use anyhow::Result;
 use xtask::bundle::Bundle;
 use xtask::trial::Trial;
 
-use crate::common::debian;
+use crate::common::{busybox, debian};
 
 fn python(name: &str, program: &str, expected: &str) -> Result<()> {
     let trial = Trial::new(name)?;
@@ -93,5 +93,21 @@ grep -c lo: /proc/net/dev
 "#;
     let bundle = Bundle::bash(debian()?, script);
     trial.run(&bundle)?.run()?.expect(0)?.expect_out("ready\nHELLO\ndone\nConnection refused\n1\n")?;
+    trial.finish()
+}
+
+#[test]
+fn busybox_sees_and_pings_the_loopback() -> Result<()> {
+    let trial = Trial::new("net-busybox")?;
+    let script = "ip addr show lo | grep -c -e LOOPBACK,UP -e 127.0.0.1/8 -e ::1/128
+ifconfig lo | grep -o 'inet addr:127.0.0.1'
+ping -c 1 127.0.0.1 | grep -o '1 packets received'
+ping -c 1 ::1 | grep -o 'ttl=64'
+nc -l -p 777 -e cat & sleep 0.5
+netstat -ltn | grep -c ':777 '
+echo through the server | nc 127.0.0.1 777";
+    let bundle = Bundle::new(busybox()?, ["sh", "-c", script]);
+    let expected = "3\ninet addr:127.0.0.1\n1 packets received\nttl=64\n1\nthrough the server\n";
+    trial.run(&bundle)?.run()?.expect(0)?.expect_out(expected)?;
     trial.finish()
 }

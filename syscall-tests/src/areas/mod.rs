@@ -19,6 +19,7 @@ mod inet_dgram;
 mod inet_options;
 mod inet_raw;
 mod inet_stream;
+mod inet_wait;
 mod limits;
 mod membarrier;
 mod memfd;
@@ -74,6 +75,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "unix", cases: unix::CASES },
     Area { name: "inet_stream", cases: inet_stream::CASES },
     Area { name: "inet_dgram", cases: inet_dgram::CASES },
+    Area { name: "inet_wait", cases: inet_wait::CASES },
     Area { name: "inet_raw", cases: inet_raw::CASES },
     Area { name: "inet_options", cases: inet_options::CASES },
     Area { name: "netdev", cases: netdev::CASES },

@@ -8,7 +8,7 @@ use netstack::datagram::Datagram;
 use zerocopy::IntoBytes;
 
 use super::addr::{self, Domain};
-use super::options::Options;
+use super::options::{IPV6_2292HOPLIMIT, IPV6_2292PKTINFO, Options};
 use crate::RecvMsg;
 
 /// The control messages that the socket has asked for, in Linux's order.
@@ -37,17 +37,23 @@ pub(super) fn describe(
         msg.describe(libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &dropped.to_ne_bytes());
     }
     if domain == Domain::V6 {
-        if flag(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) {
+        let old = IPV6_2292PKTINFO;
+        for (asked, name) in [(libc::IPV6_RECVPKTINFO, libc::IPV6_PKTINFO), (old, old)] {
+            if !flag(libc::IPPROTO_IPV6, asked) {
+                continue;
+            }
             let addr = match datagram.to {
                 IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
                 IpAddr::V6(ip) => ip.octets(),
             };
             let info = In6PktInfo { addr, ifindex: datagram.interface };
-            msg.describe(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info.as_bytes());
+            msg.describe(libc::IPPROTO_IPV6, name, info.as_bytes());
         }
-        if flag(libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT) && datagram.to.is_ipv6() {
-            let hops = i32::from(datagram.hops).to_ne_bytes();
-            msg.describe(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &hops);
+        let old = IPV6_2292HOPLIMIT;
+        for (asked, name) in [(libc::IPV6_RECVHOPLIMIT, libc::IPV6_HOPLIMIT), (old, old)] {
+            if flag(libc::IPPROTO_IPV6, asked) && datagram.to.is_ipv6() {
+                msg.describe(libc::IPPROTO_IPV6, name, &i32::from(datagram.hops).to_ne_bytes());
+            }
         }
         if flag(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS) && datagram.to.is_ipv6() {
             let class = i32::from(datagram.class).to_ne_bytes();

@@ -54,6 +54,9 @@ const IP_RECVFRAGSIZE: i32 = 25;
 const IP_MULTICAST_ALL: i32 = 49;
 const IPV6_AUTOFLOWLABEL: i32 = 70;
 const IPV6_FREEBIND: i32 = 78;
+/// Names of RFC 2292, which programs still use.
+pub(super) const IPV6_2292PKTINFO: i32 = 2;
+pub(super) const IPV6_2292HOPLIMIT: i32 = 8;
 const IPV6_FLOWINFO: i32 = 11;
 const IPV6_FLOWINFO_SEND: i32 = 33;
 const IPV6_MULTICAST_ALL: i32 = 29;
@@ -111,6 +114,8 @@ const ROWS: &[Row] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 0, Flag),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 0, Flag),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 0, Flag),
+    (libc::IPPROTO_IPV6, IPV6_2292PKTINFO, 0, Flag),
+    (libc::IPPROTO_IPV6, IPV6_2292HOPLIMIT, 0, Flag),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVRTHDR, 0, Flag),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPOPTS, 0, Flag),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVDSTOPTS, 0, Flag),

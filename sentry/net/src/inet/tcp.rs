@@ -287,8 +287,8 @@ impl Socket for TcpSocket {
         self.0.try_send(cx, msg)
     }
 
-    fn try_recv(&self, _cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
-        self.0.try_recv(msg)
+    fn try_recv(&self, cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
+        self.0.try_recv(cx, msg)
     }
 
     fn shutdown(&self, how: i32) -> Result<()> {

@@ -107,7 +107,7 @@ impl TcpCore {
         }
     }
 
-    pub(super) fn try_recv(&self, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
+    pub(super) fn try_recv(&self, cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
         // A stream names no sender.
         msg.from = Some(Vec::new());
         if msg.flags & libc::MSG_ERRQUEUE != 0 {
@@ -131,7 +131,7 @@ impl TcpCore {
         if msg.flags & libc::MSG_PEEK != 0 {
             return self.peek(&connection, msg);
         }
-        self.recv(&connection, msg)
+        self.recv(cx.nonblock, &connection, msg)
     }
 
     fn recv_urgent(connection: &Connection, msg: &mut RecvMsg<'_, '_>) -> Result<usize> {
@@ -145,7 +145,12 @@ impl TcpCore {
         msg.data.write(&[byte])
     }
 
-    fn recv(&self, connection: &Connection, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
+    fn recv(
+        &self,
+        nonblock: bool,
+        connection: &Connection,
+        msg: &mut RecvMsg<'_, '_>,
+    ) -> Result<IoStart<usize>> {
         let Connection { link, end, .. } = connection;
         // With `MSG_TRUNC` the bytes are thrown away and the application's memory is left alone.
         let discard = msg.flags & libc::MSG_TRUNC != 0;
@@ -155,7 +160,7 @@ impl TcpCore {
             let taken = {
                 let mut stream = link.stream.lock();
                 let before = stream.unread();
-                let taken = stream.take(*end, copied > 0, want);
+                let taken = stream.take(*end, copied > 0, if nonblock { 1 } else { want });
                 // An urgent byte that was passed over.
                 self.net.queued.fetch_sub(before - stream.unread(), Ordering::Relaxed);
                 taken

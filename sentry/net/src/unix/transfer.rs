@@ -110,6 +110,8 @@ impl Core {
         let mut copied = 0;
         let mut failed = None;
         let mut at = 0;
+        // Where a peek begins (`SO_PEEK_OFF`).
+        let mut skip = if peek { self.options.peek_offset() } else { 0 };
         let mut state = self.state.lock();
         if !state.connected {
             return Err(Errno::EINVAL);
@@ -120,7 +122,14 @@ impl Core {
             if msg.creds.is_some_and(|creds| creds != message.creds) {
                 break;
             }
-            let n = match msg.data.write(message.rest()) {
+            let Some(rest) = message.rest().get(skip..).filter(|rest| !rest.is_empty()) else {
+                skip -= message.rest().len();
+                at += 1;
+                continue;
+            };
+            let len = rest.len();
+            skip = 0;
+            let n = match msg.data.write(rest) {
                 Ok(n) => n,
                 Err(errno) => {
                     failed = Some(errno);
@@ -134,7 +143,7 @@ impl Core {
                 msg.from = Some(message.from.sender_bytes());
             }
             copied += n;
-            let whole = n == message.rest().len();
+            let whole = n == len;
             if peek {
                 msg.rights = message.rights.peek();
                 at += 1;
@@ -161,6 +170,7 @@ impl Core {
         };
         drop(state);
         drop(freed);
+        self.options.move_peek_offset(copied, peek);
         outcome
     }
 
@@ -275,9 +285,12 @@ impl Core {
             let end = state.shut_read && (self.kind == Kind::SeqPacket || !cx.nonblock);
             return Ok(if end { IoStart::Done(0) } else { IoStart::WouldBlock });
         };
-        let len = message.data.len();
+        let whole = message.data.len();
+        let skip = if peek { self.options.peek_offset().min(whole) } else { 0 };
+        let shown = message.data.get(skip..).unwrap_or_default();
+        let len = shown.len();
         let room = msg.data.remaining();
-        let copied = if len == 0 || room == 0 { Ok(0) } else { msg.data.write(&message.data) };
+        let copied = if len == 0 || room == 0 { Ok(0) } else { msg.data.write(shown) };
         if len > room {
             msg.out_flags |= libc::MSG_TRUNC;
         }
@@ -291,7 +304,7 @@ impl Core {
             None
         } else {
             msg.rights = message.rights.take();
-            state.unread = state.unread.saturating_sub(len);
+            state.unread = state.unread.saturating_sub(whole);
             waiting = take(&mut state.waiting);
             state.inbox.pop_front()
         };
@@ -299,6 +312,7 @@ impl Core {
         drop(freed);
         Self::wake_waiting(waiting);
         let n = copied?;
+        self.options.move_peek_offset(n, peek);
         Ok(IoStart::Done(if msg.flags & libc::MSG_TRUNC != 0 { len } else { n }))
     }
 
