@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use xtask::bundle::Bundle;
 use xtask::programs::INSIDE;
 use xtask::shell;
