@@ -17,6 +17,7 @@ mod ns;
 mod path;
 mod pidns;
 mod pipe;
+mod pty;
 mod poll;
 mod process;
 mod procfs;
@@ -52,6 +53,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "event", cases: event::CASES },
     Area { name: "unix", cases: unix::CASES },
     Area { name: "tty", cases: tty::CASES },
+    Area { name: "pty", cases: pty::CASES },
     Area { name: "path", cases: path::CASES },
     Area { name: "dir", cases: dir::CASES },
     Area { name: "rename", cases: rename::CASES },
