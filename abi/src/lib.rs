@@ -5,8 +5,10 @@
 #![no_std]
 pub mod elf;
 pub mod fs;
+pub mod ipc;
 mod names;
 pub mod process;
+pub mod seccomp;
 pub mod signal;
 pub mod stat;
 pub mod time;

@@ -197,6 +197,11 @@ pub const CLD_STOPPED: i32 = 5;
 /// `CLD_CONTINUED`: the child was continued.
 pub const CLD_CONTINUED: i32 = 6;
 
+/// `SI_MESGQ`: a message came to an empty queue (`mq_notify(3)`).
+pub const SI_MESGQ: i32 = -3;
+/// `SYS_SECCOMP`: a seccomp filter raised SIGSYS.
+pub const SYS_SECCOMP: i32 = 1;
+
 const fn pair(low: u32, high: u32) -> u64 {
     low as u64 | (high as u64) << 32
 }
@@ -210,6 +215,18 @@ impl SigInfo {
     /// A signal that process `pid` of user `uid` sent with `kill` or `tkill`.
     pub fn user(signo: i32, code: i32, pid: i32, uid: u32) -> Self {
         Self::kernel(signo, code).with(0, pair(pid.cast_unsigned(), uid))
+    }
+
+    /// The SIGSYS of a seccomp filter for call `nr` of architecture `arch`; `errno` is the filter's data.
+    pub fn seccomp(call_addr: u64, nr: i32, arch: u32, errno: i32) -> Self {
+        let info =
+            Self::kernel(sig::SYS, SYS_SECCOMP).with(0, call_addr).with(1, pair(nr.cast_unsigned(), arch));
+        Self { errno, ..info }
+    }
+
+    /// A signal with a value, of process `pid` of user `uid`.
+    pub fn queued(signo: i32, code: i32, pid: i32, uid: u32, value: u64) -> Self {
+        Self::user(signo, code, pid, uid).with(1, value)
     }
 
     /// A fault at `addr`.

@@ -14,6 +14,12 @@ fn main() -> ExitCode {
     if is(0, "casemate-sentry") {
         return sentry_boot::main();
     }
+    if is(0, runtime::detached::MONITOR_NAME) {
+        return runtime::detached::monitor_main();
+    }
+    if is(0, runtime::detached::PROXY_NAME) {
+        return runtime::detached::proxy_main();
+    }
     if is(0, "casemate-gofer") && is(1, gofer::launch::SUBCOMMAND) {
         return gofer::main();
     }

@@ -53,6 +53,7 @@ pub fn start_program(
         descriptors: &descriptors,
         // It already is, by the maps below: root keeps its identity and all others', and a user becomes root.
         become_root: false,
+        outlives: false,
     };
     let mut child = match command.start() {
         Ok(child) => {

@@ -30,6 +30,8 @@ pub struct Command<'a> {
     pub descriptors: &'a [BorrowedFd<'a>],
     /// Whether the child becomes user and group 0 (of its user namespace) without supplementary groups.
     pub become_root: bool,
+    /// Whether the child lives on when the thread that started it ends.
+    pub outlives: bool,
 }
 
 /// A process that waits for [`Child::release`]. Dropped before that, it exits without having run anything.
@@ -57,8 +59,8 @@ struct CloneArgs {
 const HIGH_FD: RawFd = 200;
 
 impl Command<'_> {
-    /// Starts the process. Call it while this process has one thread, which must outlive the child: the child
-    /// is killed when that thread ends.
+    /// Starts the process. Call it while this process has one thread. The child is killed when that thread ends, unless it
+    /// is to outlive it.
     pub fn start(&self) -> io::Result<Child> {
         let (gate_reader, gate_writer) = std::io::pipe()?;
         let gate = raise(gate_reader.as_raw_fd())?;
@@ -88,7 +90,7 @@ impl Command<'_> {
             return Err(io::Error::last_os_error());
         }
         if pid == 0 {
-            let step = child(gate.as_raw_fd(), program.as_raw_fd(), &plan, self.become_root, &argv, &envp);
+            let step = child(gate.as_raw_fd(), program.as_raw_fd(), &plan, self, &argv, &envp);
             complain(step);
             // SAFETY: ends the child; nothing is touched.
             unsafe { libc::_exit(127) };
@@ -145,7 +147,7 @@ fn child(
     gate: RawFd,
     program: RawFd,
     plan: &[(RawFd, RawFd)],
-    become_root: bool,
+    command: &Command<'_>,
     argv: &[*const libc::c_char],
     envp: &[*const libc::c_char],
 ) -> &'static CStr {
@@ -162,7 +164,7 @@ fn child(
         // SAFETY: ends the child; nothing is touched.
         unsafe { libc::_exit(0) };
     }
-    if become_root {
+    if command.become_root {
         // Refused where the parent had to write "deny" for the kernel to accept its group map.
         // SAFETY: a list of no groups. The raw call: the C library's own would address other threads.
         let _ = unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) };
@@ -179,7 +181,7 @@ fn child(
     // SAFETY: no argument.
     let _ = unsafe { libc::setsid() };
     // SAFETY: integers only.
-    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } != 0 {
+    if !command.outlives && unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } != 0 {
         return c"prctl(PR_SET_PDEATHSIG)";
     }
     let first_unwanted = u32::try_from(plan.len()).unwrap_or(u32::MAX);

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use crate::check;
 
 /// The most descriptors that one packet carries here.
-pub const MAX_FDS: usize = 8;
+pub const MAX_FDS: usize = 64;
 
 /// A connected pair of sockets that keep packet bounds, closed on exec (`socketpair(2)`, `SOCK_SEQPACKET`).
 pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -249,20 +249,28 @@ impl Process {
         file: Option<BorrowedFd<'_>>,
     ) -> Result<u64, Failed> {
         let failed = |errno| Failed { errno, closed: true };
-        let id = self.met(agent, listener).map_err(failed)?;
-        write_orders(&agent.orders, calls);
-        let answered = match file {
-            Some(file) => seccomp::add_fd(listener.fd(), id, file, INJECTED as u32, true),
-            None => seccomp::respond(listener.fd(), id, 0),
-        };
-        match answered {
-            Ok(()) => agent.rest = Rest::Lost,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                agent.rest = Rest::Lost;
-                return Err(failed(SpaceError::Gone));
+        loop {
+            let id = self.met(agent, listener).map_err(failed)?;
+            write_orders(&agent.orders, calls);
+            let answered = match file {
+                Some(file) => seccomp::add_fd(listener.fd(), id, file, INJECTED as u32, true),
+                None => seccomp::respond(listener.fd(), id, 0),
+            };
+            match answered {
+                Ok(()) => {
+                    agent.rest = Rest::Lost;
+                    break;
+                }
+                // The agent is dead, or the freezer has interrupted the call in which it rests (`cgroups(7)`): then it makes
+                // that call again as soon as it runs, and nothing of the orders was done.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    agent.rest = Rest::Lost;
+                    let report = listener.wait(self.pid, &self.gone).map_err(failed)?;
+                    agent.rest = Rest::Reported(report.id);
+                }
+                // Nothing was answered: the agent rests where it was.
+                Err(error) => return Err(failed(host_error(&error))),
             }
-            // Nothing was answered: the agent rests where it was.
-            Err(error) => return Err(failed(host_error(&error))),
         }
         let report = listener.wait(self.pid, &self.gone).map_err(failed)?;
         agent.rest = Rest::Reported(report.id);

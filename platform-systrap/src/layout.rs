@@ -4,6 +4,7 @@
 //! STUB_BASE  code (read, execute)         one sealed file, the same pages in every process
 //! VDSO       the host's vvar and vDSO     moved here once, in the zygote
 //! ORDERS     order page (read only)       written by the Sentry through its own mapping
+//! SCRATCH    results of some agent calls  read by the Sentry, for accounting alone
 //! CHANNELS   slots of SLOT bytes          one for each host thread that runs application code
 //! STUB_END   the end of the address space
 //! ```
@@ -25,6 +26,10 @@ pub const CODE_LEN: u64 = 0x4000;
 pub const VDSO: u64 = STUB_BASE + 0x10_0000;
 /// The agent's order page.
 pub const ORDERS: u64 = STUB_BASE + 0x20_0000;
+/// Where the agent's calls put what they find out, mapped when it is first needed.
+pub const SCRATCH: u64 = STUB_BASE + 0x30_0000;
+/// Bytes of it.
+pub const SCRATCH_LEN: u64 = 0x4_0000;
 /// Channel slots.
 pub const CHANNELS: u64 = STUB_BASE + 0x1_0000_0000;
 

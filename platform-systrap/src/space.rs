@@ -6,8 +6,8 @@ use hostsys::futex::monotonic_ns;
 use hostsys::memory;
 use parking_lot::Mutex;
 use platform::{
-    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Cause, Fault, FaultMode, MapSource, PAGE_SIZE, Prot,
-    Regs, Sharing, SpaceError,
+    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, MapSource, PAGE_SIZE,
+    Prot, Regs, Sharing, SpaceError,
 };
 
 use crate::Inner;
@@ -16,7 +16,8 @@ use crate::channel::Arena;
 use crate::context::SystrapContext;
 use crate::frame::Channel;
 use crate::layout::{
-    self, CHANNELS, GROUP, GROUP_SLOTS, MAX_GROUPS_OF_SPACE, MAX_ORDERS, ORDERS, SLOT, command, word,
+    self, CHANNELS, GROUP, GROUP_SLOTS, MAX_GROUPS_OF_SPACE, MAX_ORDERS, ORDERS, SCRATCH, SCRATCH_LEN, SLOT,
+    command, word,
 };
 use crate::stub::{CLONE_PROCESS_FLAGS, CLONE_THREAD_FLAGS};
 use crate::thread::Thread;
@@ -33,13 +34,28 @@ pub struct Space {
     next_slot: Mutex<u64>,
     /// A thread that does atomic operations and runs nothing else.
     helper: Mutex<Option<Thread>>,
+    /// Whether [`SCRATCH`] is mapped. Held while its contents count.
+    scratch: Mutex<bool>,
+}
+
+/// One batch of what [`AddressSpace::resident`] asks for: ranges with their indices, and their pages in all.
+#[derive(Debug, Default)]
+struct Batch {
+    ranges: Vec<(usize, AddrRange)>,
+    pages: u64,
 }
 
 impl Space {
     /// A space on `process`, whose first `nr_threads` slots have parked threads.
     fn new(platform: Arc<Inner>, process: Arc<Process>, nr_threads: u64) -> Self {
         process.spares.lock().extend(0..nr_threads);
-        Self { platform, process, next_slot: Mutex::new(nr_threads), helper: Mutex::new(None) }
+        Self {
+            platform,
+            process,
+            next_slot: Mutex::new(nr_threads),
+            helper: Mutex::new(None),
+            scratch: Mutex::new(false),
+        }
     }
 
     pub(crate) fn platform(&self) -> &Inner {
@@ -175,6 +191,50 @@ impl Space {
         }
     }
 
+    /// Has the agent do `calls`, which leave `into.len()` bytes in the scratch memory, and reads those.
+    fn ask(&self, mapped: &mut bool, calls: &[Call], into: &mut [u8]) -> Result<(), SpaceError> {
+        let mut all = Vec::with_capacity(calls.len() + 2);
+        if !*mapped {
+            let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+            let flags =
+                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE) as u64;
+            all.push(Call::new(libc::SYS_mmap, [SCRATCH, SCRATCH_LEN, prot, flags, u64::MAX, 0]));
+            let advice = libc::MADV_DONTFORK as u64;
+            all.push(Call::new(libc::SYS_madvise, [SCRATCH, SCRATCH_LEN, advice]));
+        }
+        all.extend_from_slice(calls);
+        self.order(&all)?;
+        *mapped = true;
+        match self.process.with_pid(|pid| memory::read_process(pid, SCRATCH, into)) {
+            Some(Ok(read)) if read == into.len() => Ok(()),
+            _ => Err(SpaceError::Gone),
+        }
+    }
+
+    fn ask_resident(
+        &self,
+        mapped: &mut bool,
+        batch: &Batch,
+        tell: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), SpaceError> {
+        let mut at = SCRATCH;
+        let mut calls = Vec::with_capacity(batch.ranges.len());
+        for (_, range) in &batch.ranges {
+            calls.push(Call::new(libc::SYS_mincore, [range.start, range.len(), at]));
+            at += range.len() / PAGE_SIZE;
+        }
+        let mut bytes = vec![0; usize::try_from(batch.pages).map_err(|_| SpaceError::BadRange)?];
+        self.ask(mapped, &calls, &mut bytes)?;
+        let mut rest = bytes.as_slice();
+        for (index, range) in &batch.ranges {
+            let pages = (range.len() / PAGE_SIZE) as usize;
+            let (part, more) = rest.split_at(pages.min(rest.len()));
+            tell(*index, part);
+            rest = more;
+        }
+        Ok(())
+    }
+
     /// Has the helper thread do one operation.
     fn command(&self, at: Addr, kind: u32, operand: u32, expected: u32) -> Result<u32, Fault> {
         let fault = Fault { addr: at, access: Prot::WRITE };
@@ -306,6 +366,8 @@ impl AddressSpace for Space {
             Advice::WillNeed => libc::MADV_WILLNEED,
             Advice::HugePage => libc::MADV_HUGEPAGE,
             Advice::NoHugePage => libc::MADV_NOHUGEPAGE,
+            Advice::PopulateRead => libc::MADV_POPULATE_READ,
+            Advice::PopulateWrite => libc::MADV_POPULATE_WRITE,
         };
         self.order(&[Call::new(libc::SYS_madvise, [range.start, range.len(), advice as u64])])
     }
@@ -352,6 +414,74 @@ impl AddressSpace for Space {
         }
         let Some(part) = src.get(..len) else { return Ok(0) };
         self.copy(to, len, Prot::WRITE, |pid| memory::write_process(pid, to, part))
+    }
+
+    fn barrier(&self, reach: Barrier) -> Result<(), SpaceError> {
+        let command = |command: i32| Call::new(libc::SYS_membarrier, [command as u64]);
+        // The host wants a process to register first; to do so again costs next to nothing.
+        match reach {
+            Barrier::Threads => self.order(&[
+                command(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED),
+                command(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED),
+            ]),
+            Barrier::Code => self.order(&[
+                command(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE),
+                command(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE),
+            ]),
+            Barrier::Everywhere => self.order(&[command(libc::MEMBARRIER_CMD_GLOBAL)]),
+        }
+    }
+
+    fn resident(&self, ranges: &[AddrRange], tell: &mut dyn FnMut(usize, &[u8])) -> Result<(), SpaceError> {
+        // Two orders may go to the mapping of the scratch memory.
+        const MOST: usize = MAX_ORDERS - 2;
+        let mut mapped = self.scratch.lock();
+        let mut batch = Batch::default();
+        let mut flush = |batch: &mut Batch, tell: &mut dyn FnMut(usize, &[u8])| {
+            let full = std::mem::take(batch);
+            match self.ask_resident(&mut mapped, &full, tell) {
+                // A range that is not mapped in whole ends its batch: the others are asked for one by one.
+                Err(SpaceError::Host(_)) if full.ranges.len() > 1 => {
+                    for (index, range) in full.ranges {
+                        let one = Batch { pages: range.len() / PAGE_SIZE, ranges: vec![(index, range)] };
+                        match self.ask_resident(&mut mapped, &one, tell) {
+                            Ok(()) | Err(SpaceError::Host(_)) => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    Ok(())
+                }
+                Ok(()) | Err(SpaceError::Host(_)) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        for (index, range) in ranges.iter().enumerate() {
+            Self::check(*range)?;
+            let mut rest = *range;
+            while !rest.is_empty() {
+                let pages = (rest.len() / PAGE_SIZE).min(SCRATCH_LEN - batch.pages);
+                let end = rest.start + pages * PAGE_SIZE;
+                if pages > 0 {
+                    batch.ranges.push((index, AddrRange { start: rest.start, end }));
+                    batch.pages += pages;
+                }
+                rest.start = end;
+                if batch.pages == SCRATCH_LEN || batch.ranges.len() == MOST {
+                    flush(&mut batch, tell)?;
+                }
+            }
+        }
+        if batch.ranges.is_empty() { Ok(()) } else { flush(&mut batch, tell) }
+    }
+
+    fn peak_resident_bytes(&self) -> u64 {
+        /// Offset of `ru_maxrss` (in KiB) in `struct rusage`.
+        const MAXRSS: usize = 32;
+        let mut usage = [0; MAXRSS + 8];
+        let asked =
+            self.ask(&mut self.scratch.lock(), &[Call::new(libc::SYS_getrusage, [0, SCRATCH])], &mut usage);
+        let kib = usage.get(MAXRSS..).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
+        if asked.is_ok() { kib.saturating_mul(1024) } else { 0 }
     }
 
     fn on_death(&self, tell: platform::DeathWatch) {

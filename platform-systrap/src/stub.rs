@@ -145,7 +145,10 @@ fn agent_filter() -> Vec<Insn> {
         libc::SYS_mprotect,
         libc::SYS_mremap,
         libc::SYS_madvise,
+        libc::SYS_mincore,
+        libc::SYS_getrusage,
         libc::SYS_close,
+        libc::SYS_membarrier,
     ] {
         filter = filter.rule(&[number(ordered), call], Action::Allow);
     }

@@ -13,7 +13,7 @@ mod untrusted;
 
 pub use addr::{Addr, AddrRange, PAGE_SIZE};
 pub use regs::{FpuState, Regs};
-pub use space::{Advice, AtomicOp, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError};
+pub use space::{Advice, AtomicOp, Barrier, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError};
 pub use untrusted::Untrusted;
 
 use std::sync::Arc;
@@ -120,8 +120,20 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
     fn on_death(&self, tell: DeathWatch) {
         drop(tell);
     }
-    /// Resident bytes of the space on the host, for accounting; zero when unknown.
-    fn resident_bytes(&self) -> u64 {
+    /// Has every thread that `reach` names pass a memory barrier before it returns (`membarrier(2)`).
+    fn barrier(&self, reach: Barrier) -> Result<(), SpaceError> {
+        let _ = reach;
+        Err(SpaceError::Host(libc::ENOSYS))
+    }
+    /// Says of mapped ranges which of their pages are resident on the host: `tell` gets the range's index and one byte
+    /// for each page, not zero if it is there, in one piece or several. For accounting: the application can falsify it.
+    /// A range of which part is not mapped is told in part or not at all.
+    fn resident(&self, ranges: &[AddrRange], tell: &mut dyn FnMut(usize, &[u8])) -> Result<(), SpaceError> {
+        let _ = (ranges, tell);
+        Err(SpaceError::Gone)
+    }
+    /// The most resident bytes that the space has had on the host, for accounting; zero when unknown.
+    fn peak_resident_bytes(&self) -> u64 {
         0
     }
 }

@@ -43,6 +43,21 @@ pub enum Advice {
     WillNeed,
     HugePage,
     NoHugePage,
+    /// Reads every page, so that it is there.
+    PopulateRead,
+    /// Writes every page, which changes nothing in it.
+    PopulateWrite,
+}
+
+/// How far a memory barrier reaches (`membarrier(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Barrier {
+    /// Every running thread of the space.
+    Threads,
+    /// The same, and what each thread executes from there on is what is in memory (`SYNC_CORE`).
+    Code,
+    /// Every thread of every space.
+    Everywhere,
 }
 
 /// Whether a copy may fault pages in. `NoFault` copies are allowed under a lock and may fail where a plain copy

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::go_style;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "casemate",
     about = "Runs containers in a sandbox with a kernel of its own",
     disable_version_flag = true,
     disable_help_subcommand = true,
+    args_override_self = true,
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -39,12 +42,19 @@ pub struct Global {
     /// Directory of the containers' state
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Accepted for runc's callers; control groups are written directly
-    #[arg(long, hide = true)]
+    /// Take control group paths of the form slice:prefix:name; groups are written directly
+    #[arg(long)]
     pub systemd_cgroup: bool,
+    /// Accepted for crun's callers
+    #[arg(long, value_name = "MANAGER", hide = true)]
+    pub cgroup_manager: Option<String>,
     /// Accepted for runc's callers
     #[arg(long, value_name = "true|false|auto", hide = true)]
     pub rootless: Option<String>,
+    /// What becomes of writes to the root: "keep" them in the bundle's root filesystem, or "discard" them at the end.
+    /// Without this, containers that are created keep them, and those that are run in the foreground do not
+    #[arg(long, value_name = "keep|discard", value_parser = ["keep", "discard"])]
+    pub writes: Option<String>,
     /// Print the version
     #[arg(long, short = 'v')]
     pub version: bool,
@@ -52,43 +62,238 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the container of a bundle in the foreground
+    /// Create a container whose program does not run yet
+    Create(Create),
+    /// Run the program of a created container
+    Start { id: String },
+    /// Create and start the container of a bundle
     Run(Run),
     /// Run a host command on a throw-away copy of the host's files
     Do(Do),
+    /// Execute a process in a container
+    Exec(Box<Exec>),
     /// Write a new config.json
     Spec(Spec),
     /// Show the state of a container
     State { id: String },
     /// List containers
     List(List),
+    /// List the processes of a container
+    Ps(Ps),
+    /// Show statistics and events of a container
+    Events(Events),
     /// Send a signal to a container's init process
     Kill(Kill),
+    /// Stop all processes of a container where they stand
+    Pause { id: String },
+    /// Let a paused container go on
+    Resume { id: String },
+    /// Change the limits of a container
+    Update(Box<Update>),
     /// Remove a stopped container
     Delete(Delete),
+    /// Show what the runtime supports
+    Features,
+    /// Not supported yet
+    Checkpoint(Images),
+    /// Not supported yet
+    Restore(Images),
 }
 
+impl Command {
+    /// Descriptors that the caller passes on.
+    pub fn preserve_fds(&self) -> u32 {
+        match self {
+            Self::Create(create) => create.making.preserve_fds,
+            Self::Run(run) => run.making.preserve_fds,
+            Self::Exec(exec) => exec.preserve_fds,
+            _ => 0,
+        }
+    }
+
+    /// What stands before an error, as runc puts it.
+    pub fn failure_prefix(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "casemate create failed: ",
+            Self::Exec(_) => "exec failed: ",
+            _ => "",
+        }
+    }
+}
+
+/// What `create` and `run` have in common.
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct Making {
     /// The bundle's directory
     #[arg(long, short = 'b', value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
-    /// Write the sandbox's process number to this file
+    /// Send the container's terminal to whoever listens on this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Write the number of the container's init to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Keep the container's state after it has ended
-    #[arg(long)]
-    pub keep: bool,
+    /// Pass on so many descriptors from 3 on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
     /// Accepted for runc's callers: the sandbox's root never depends on the host's
     #[arg(long, hide = true)]
     pub no_pivot: bool,
     /// Accepted for runc's callers: the sandbox has no keyring of the host
     #[arg(long, hide = true)]
     pub no_new_keyring: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Create {
+    #[command(flatten)]
+    pub making: Making,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub making: Making,
+    /// Return when the container runs
+    #[arg(long, short = 'd')]
+    pub detach: bool,
+    /// Keep the container's state after it has ended
+    #[arg(long)]
+    pub keep: bool,
     /// Accepted for runc's callers: no process of the container is a child of the host's
     #[arg(long, hide = true)]
     pub no_subreaper: bool,
     pub id: String,
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags are")]
+pub struct Exec {
+    /// Send the process' terminal to whoever listens on this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Working directory
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Set an environment variable
+    #[arg(long, short = 'e', value_name = "NAME=VALUE", allow_hyphen_values = true)]
+    pub env: Vec<String>,
+    /// Give the process a terminal
+    #[arg(long, short = 't')]
+    pub tty: bool,
+    /// UID[:GID]
+    #[arg(long, short = 'u', value_name = "UID[:GID]")]
+    pub user: Option<String>,
+    /// Additional groups
+    #[arg(long, short = 'g', value_name = "GID")]
+    pub additional_gids: Vec<u32>,
+    /// Read the process from this file
+    #[arg(long, short = 'p', value_name = "FILE")]
+    pub process: Option<PathBuf>,
+    /// Return when the process runs
+    #[arg(long, short = 'd')]
+    pub detach: bool,
+    /// Write the process' number to this file
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Accepted for runc's callers
+    #[arg(long, hide = true, value_name = "LABEL")]
+    pub process_label: Option<String>,
+    /// Accepted for runc's callers
+    #[arg(long, hide = true, value_name = "PROFILE")]
+    pub apparmor: Option<String>,
+    /// Bar the process from new privileges
+    #[arg(long)]
+    pub no_new_privs: bool,
+    /// Add a capability
+    #[arg(long, short = 'c', value_name = "CAP")]
+    pub cap: Vec<String>,
+    /// Pass on so many descriptors from 3 on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Accepted for runc's callers: a sandbox has one control group
+    #[arg(long, hide = true, value_name = "PATH")]
+    pub cgroup: Vec<String>,
+    /// Execute in a paused container; the process runs when that is resumed
+    #[arg(long)]
+    pub ignore_paused: bool,
+    pub id: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// "table" or "json"
+    #[arg(long, short = 'f', value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+    pub id: String,
+    /// Accepted for runc's callers
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub options: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Time between statistics, such as 5s or 500ms
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub interval: String,
+    /// Show statistics once
+    #[arg(long)]
+    pub stats: bool,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Update {
+    /// Read the limits from this file, or from standard input for "-"; other flags are not looked at then
+    #[arg(long, short = 'r', value_name = "FILE", allow_hyphen_values = true)]
+    pub resources: Option<PathBuf>,
+    #[arg(long)]
+    pub blkio_weight: Option<u16>,
+    #[arg(long)]
+    pub cpu_period: Option<u64>,
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_quota: Option<i64>,
+    #[arg(long)]
+    pub cpu_burst: Option<u64>,
+    #[arg(long)]
+    pub cpu_share: Option<u64>,
+    #[arg(long, hide = true)]
+    pub cpu_rt_period: Option<u64>,
+    #[arg(long, hide = true, allow_hyphen_values = true)]
+    pub cpu_rt_runtime: Option<i64>,
+    #[arg(long)]
+    pub cpu_idle: Option<i64>,
+    #[arg(long)]
+    pub cpuset_cpus: Option<String>,
+    #[arg(long)]
+    pub cpuset_mems: Option<String>,
+    #[arg(long, hide = true)]
+    pub kernel_memory: Option<String>,
+    #[arg(long, hide = true)]
+    pub kernel_memory_tcp: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory_reservation: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory_swap: Option<String>,
+    #[arg(long, allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    #[arg(long, hide = true)]
+    pub l3_cache_schema: Option<String>,
+    #[arg(long, hide = true)]
+    pub mem_bw_schema: Option<String>,
+    pub id: String,
+}
+
+/// Flags of commands that cannot do anything yet are not looked at.
+#[derive(Debug, Args)]
+pub struct Images {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub words: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -144,11 +349,13 @@ pub enum Parsed {
         log: Option<PathBuf>,
         json: bool,
         message: String,
+        code: u8,
     },
 }
 
 /// Parses; help and version are printed at once.
 pub fn parse(args: Vec<OsString>) -> Parsed {
+    let args = go_style::normalise(args);
     let program = args.first().map(PathBuf::from).unwrap_or_default();
     if shows_version(&args) {
         crate::output::print(&version(&program));
@@ -168,6 +375,8 @@ pub fn parse(args: Vec<OsString>) -> Parsed {
                 log: value_of(&args, "--log").map(PathBuf::from),
                 json: value_of(&args, "--log-format").is_some_and(|format| format == "json"),
                 message: sentence(&error, &args),
+                // urfave/cli's, which runc's callers know.
+                code: if error.kind() == ErrorKind::InvalidSubcommand { 3 } else { 1 },
             },
         },
     }
@@ -179,7 +388,9 @@ fn shows_version(args: &[OsString]) -> bool {
     while let Some(arg) = args.next() {
         match arg.to_string_lossy().as_ref() {
             "--version" | "-v" | "-version" => return true,
-            "--log" | "--log-format" | "--root" | "--rootless" => drop(args.next()),
+            "--log" | "--log-format" | "--root" | "--rootless" | "--cgroup-manager" | "--writes" => {
+                drop(args.next())
+            }
             flag if flag.starts_with('-') => {}
             _ => return false,
         }
@@ -223,15 +434,16 @@ fn sentence(error: &clap::Error, args: &[OsString]) -> String {
         ErrorKind::MissingRequiredArgument if command == "do" => {
             "\"do\" requires a minimum of 1 argument(s)".to_owned()
         }
-        ErrorKind::MissingRequiredArgument if command == "kill" => {
-            "\"kill\" requires a minimum of 1 argument(s)".to_owned()
+        ErrorKind::MissingRequiredArgument if ["kill", "exec", "ps"].contains(&command.as_str()) => {
+            format!("\"{command}\" requires a minimum of 1 argument(s)")
         }
         ErrorKind::MissingRequiredArgument => format!("\"{command}\" requires exactly 1 argument(s)"),
         ErrorKind::UnknownArgument if !value(ContextKind::InvalidArg).starts_with('-') => {
             format!("\"{command}\" requires exactly 1 argument(s)")
         }
         ErrorKind::UnknownArgument => {
-            format!("flag provided but not defined: {}", value(ContextKind::InvalidArg))
+            let flag = value(ContextKind::InvalidArg);
+            format!("flag provided but not defined: -{}", flag.trim_start_matches('-'))
         }
         ErrorKind::InvalidSubcommand => {
             format!("No help topic for '{}'", value(ContextKind::InvalidSubcommand))
@@ -260,7 +472,7 @@ mod tests {
         assert_eq!(wrong("casemate run"), "\"run\" requires exactly 1 argument(s)");
         assert_eq!(wrong("casemate delete a b"), "\"delete\" requires exactly 1 argument(s)");
         assert_eq!(wrong("casemate kill"), "\"kill\" requires a minimum of 1 argument(s)");
-        assert_eq!(wrong("casemate list --bogus"), "flag provided but not defined: --bogus");
+        assert_eq!(wrong("casemate list --bogus"), "flag provided but not defined: -bogus");
         assert_eq!(wrong("casemate bogus"), "No help topic for 'bogus'");
     }
 

@@ -7,6 +7,7 @@
 
 mod args;
 mod commands;
+mod go_style;
 mod output;
 
 use std::ffi::OsString;
@@ -22,15 +23,17 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match args::parse(args) {
         Parsed::Run(arguments) => with_log(*arguments),
         Parsed::Shown => ExitCode::SUCCESS,
-        Parsed::Wrong { log, json, message } => {
+        Parsed::Wrong { log, json, message, code } => {
             let format = if json { Format::Json } else { Format::Text };
             let log = Log::open(log.as_deref(), format, false).unwrap_or_default();
-            fail(&log, &message, 1)
+            fail(&log, &message, code)
         }
     }
 }
 
 fn with_log(arguments: Arguments) -> ExitCode {
+    // Before anything is opened: the numbers are the caller's.
+    let preserved = runtime::take_preserved(arguments.command.preserve_fds());
     let format = match arguments.global.log_format.as_str() {
         "text" => Format::Text,
         "json" => Format::Json,
@@ -45,11 +48,21 @@ fn with_log(arguments: Arguments) -> ExitCode {
             return fail(&Log::default(), &format!("open log file {path}: {error}"), 1);
         }
     };
-    match commands::run(arguments, &log) {
+    let doing = arguments.command.failure_prefix();
+    let is_exec = matches!(arguments.command, args::Command::Exec(_));
+    let ended = preserved
+        .map_err(anyhow::Error::from)
+        .and_then(|preserved| commands::run(arguments, preserved, &log));
+    match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = error.downcast_ref::<runtime::Error>().map_or(1, runtime::Error::exit_code);
-            fail(&log, &format!("{error:#}"), code)
+            let own = error.downcast_ref::<runtime::Error>();
+            let code = if is_exec { runtime::EXEC_FAILED } else { own.map_or(1, runtime::Error::exit_code) };
+            // An error of the library tells its source itself.
+            let message = own.map_or_else(|| format!("{error:#}"), ToString::to_string);
+            // A signal during the start has nothing to say.
+            let doing = if message.is_empty() || message.starts_with(doing) { "" } else { doing };
+            fail(&log, &format!("{doing}{message}"), code)
         }
     }
 }
@@ -59,7 +72,7 @@ fn fail(log: &Log, message: &str, code: u8) -> ExitCode {
     let message = message.trim().replace('\n', " ");
     if !message.is_empty() {
         log.write(Level::Error, &message);
-        eprintln!("casemate: {message}");
+        if log.has_file() { eprintln!("{message}") } else { eprintln!("casemate: {message}") }
     }
     ExitCode::from(code)
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 
-use runtime::State;
+use runtime::{State, Status};
 use serde::Serialize;
 
 /// The version of the OCI runtime specification that is followed.
@@ -22,7 +22,7 @@ pub struct Shown<'a> {
     oci_version: &'a str,
     id: &'a str,
     pid: u32,
-    status: &'a str,
+    status: String,
     bundle: &'a std::path::Path,
     rootfs: &'a std::path::Path,
     created: &'a str,
@@ -34,11 +34,12 @@ pub struct Shown<'a> {
 impl<'a> Shown<'a> {
     pub fn new(state: &'a State, with_owner: bool) -> Self {
         let status = state.status();
+        let pid = if status == Status::Stopped { 0 } else { state.init.pid };
         Self {
             oci_version: if state.oci_version.is_empty() { SPEC_VERSION } else { &state.oci_version },
             id: &state.id,
-            pid: if status == "stopped" { 0 } else { state.sandbox.pid },
-            status,
+            pid,
+            status: status.to_string(),
             bundle: &state.bundle,
             rootfs: &state.rootfs,
             created: &state.created,
@@ -51,7 +52,7 @@ impl<'a> Shown<'a> {
         [
             self.id.to_owned(),
             self.pid.to_string(),
-            self.status.to_owned(),
+            self.status.clone(),
             self.bundle.display().to_string(),
             self.created.to_owned(),
             self.owner.clone(),
@@ -60,7 +61,7 @@ impl<'a> Shown<'a> {
 }
 
 /// The name of a user, or `#` and the number.
-fn user_name(uid: u32) -> String {
+pub fn user_name(uid: u32) -> String {
     let table = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let found = table.lines().find_map(|line| {
         let mut fields = line.split(':');

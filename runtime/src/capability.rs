@@ -59,6 +59,16 @@ fn number(name: &str) -> Option<usize> {
     NAMES.iter().position(|known| *known == name)
 }
 
+/// The bit of a capability, with or without `CAP_` before its name, in any case.
+pub fn bit(name: &str) -> Option<u64> {
+    number(&name.to_ascii_uppercase()).map(|number| 1 << number)
+}
+
+/// The names of all capabilities.
+pub fn names() -> Vec<String> {
+    NAMES.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
 /// Takes capabilities that this kernel does not know out of a parsed `config.json`: the specification wants a
 /// warning for them, not an error. Returns the warnings.
 pub(crate) fn remove_unknown(config: &mut Value) -> Vec<String> {

@@ -1,7 +1,10 @@
 //! The control group of a sandbox, in either version of the host's interface (`cgroups(7)`).
 //!
-//! Made only when it is asked for. What cannot be written is left out, and said: a caller without the right to
+//! Groups are made and written directly. What cannot be written is left out, and said: a caller without the right to
 //! limit anything can still run a container.
+//!
+//! A sandbox has threads and processes of its own besides those of the container, so the host's limit on their number
+//! is wider than the one that was asked for; the exact one is kept by the Sentry.
 
 use std::fs;
 use std::io;
@@ -9,19 +12,44 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
+
 use crate::plan::Limits;
 
-/// Directories that were made, outermost first within each hierarchy. Dropped, they are removed.
+/// Controllers that are used: for limits, for pausing, and for the statistics that engines read.
+const USED: [&str; 7] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "freezer", "blkio"];
+
+/// Controllers of version 2 that are switched on for the group.
+const USED_V2: [&str; 5] = ["cpu", "cpuset", "memory", "pids", "io"];
+
+/// Host tasks that a sandbox may have beyond two for each of the container's.
+const OWN_TASKS: u64 = 128;
+
+/// A directory that processes are put into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaf {
+    place: PathBuf,
+    /// Controllers of a version 1 hierarchy; empty for version 2.
+    controllers: Vec<String>,
+}
+
+/// What a container's state keeps of its group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    pub leaves: Vec<Leaf>,
+    /// Leaves that were made, and not found. Directories above them may be others' by now, and stay.
+    pub made: Vec<PathBuf>,
+}
+
+/// A group that was made for a container. Dropped, it is removed.
 #[derive(Debug, Default)]
 pub struct ControlGroup {
-    /// Where the sandbox's processes are put.
-    leaves: Vec<PathBuf>,
-    made: Vec<PathBuf>,
+    group: Group,
 }
 
 struct Hierarchy {
     mount: PathBuf,
-    /// Controllers of a version 1 hierarchy; empty for version 2.
     controllers: Vec<String>,
 }
 
@@ -34,17 +62,17 @@ fn hierarchies() -> Vec<Hierarchy> {
         let Some(mount) = before.split(' ').nth(4) else { continue };
         let mut after = after.split(' ');
         let (kind, options) = (after.next().unwrap_or(""), after.nth(1).unwrap_or(""));
-        let used = |name: &&str| ["memory", "pids", "cpu"].contains(name);
         match kind {
             "cgroup2" => {
                 let controllers =
                     fs::read_to_string(Path::new(mount).join("cgroup.controllers")).unwrap_or_default();
-                if controllers.split_whitespace().any(|name| used(&name)) {
+                if controllers.split_whitespace().any(|name| USED_V2.contains(&name)) {
                     found.push(Hierarchy { mount: mount.into(), controllers: Vec::new() });
                 }
             }
             "cgroup" => {
-                let controllers: Vec<String> = options.split(',').filter(used).map(str::to_owned).collect();
+                let controllers: Vec<String> =
+                    options.split(',').filter(|name| USED.contains(name)).map(str::to_owned).collect();
                 if !controllers.is_empty() {
                     found.push(Hierarchy { mount: mount.into(), controllers });
                 }
@@ -62,106 +90,326 @@ impl ControlGroup {
         let mut warnings = Vec::new();
         let Some(path) = &limits.path else { return (group, warnings) };
         for hierarchy in hierarchies() {
-            if let Err(error) = group.create_in(&hierarchy, path, limits, &mut warnings) {
-                let place = hierarchy.mount.join(path);
-                warnings.push(format!("control group {}: {error}", place.display()));
+            if let Err(error) = group.create_in(hierarchy, path) {
+                warnings.push(error);
             }
+        }
+        if let Some(resources) = &limits.resources {
+            warnings.extend(group.group.apply(resources));
         }
         (group, warnings)
     }
 
-    fn create_in(
-        &mut self,
-        hierarchy: &Hierarchy,
-        path: &Path,
-        limits: &Limits,
-        warnings: &mut Vec<String>,
-    ) -> io::Result<()> {
-        let version2 = hierarchy.controllers.is_empty();
-        let mut place = hierarchy.mount.clone();
+    fn create_in(&mut self, hierarchy: Hierarchy, path: &Path) -> Result<(), String> {
+        let Hierarchy { mount: mut place, controllers } = hierarchy;
+        let named = |place: &Path, error: &io::Error| format!("control group {}: {error}", place.display());
+        let mut made = false;
         for part in path.components() {
-            if version2 {
-                for controller in ["memory", "pids", "cpu"] {
+            if controllers.is_empty() {
+                for controller in USED_V2 {
                     // Refused for a controller that the group does not have; the write of the limit then says so.
                     let _ = fs::write(place.join("cgroup.subtree_control"), format!("+{controller}"));
                 }
             }
+            let parent = place.clone();
             place.push(part);
-            match fs::create_dir(&place) {
-                Ok(()) => self.made.push(place.clone()),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+            made = match fs::create_dir(&place) {
+                Ok(()) => true,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+                Err(error) => return Err(named(&place, &error)),
+            };
+            if controllers.iter().any(|controller| controller == "cpuset") {
+                inherit_cpuset(&parent, &place).map_err(|error| named(&place, &error))?;
             }
         }
-        self.leaves.push(place.clone());
-        let has = |name: &str| version2 || hierarchy.controllers.iter().any(|controller| controller == name);
-        let mut set = |file: &str, value: String| {
-            if let Err(error) = fs::write(place.join(file), &value) {
-                warnings.push(format!("control group {}: {file} = {value}: {error}", place.display()));
-            }
-        };
-        if let Some(pids) = limits.pids.filter(|_| has("pids")) {
-            set("pids.max", pids.to_string());
+        if made {
+            self.group.made.push(place.clone());
         }
-        if let Some(memory) = limits.memory.filter(|_| has("memory")) {
-            set(if version2 { "memory.max" } else { "memory.limit_in_bytes" }, memory.to_string());
-        }
-        if let (Some(quota), Some(period)) = (limits.cpu_quota, limits.cpu_period)
-            && has("cpu")
-        {
-            if version2 {
-                set("cpu.max", format!("{quota} {period}"));
-            } else {
-                set("cpu.cfs_period_us", period.to_string());
-                set("cpu.cfs_quota_us", quota.to_string());
-            }
-        }
+        self.group.leaves.push(Leaf { place, controllers });
         Ok(())
     }
 
     /// Moves a process, and what it will start, into the group.
     pub fn add(&self, pid: u32) -> Vec<String> {
         let mut warnings = Vec::new();
-        for place in &self.leaves {
-            if let Err(error) = fs::write(place.join("cgroup.procs"), pid.to_string()) {
-                warnings.push(format!("control group {}: {error}", place.display()));
+        for leaf in &self.group.leaves {
+            if let Err(error) = fs::write(leaf.place.join("cgroup.procs"), pid.to_string()) {
+                warnings.push(format!("control group {}: {error}", leaf.place.display()));
             }
         }
         warnings
     }
 
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Leaves the group in place.
+    pub fn keep(&mut self) {
+        self.group = Group::default();
+    }
+}
+
+/// A new group of version 1 has no processors and no memory nodes, and takes no process (`cpuset(7)`).
+fn inherit_cpuset(parent: &Path, place: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if fs::read_to_string(place.join(file))?.trim().is_empty() {
+            fs::write(place.join(file), fs::read_to_string(parent.join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        self.group.remove();
+    }
+}
+
+/// A file of a group and what to write into it.
+type Setting = (&'static str, String);
+
+impl Leaf {
+    fn is_v2(&self) -> bool {
+        self.controllers.is_empty()
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.is_v2() || self.controllers.iter().any(|name| name == controller)
+    }
+
+    fn settings(&self, resources: &LinuxResources) -> Vec<Setting> {
+        let mut settings = Vec::new();
+        let v2 = self.is_v2();
+        if let Some(pids) = resources.pids().as_ref().filter(|_| self.has("pids")) {
+            let limit = match u64::try_from(pids.limit()) {
+                Ok(limit) => limit.saturating_mul(2).saturating_add(OWN_TASKS).to_string(),
+                Err(_) => "max".to_owned(),
+            };
+            settings.push(("pids.max", limit));
+        }
+        if let Some(memory) = resources.memory().as_ref().filter(|_| self.has("memory")) {
+            // Zero is what engines send for "unset".
+            let set = |value: Option<i64>| value.filter(|value| *value != 0);
+            let v2_value = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
+            if v2 {
+                settings.extend(set(memory.limit()).map(|v| ("memory.max", v2_value(v))));
+                settings.extend(set(memory.reservation()).map(|v| ("memory.low", v2_value(v))));
+                if let Some(swap) = set(memory.swap()) {
+                    // The caller's value holds both kinds of memory.
+                    let limit = set(memory.limit()).unwrap_or(0);
+                    let swap = if swap < 0 { swap } else { swap.saturating_sub(limit.max(0)).max(0) };
+                    settings.push(("memory.swap.max", v2_value(swap)));
+                }
+            } else {
+                settings.extend(set(memory.limit()).map(|v| ("memory.limit_in_bytes", v.to_string())));
+                settings.extend(set(memory.swap()).map(|v| ("memory.memsw.limit_in_bytes", v.to_string())));
+                settings
+                    .extend(set(memory.reservation()).map(|v| ("memory.soft_limit_in_bytes", v.to_string())));
+                settings.extend(memory.swappiness().map(|v| ("memory.swappiness", v.to_string())));
+                if memory.disable_oom_killer() == Some(true) {
+                    settings.push(("memory.oom_control", "1".to_owned()));
+                }
+            }
+        }
+        if let Some(cpu) = resources.cpu() {
+            let shares = cpu.shares().filter(|shares| *shares != 0 && self.has("cpu"));
+            let period = cpu.period().filter(|period| *period != 0 && self.has("cpu"));
+            let quota = cpu.quota().filter(|quota| *quota != 0 && self.has("cpu"));
+            if v2 {
+                settings.extend(shares.map(|shares| ("cpu.weight", weight_of(shares).to_string())));
+                if quota.is_some() || period.is_some() {
+                    let quota = quota.filter(|quota| *quota > 0);
+                    let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+                    settings.push(("cpu.max", format!("{quota} {}", period.unwrap_or(100_000))));
+                }
+                settings.extend(cpu.idle().map(|idle| ("cpu.idle", idle.to_string())));
+            } else {
+                settings.extend(shares.map(|shares| ("cpu.shares", shares.to_string())));
+                settings.extend(period.map(|period| ("cpu.cfs_period_us", period.to_string())));
+                settings.extend(quota.map(|quota| ("cpu.cfs_quota_us", quota.to_string())));
+            }
+            let named = |list: &Option<String>| list.clone().filter(|list| !list.trim().is_empty());
+            if self.has("cpuset") {
+                settings.extend(named(cpu.cpus()).map(|cpus| ("cpuset.cpus", cpus)));
+                settings.extend(named(cpu.mems()).map(|mems| ("cpuset.mems", mems)));
+            }
+        }
+        if let Some(weight) = resources.block_io().as_ref().and_then(oci_spec::runtime::LinuxBlockIo::weight)
+            && weight != 0
+            && self.has("blkio")
+        {
+            let file = if v2 { "io.bfq.weight" } else { "blkio.bfq.weight" };
+            settings.push((file, weight.to_string()));
+        }
+        settings
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.place.join(file)).unwrap_or_default()
+    }
+}
+
+/// Shares of version 1 (2 to 262144) as a weight of version 2 (1 to 10000).
+fn weight_of(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
+}
+
+impl Group {
+    /// Writes limits; gives sentences about those that could not be written.
+    pub fn apply(&self, resources: &LinuxResources) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for leaf in &self.leaves {
+            let write = |(file, value): &Setting| fs::write(leaf.place.join(file), value);
+            // A limit may not pass another one that is still to be written: what failed is tried once more.
+            let failed: Vec<Setting> =
+                leaf.settings(resources).into_iter().filter(|setting| write(setting).is_err()).collect();
+            for setting in failed {
+                if let Err(error) = write(&setting) {
+                    let (file, value) = setting;
+                    warnings
+                        .push(format!("control group {}: {file} = {value}: {error}", leaf.place.display()));
+                }
+            }
+            if leaf.is_v2() {
+                for (file, value) in resources.unified().iter().flatten() {
+                    if let Err(error) = fs::write(leaf.place.join(file), value) {
+                        warnings.push(format!(
+                            "control group {}: {file} = {value}: {error}",
+                            leaf.place.display()
+                        ));
+                    }
+                }
+            }
+        }
+        warnings
+    }
+
+    /// The leaf that pauses processes.
+    fn freezer(&self) -> Option<&Leaf> {
+        self.leaves
+            .iter()
+            .find(|leaf| leaf.controllers.iter().any(|name| name == "freezer"))
+            .or_else(|| self.leaves.iter().find(|leaf| leaf.is_v2()))
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        self.freezer().is_some_and(|leaf| {
+            if leaf.is_v2() {
+                leaf.read("cgroup.freeze").trim() == "1"
+            } else {
+                ["FROZEN", "FREEZING"].contains(&leaf.read("freezer.state").trim())
+            }
+        })
+    }
+
+    /// Stops or continues every process of the group, and waits until the kernel has done it.
+    pub fn freeze(&self, freeze: bool) -> io::Result<()> {
+        let Some(leaf) = self.freezer() else {
+            return Err(io::Error::other("the container has no freezer control group"));
+        };
+        let (file, value) = match (leaf.is_v2(), freeze) {
+            (true, _) => ("cgroup.freeze", if freeze { "1" } else { "0" }),
+            (false, true) => ("freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED"),
+        };
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            fs::write(leaf.place.join(file), value)?;
+            let done = if leaf.is_v2() {
+                leaf.read("cgroup.events").lines().any(|line| line == format!("frozen {value}"))
+            } else {
+                leaf.read("freezer.state").trim() == value
+            };
+            if done {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                if freeze {
+                    let _ = self.freeze(false);
+                }
+                return Err(io::Error::other("the control group does not change its state"));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Whether the host's out-of-memory killer has killed in this group.
     pub fn out_of_memory(&self) -> bool {
-        self.leaves.iter().any(|place| {
+        self.leaves.iter().filter(|leaf| leaf.has("memory")).any(|leaf| {
             ["memory.events", "memory.oom_control"].iter().any(|file| {
-                let text = fs::read_to_string(place.join(file)).unwrap_or_default();
-                text.lines()
+                leaf.read(file)
+                    .lines()
                     .any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
             })
         })
     }
 
-    /// The directories that were made.
-    pub fn made(&self) -> &[PathBuf] {
-        &self.made
+    /// The memory limit and the most that was used, in bytes, as the group says them.
+    pub fn memory_peak(&self) -> Option<(String, String)> {
+        let leaf = self.leaves.iter().find(|leaf| leaf.has("memory"))?;
+        let (limit, peak) = if leaf.is_v2() {
+            ("memory.max", "memory.peak")
+        } else {
+            ("memory.limit_in_bytes", "memory.max_usage_in_bytes")
+        };
+        let text = |file: &str| Some(leaf.read(file).trim().to_owned()).filter(|text| !text.is_empty());
+        Some((text(limit)?, text(peak)?))
     }
-}
 
-impl Drop for ControlGroup {
-    fn drop(&mut self) {
-        remove(&self.made);
+    /// A file of the leaf that has `controller`.
+    pub fn read(&self, controller: &str, file: &str) -> Option<String> {
+        let leaf = self.leaves.iter().find(|leaf| leaf.has(controller))?;
+        fs::read_to_string(leaf.place.join(file)).ok()
     }
-}
 
-/// Removes groups, innermost first. A group stays busy for a moment after its last process has gone.
-pub fn remove(made: &[PathBuf]) {
-    let until = Instant::now() + Duration::from_secs(2);
-    for place in made.iter().rev() {
-        while let Err(error) = fs::remove_dir(place) {
-            if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= until {
-                break;
+    /// Whether the limits are those of version 2.
+    pub fn is_v2(&self) -> bool {
+        self.leaves.iter().any(Leaf::is_v2)
+    }
+
+    /// Removes the directories that were made. A group stays busy for a moment after its last process has gone.
+    pub fn remove(&self) {
+        let until = Instant::now() + Duration::from_secs(2);
+        for place in &self.made {
+            while let Err(error) = fs::remove_dir(place) {
+                if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= until {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(5));
             }
-            thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_in_both_versions() {
+        let resources: LinuxResources = serde_json::from_value(serde_json::json!({
+            "memory": { "limit": 1_048_576, "swap": 3_145_728, "reservation": 0 },
+            "cpu": { "shares": 1024, "quota": 50_000, "period": 100_000, "cpus": "0-1" },
+            "pids": { "limit": 10 },
+        }))
+        .unwrap();
+        let v1 = Leaf { place: "/g".into(), controllers: vec!["memory".into(), "pids".into()] };
+        let expected = [
+            ("pids.max", "148"),
+            ("memory.limit_in_bytes", "1048576"),
+            ("memory.memsw.limit_in_bytes", "3145728"),
+        ];
+        assert_eq!(v1.settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
+        let v2 = Leaf { place: "/g".into(), controllers: Vec::new() };
+        let expected = [
+            ("pids.max", "148"),
+            ("memory.max", "1048576"),
+            ("memory.swap.max", "2097152"),
+            ("cpu.weight", "39"),
+            ("cpu.max", "50000 100000"),
+            ("cpuset.cpus", "0-1"),
+        ];
+        assert_eq!(v2.settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
     }
 }

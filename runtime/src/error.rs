@@ -25,6 +25,16 @@ pub enum Error {
     DoesNotExist,
     #[error("container not running")]
     NotRunning,
+    #[error("cannot start an already running container")]
+    AlreadyRunning,
+    #[error("cannot start a container that has stopped")]
+    HasStopped,
+    #[error("cannot exec in a stopped container")]
+    ExecStopped,
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    ExecPaused,
+    #[error("container not paused")]
+    NotPaused,
     #[error("cannot delete container {id} that is not stopped: {status}")]
     NotStopped { id: String, status: String },
     #[error("unknown signal {0:?}")]
@@ -38,6 +48,11 @@ pub enum Error {
     /// The sandbox came to an end that the container did not ask for.
     #[error("{message}")]
     Sandbox { code: u8, message: String },
+    #[error("{0}")]
+    Hook(String),
+    /// The command line asks for what cannot be.
+    #[error("{0}")]
+    Usage(String),
     #[error("{0}")]
     Control(#[from] control_protocol::ChannelError),
 }

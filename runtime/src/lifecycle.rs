@@ -1,62 +1,286 @@
-//! Commands on containers that some other command runs.
+//! Commands on containers: made, started, signalled, paused, deleted, each by a command of its own.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use hostsys::{polling, process};
+use control_protocol::{Descriptor, ProcessInfo, Request, TerminalSize};
+use hostsys::{polling, process, signals};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources};
 
-use crate::cgroup;
+use crate::cgroup::ControlGroup;
+use crate::config::Config;
+use crate::detached::{Monitor, Network, Role};
 use crate::error::{Context, Error, Result};
-use crate::state::{State, StateRoot};
+use crate::foreground::{preserved, standard};
+use crate::hooks::{self, HookState};
+use crate::log::{Level, Log};
+use crate::plan::Plan;
+use crate::registration::{self, Processes};
+use crate::state::{HostProcess, State, StateRoot, Status};
+use crate::{pty, session};
 
-/// Sends a signal to a container's init. The Sentry takes it and hands it on; `SIGKILL` ends the sandbox.
-pub fn kill(root: &StateRoot, id: &str, signo: i32) -> Result<()> {
-    let state = root.load(id)?;
-    send(&state, signo)
+/// What a container is made with besides its configuration.
+#[derive(Debug, Default)]
+pub struct Creation {
+    pub pid_file: Option<PathBuf>,
+    /// Where the master side of the container's terminal is sent to.
+    pub console_socket: Option<PathBuf>,
+    /// Descriptors that become the container's from 3 on ([`crate::take_preserved`]).
+    pub preserved: Vec<OwnedFd>,
 }
 
-fn send(state: &State, signo: i32) -> Result<()> {
-    let sandbox = state.sandbox.open().context(|| format!("open process {}", state.sandbox.pid))?;
-    let sandbox = sandbox.ok_or(Error::NotRunning)?;
-    match process::pidfd_send_signal(sandbox.as_fd(), signo) {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(Error::NotRunning),
-        sent => sent.context(|| format!("send a signal to process {}", state.sandbox.pid)),
+fn network_of(config: &Config) -> Network {
+    let namespaces = config.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let mut all = namespaces.into_iter().flatten();
+    let Some(network) = all.find(|namespace| namespace.typ() == LinuxNamespaceType::Network) else {
+        return Network::Host;
+    };
+    match network.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+        Some(path) => Network::Join(path.clone()),
+        None => Network::New,
     }
 }
 
+/// Makes a container whose program does not run yet. Call it while this process has one thread.
+pub fn create(
+    root: &StateRoot,
+    config: &Config,
+    mut plan: Plan,
+    creation: Creation,
+    log: &Log,
+) -> Result<()> {
+    let terminal = plan.boot.process.terminal;
+    if terminal.is_some() && creation.console_socket.is_none() {
+        return Err(Error::Usage(
+            "cannot allocate tty if runc will detach without setting console socket".into(),
+        ));
+    }
+    if terminal.is_none() && creation.console_socket.is_some() {
+        return Err(Error::Usage("cannot use console socket if runc will not detach or allocate tty".into()));
+    }
+    // A signal must not leave half of a container; the command is over soon enough.
+    signals::block_ordinary().context(|| "block signals".into())?;
+    let mut dir = root.create(&plan.boot.id)?;
+    let (mut cgroup, warnings) = ControlGroup::create(&plan.limits);
+    log.warnings(warnings);
+
+    let mut to_sentry: Vec<_> = preserved(creation.preserved).collect();
+    let mut descriptors: Vec<(Role, OwnedFd)> = Vec::new();
+    match (&creation.console_socket, terminal) {
+        (Some(path), Some(size)) => descriptors.push((Role::Terminal, pty::offer(path, size)?)),
+        _ => standard(&mut to_sentry)?,
+    }
+    to_sentry.push((Descriptor::Listener, dir.listen()?));
+    let strace = plan.boot.options.strace;
+    if let Some(file) = log.descriptor(strace).context(|| "duplicate the log".into())? {
+        let copy = file.try_clone().context(|| "duplicate the log".into())?;
+        to_sentry.push((Descriptor::Log, copy));
+        descriptors.push((Role::Log, file));
+    }
+    descriptors.extend(to_sentry.into_iter().map(|(role, fd)| (Role::Sentry(role), fd)));
+    plan.boot.held = true;
+    let id = plan.boot.id.clone();
+    if terminal.is_some_and(|size| size == TerminalSize::default()) {
+        // The usual size of a terminal whose size nobody has said.
+        plan.boot.process.terminal = Some(TerminalSize { rows: 24, columns: 80 });
+    }
+    let monitor = Monitor::launch(plan, &network_of(config), descriptors, &cgroup, log).map_err(|error| {
+        match error {
+            // What is wrong with the program itself is told as engines expect it.
+            Error::Start { code: 126 | 127, message } => {
+                Error::Start { code: 1, message: format!("unable to start container process: {message}") }
+            }
+            Error::Start { message, .. } => Error::Start { code: 1, message },
+            other => other,
+        }
+    })?;
+    dir.mark_held()?;
+    let processes = Processes { init: monitor.pid(), sandbox: monitor.sandbox, gofer: monitor.gofer };
+    let state = registration::write(config, &dir, &id, &processes, cgroup.group())?;
+    if let Some(hooks) = &state.hooks {
+        hooks::before_start(hooks, &HookState::new(&state, monitor.pid()), log)?;
+    }
+    if let Some(path) = &creation.pid_file {
+        registration::write_pid_file(path, monitor.pid())?;
+    }
+    log.write(
+        Level::Debug,
+        &format!("monitor {}, sandbox {}, gofer {}", processes.init, processes.sandbox, processes.gofer),
+    );
+    monitor.commit()?;
+    cgroup.keep();
+    dir.keep();
+    Ok(())
+}
+
+/// Lets the program of a created container run.
+pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
+    let state = root.load(id)?;
+    match state.status() {
+        Status::Created => {}
+        Status::Stopped => return Err(Error::HasStopped),
+        Status::Running | Status::Paused => return Err(Error::AlreadyRunning),
+    }
+    if let Some(hooks) = &state.hooks
+        && let Err(error) =
+            hooks::in_container(hooks, &state, &HookState::new(&state, state.init.pid).with_status("created"))
+    {
+        end(&state)?;
+        return Err(error);
+    }
+    match session::ask(&state.dir, &Request::Start) {
+        Err(Error::NotRunning) => return Err(Error::HasStopped),
+        // Somebody else has started it and did not live to write that down.
+        Err(Error::AlreadyRunning) => {
+            state.mark_started()?;
+            return Err(Error::AlreadyRunning);
+        }
+        done => done?,
+    }
+    state.mark_started()?;
+    if let Some(hooks) = &state.hooks {
+        let shown = HookState::new(&state, state.init.pid).with_status("running");
+        if let Err(error) = hooks::after_start(hooks, &shown, log) {
+            end(&state)?;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Sends a signal to a container's init, or with `all` to every process. `SIGKILL` ends the sandbox.
+pub fn kill(root: &StateRoot, id: &str, signo: i32, all: bool) -> Result<()> {
+    let state = root.load(id)?;
+    let status = state.status();
+    if status == Status::Stopped {
+        return Err(Error::NotRunning);
+    }
+    if signo == libc::SIGKILL {
+        kill_process(&state.sandbox, libc::SIGKILL)?;
+        if status == Status::Paused {
+            // A frozen process dies when it is thawed.
+            state.cgroup.freeze(false).context(|| "thaw the container".into())?;
+        }
+        return Ok(());
+    }
+    let request = Request::Kill { signal: signo, all };
+    if status == Status::Paused {
+        session::leave(&state.dir, &request)
+    } else {
+        session::ask(&state.dir, &request)
+    }
+}
+
+/// Signals a process by a descriptor, so that no other is hit that has got its number meanwhile.
+fn kill_process(target: &HostProcess, signo: i32) -> Result<()> {
+    let opened =
+        target.open().context(|| format!("open process {}", target.pid))?.ok_or(Error::NotRunning)?;
+    match process::pidfd_send_signal(opened.as_fd(), signo) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(Error::NotRunning),
+        sent => sent.context(|| format!("send a signal to process {}", target.pid)),
+    }
+}
+
+/// Stops every process of a container where it stands.
+pub fn pause(root: &StateRoot, id: &str) -> Result<()> {
+    let state = root.load(id)?;
+    match state.status() {
+        Status::Running | Status::Created => {
+            state.cgroup.freeze(true).context(|| format!("pause container {id}"))
+        }
+        Status::Paused | Status::Stopped => Err(Error::NotRunning),
+    }
+}
+
+/// Lets a paused container go on.
+pub fn resume(root: &StateRoot, id: &str) -> Result<()> {
+    let state = root.load(id)?;
+    if state.status() != Status::Paused {
+        return Err(Error::NotPaused);
+    }
+    state.cgroup.freeze(false).context(|| format!("resume container {id}"))
+}
+
+/// Changes the limits of a container to those of `resources`, the JSON of `linux.resources`.
+pub fn update(root: &StateRoot, id: &str, resources: &[u8]) -> Result<()> {
+    let state = root.load(id)?;
+    let resources: LinuxResources =
+        serde_json::from_slice(resources).map_err(|error| Error::Usage(format!("resources: {error}")))?;
+    if state.status() == Status::Stopped {
+        return Err(Error::NotRunning);
+    }
+    match state.cgroup.apply(&resources).into_iter().next() {
+        Some(problem) => Err(Error::Sandbox { code: 1, message: problem }),
+        None => Ok(()),
+    }
+}
+
+/// The processes of a container by the container's own numbers.
+pub fn processes(root: &StateRoot, id: &str) -> Result<(State, Vec<ProcessInfo>)> {
+    let state = root.load(id)?;
+    let listed = match state.status() {
+        Status::Stopped => return Err(Error::NotRunning),
+        Status::Paused => Vec::new(),
+        _ => session::processes(&state.dir)?,
+    };
+    Ok((state, listed))
+}
+
 /// Removes a stopped container; with `force` also a running one, a half-made one, or none at all.
-pub fn delete(root: &StateRoot, id: &str, force: bool) -> Result<()> {
+pub fn delete(root: &StateRoot, id: &str, force: bool, log: &Log) -> Result<()> {
     let state = match root.load(id) {
         Err(Error::DoesNotExist) if force => return root.remove(id),
         state => state?,
     };
-    if state.sandbox.is_alive() {
-        if !force {
-            return Err(Error::NotStopped { id: id.to_owned(), status: state.status().to_owned() });
+    match state.status() {
+        Status::Stopped => {}
+        Status::Created => end(&state)?,
+        status if !force => {
+            return Err(Error::NotStopped { id: id.to_owned(), status: status.to_string() });
         }
-        end(&state)?;
+        _ => end(&state)?,
     }
+    // Its sandbox may outlive an init that was killed by a moment.
+    for process in [&state.sandbox, &state.gofer] {
+        let _ = kill_process(process, libc::SIGKILL);
+        await_end(process, &state.id)?;
+    }
+    state.cgroup.remove();
     root.remove(id)?;
-    cgroup::remove(&state.cgroups);
+    hooks::post_stop(&state, log);
     Ok(())
 }
 
-/// Kills the sandbox and waits until it is gone.
+/// Kills the sandbox and waits until its init is gone, too.
 fn end(state: &State) -> Result<()> {
-    let opened = state.sandbox.open().context(|| format!("open process {}", state.sandbox.pid))?;
-    let Some(sandbox) = opened else { return Ok(()) };
     // Gone in between is as good.
-    let _ = process::pidfd_send_signal(sandbox.as_fd(), libc::SIGKILL);
-    let until = Instant::now() + Duration::from_secs(10);
+    match kill_process(&state.sandbox, libc::SIGKILL) {
+        Err(Error::NotRunning) => {}
+        done => done?,
+    }
+    if state.cgroup.is_frozen() {
+        state.cgroup.freeze(false).context(|| "thaw the container".into())?;
+    }
+    await_end(&state.init, &state.id)
+}
+
+/// How long a killed process may take to be gone.
+const DEATH: Duration = Duration::from_secs(10);
+
+fn await_end(target: &HostProcess, id: &str) -> Result<()> {
+    let opened = target.open().context(|| format!("open process {}", target.pid))?;
+    let Some(opened) = opened else { return Ok(()) };
+    let until = Instant::now() + DEATH;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let left_ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
-        let mut interests = [polling::Interest::new(sandbox.as_fd(), libc::POLLIN)];
+        let mut interests = [polling::Interest::new(opened.as_fd(), libc::POLLIN)];
         if polling::wait(&mut interests, Some(left_ms)).context(|| "poll".into())? > 0 {
             return Ok(());
         }
         if left.is_zero() {
-            let message = format!("process {} of container {} does not end", state.sandbox.pid, state.id);
+            let message = format!("process {} of container {id} does not end", target.pid);
             return Err(Error::Sandbox { code: 1, message });
         }
     }

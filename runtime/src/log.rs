@@ -50,6 +50,11 @@ impl Log {
         Ok(Self { file: path.map(open).transpose()?, format, debug })
     }
 
+    /// A log in a file that is open already.
+    pub(crate) fn of_file(file: Option<File>, format: Format, debug: bool) -> Self {
+        Self { file, format, debug }
+    }
+
     pub fn has_file(&self) -> bool {
         self.file.is_some()
     }

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use control_protocol::{MountFlags, MountKind, Text};
 use oci_spec::runtime::Mount;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, show};
 
@@ -27,7 +28,7 @@ pub(crate) enum Kind {
 }
 
 /// A host file or tree that the gofer serves. Its place in the list is its attach point.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// Absolute, without symbolic links.
     pub source: PathBuf,
@@ -56,6 +57,15 @@ const NO_EFFECT: [&str; 16] = [
 
 const PRIVATE: [&str; 8] =
     ["private", "rprivate", "slave", "rslave", "unbindable", "runbindable", "sync", "dirsync"];
+
+/// The options that are known, whether or not they change anything here.
+pub fn options() -> Vec<&'static str> {
+    let mut all = vec!["ro", "rro", "nosuid", "nodev", "noexec", "noatime", "bind", "rbind"];
+    all.extend(NO_EFFECT);
+    all.extend(PRIVATE);
+    all.sort_unstable();
+    all
+}
 
 /// Checks `mounts[index]`.
 pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {

@@ -7,6 +7,9 @@ use control_protocol::{
     Boot, Capabilities, MountFlags, MountKind, Options, Process, Rlimit, Root, TerminalSize, Text,
 };
 
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use serde::{Deserialize, Serialize};
+
 use crate::capability;
 use crate::config::Config;
 use crate::error::Result;
@@ -14,45 +17,60 @@ use crate::mounts::{self, Attachment};
 use crate::validate::resource_number;
 
 /// What to run and what of the host it sees.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
     pub boot: Boot,
     /// Attach points of the gofer; the first one is the root.
     pub attachments: Vec<Attachment>,
     /// Limits of the sandbox's control group, if it is to have one.
+    #[serde(skip)]
     pub limits: Limits,
 }
 
+impl Plan {
+    /// Has what is written to the root reach the host's files as it is written, where it can be written at all.
+    pub fn write_through(&mut self) {
+        if self.boot.root.readonly {
+            return;
+        }
+        self.boot.root.write_through = true;
+        if let Some(root) = self.attachments.first_mut() {
+            root.read_only = false;
+        }
+    }
+}
+
 /// What the sandbox's control group limits.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Limits {
     /// A path below each hierarchy's mount; none makes no group.
     pub path: Option<PathBuf>,
-    /// Bytes.
-    pub memory: Option<u64>,
-    /// Processes and threads.
-    pub pids: Option<u64>,
-    /// Microseconds of processor time a period.
-    pub cpu_quota: Option<i64>,
-    /// Microseconds.
-    pub cpu_period: Option<u64>,
+    pub resources: Option<LinuxResources>,
 }
 
-impl Limits {
-    fn any(&self) -> bool {
-        self.memory.is_some() || self.pids.is_some() || self.cpu_quota.is_some()
-    }
+/// How many processors the quota is worth, rounded up; 0 without a quota.
+fn cpus(resources: &LinuxResources) -> u32 {
+    let Some(cpu) = resources.cpu() else { return 0 };
+    let Some(quota) = cpu.quota().and_then(|quota| u64::try_from(quota).ok()) else { return 0 };
+    u32::try_from(quota.div_ceil(cpu.period().unwrap_or(100_000).max(1))).unwrap_or(0)
+}
 
-    /// How many processors the quota is worth, rounded up; 0 without a quota.
-    fn cpus(&self) -> u32 {
-        let (Some(quota), Some(period)) = (self.cpu_quota, self.cpu_period) else { return 0 };
-        let Ok(quota) = u64::try_from(quota) else { return 0 };
-        u32::try_from(quota.div_ceil(period.max(1))).unwrap_or(0)
+/// What the Sentry is told of the limits that it shows or keeps itself.
+fn told(options: Options, limits: &Limits) -> Options {
+    let Some(resources) = &limits.resources else { return options };
+    let positive = |value: i64| u64::try_from(value).unwrap_or(0);
+    Options {
+        cpus: cpus(resources),
+        tasks: resources.pids().as_ref().map_or(0, |pids| positive(pids.limit())),
+        memory: resources.memory().as_ref().and_then(LinuxMemory::limit).map_or(0, positive),
+        ..options
     }
 }
 
 /// The plan of an OCI bundle.
-pub fn of_bundle(id: &str, config: &Config, options: Options) -> Result<Plan> {
+///
+/// With `systemd`, a control group path of the form `slice:prefix:name` is that of a scope.
+pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> Result<Plan> {
     let spec = &config.spec;
     let mut attachments = vec![Attachment { source: config.rootfs.clone(), read_only: true }];
     let mut mounts = Vec::new();
@@ -63,58 +81,64 @@ pub fn of_bundle(id: &str, config: &Config, options: Options) -> Result<Plan> {
     let process = spec.process().as_ref().map(of_process).unwrap_or_default();
     let linux = spec.linux().as_ref();
     let list = |paths: Option<&Option<Vec<String>>>| paths.cloned().flatten().unwrap_or_default();
-    let limits = linux.map(|linux| limits_of(id, linux)).unwrap_or_default();
+    let limits = linux.map(|linux| limits_of(id, linux, systemd)).unwrap_or_default();
+    let readonly = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false);
     let boot = Boot {
         version: Boot::VERSION,
         id: id.to_owned(),
         process,
         hostname: spec.hostname().clone(),
         domainname: spec.domainname().clone(),
-        root: Root {
-            attach: 0,
-            readonly: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
-        },
+        root: Root { attach: 0, readonly, write_through: false },
         mounts,
         masked_paths: list(linux.map(oci_spec::runtime::Linux::masked_paths)),
         readonly_paths: list(linux.map(oci_spec::runtime::Linux::readonly_paths)),
-        options: Options {
-            cpus: limits.cpus(),
-            tasks: limits.pids.unwrap_or(0),
-            memory: limits.memory.unwrap_or(0),
-            ..options
-        },
+        options: told(options, &limits),
+        held: false,
         descriptors: Vec::new(),
     };
     Ok(Plan { boot, attachments, limits })
 }
 
-fn limits_of(id: &str, linux: &oci_spec::runtime::Linux) -> Limits {
-    let mut limits = Limits::default();
-    if let Some(resources) = linux.resources() {
-        let positive = |value: i64| u64::try_from(value).ok();
-        limits.pids = resources.pids().as_ref().and_then(|pids| positive(pids.limit()));
-        if let Some(memory) = resources.memory() {
-            limits.memory = memory.limit().and_then(positive).filter(|limit| *limit > 0);
-        }
-        if let Some(cpu) = resources.cpu() {
-            limits.cpu_quota = cpu.quota().filter(|quota| *quota > 0);
-            limits.cpu_period = limits.cpu_quota.map(|_| cpu.period().unwrap_or(100_000));
+fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Limits {
+    let asked = linux.cgroups_path().as_ref().filter(|path| !path.as_os_str().is_empty());
+    let path = match asked.map(|path| (path, path.to_string_lossy())) {
+        Some((_, name)) if systemd && name.contains(':') => scope(&name),
+        Some((path, _)) => relative(path),
+        None => PathBuf::from(id),
+    };
+    Limits { path: Some(path), resources: linux.resources().clone() }
+}
+
+/// Where systemd puts the scope that `slice:prefix:name` stands for (`systemd.slice(5)`).
+fn scope(name: &str) -> PathBuf {
+    let mut parts = name.splitn(3, ':');
+    let (slice, prefix, name) =
+        (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let mut path = PathBuf::new();
+    let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+    if stem != "-" {
+        // "a-b.slice" lies in "a.slice".
+        let mut upto = String::new();
+        for word in stem.split('-') {
+            if !upto.is_empty() {
+                upto.push('-');
+            }
+            upto.push_str(word);
+            path.push(format!("{upto}.slice"));
         }
     }
-    let asked = linux.cgroups_path().as_ref().filter(|path| !path.as_os_str().is_empty());
-    limits.path = match asked {
-        Some(path) => Some(relative(path)),
-        None if limits.any() => Some(PathBuf::from("casemate").join(id)),
-        None => None,
-    };
-    limits
+    let dash = if prefix.is_empty() { "" } else { "-" };
+    path.push(format!("{prefix}{dash}{name}.scope"));
+    path
 }
 
 fn relative(path: &Path) -> PathBuf {
     mounts::clean(path).strip_prefix("/").map(Path::to_path_buf).unwrap_or_default()
 }
 
-fn of_process(process: &oci_spec::runtime::Process) -> Process {
+pub(crate) fn of_process(process: &oci_spec::runtime::Process) -> Process {
     let texts = |list: &Option<Vec<String>>| list.iter().flatten().map(|s| Text::from(s.as_str())).collect();
     let user = process.user();
     let mut size = TerminalSize::default();
@@ -222,11 +246,12 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         process,
         hostname: None,
         domainname: None,
-        root: Root { attach: 0, readonly: false },
+        root: Root { attach: 0, readonly: false, write_through: false },
         mounts,
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
         options,
+        held: false,
         descriptors: Vec::new(),
     };
     let attachments = vec![Attachment { source: PathBuf::from("/"), read_only: true }];

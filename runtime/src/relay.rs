@@ -2,6 +2,7 @@
 //!
 //! The Sentry never holds the caller's terminal: nothing but bytes can pass.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -22,46 +23,58 @@ pub(crate) struct Relay {
     input_open: bool,
     socket_open: bool,
     raw: Option<RawMode>,
+    input: File,
+    output: File,
 }
 
 impl Relay {
-    /// Sets the caller's terminal to raw mode; the second value is the Sentry's end.
-    pub fn new() -> io::Result<(Self, OwnedFd)> {
+    /// Relays the caller's standard input and output, and sets them to raw mode if they are a terminal. The second value
+    /// is the Sentry's end.
+    pub fn of_caller() -> io::Result<(Self, OwnedFd)> {
         let (socket, theirs) = UnixStream::pair()?;
+        let (input, output) =
+            (io::stdin().as_fd().try_clone_to_owned()?, io::stdout().as_fd().try_clone_to_owned()?);
+        Ok((Self::new(input, output, socket.into())?, theirs.into()))
+    }
+
+    /// Relays a pseudo-terminal whose other side somebody else holds.
+    pub fn of_terminal(terminal: OwnedFd, socket: OwnedFd) -> io::Result<Self> {
+        let output = terminal.try_clone()?;
+        Self::new(terminal, output, socket)
+    }
+
+    fn new(input: OwnedFd, output: OwnedFd, socket: OwnedFd) -> io::Result<Self> {
+        let socket = UnixStream::from(socket);
         socket.set_nonblocking(true)?;
-        let raw = if terminal::is_terminal(io::stdin().as_fd()) {
-            Some(RawMode::enter(io::stdin())?)
-        } else {
-            None
-        };
-        let relay = Self {
+        let raw = if terminal::is_terminal(input.as_fd()) { Some(RawMode::enter(&input)?) } else { None };
+        Ok(Self {
             socket,
+            input: input.into(),
+            output: output.into(),
             inward: Vec::new(),
             outward: Vec::new(),
             input_open: true,
             socket_open: true,
             raw,
-        };
-        Ok((relay, theirs.into()))
+        })
     }
 
-    /// The size of the caller's terminal, if it has one.
-    pub fn window_size() -> Option<WindowSize> {
-        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-        [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
+    /// The size of the terminal, if it is one.
+    pub fn window_size(&self) -> Option<WindowSize> {
+        [self.input.as_fd(), self.output.as_fd(), io::stderr().as_fd()]
             .into_iter()
             .find_map(|fd| terminal::window_size(fd).ok())
     }
 
     /// What to wait for: input, output, socket.
-    pub fn interests<'a>(&'a self, stdin: &'a io::Stdin, stdout: &'a io::Stdout) -> [Interest; 3] {
+    pub fn interests(&self) -> [Interest; 3] {
         let mut interests = [Interest::none(); 3];
         let [input, output, socket] = &mut interests;
         if self.input_open && self.inward.len() < CAPACITY {
-            *input = Interest::new(stdin.as_fd(), libc::POLLIN);
+            *input = Interest::new(self.input.as_fd(), libc::POLLIN);
         }
         if !self.outward.is_empty() {
-            *output = Interest::new(stdout.as_fd(), libc::POLLOUT);
+            *output = Interest::new(self.output.as_fd(), libc::POLLOUT);
         }
         let mut events = 0;
         if self.outward.len() < CAPACITY {
@@ -82,7 +95,7 @@ impl Relay {
         let mut buffer = [0; 4096];
         if input.any() {
             // The poll has said that one read does not wait.
-            match io::stdin().lock().read(&mut buffer) {
+            match self.input.read(&mut buffer) {
                 Ok(len) if len > 0 => self.inward.extend_from_slice(buffer.get(..len).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 _ => {
@@ -122,8 +135,7 @@ impl Relay {
     /// One write of at most a small piece: a terminal that the poll found writable takes it without waiting.
     fn write_some(&mut self) {
         let piece = self.outward.get(..self.outward.len().min(512)).unwrap_or_default();
-        let mut stdout = io::stdout().lock();
-        match stdout.write(piece).and_then(|len| stdout.flush().map(|()| len)) {
+        match (&self.output).write(piece) {
             Ok(len) => drop(self.outward.drain(..len)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Nobody reads any more: the guest's output is dropped, as that of a closed terminal.
@@ -150,8 +162,8 @@ impl Relay {
     }
 
     pub fn resume(&mut self) {
-        if terminal::is_terminal(io::stdin().as_fd()) {
-            self.raw = RawMode::enter(io::stdin()).ok();
+        if terminal::is_terminal(self.input.as_fd()) {
+            self.raw = RawMode::enter(&self.input).ok();
         }
     }
 }

@@ -25,16 +25,27 @@ const NOBODY: u32 = 65534;
 /// Connections between a Sentry and its gofer.
 const GOFER_CONNECTIONS: u32 = 2;
 
-/// A child process that does not outlive this value.
+/// A child process that does not outlive this value, unless it is set free.
 #[derive(Debug)]
 pub(crate) struct Guarded {
     child: Child,
     exit: Option<Exit>,
+    free: bool,
 }
 
 impl Guarded {
-    fn new(child: Child) -> Self {
-        Self { child, exit: None }
+    pub fn new(child: Child) -> Self {
+        Self { child, exit: None, free: false }
+    }
+
+    /// Lets the child execute its program.
+    pub fn release(&mut self) -> io::Result<()> {
+        self.child.release()
+    }
+
+    /// Lets the child outlive this value.
+    pub fn set_free(&mut self) {
+        self.free = true;
     }
 
     pub fn pid(&self) -> u32 {
@@ -85,7 +96,9 @@ impl AsFd for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.end(Duration::ZERO);
+        if !self.free {
+            self.end(Duration::ZERO);
+        }
     }
 }
 
@@ -161,6 +174,7 @@ fn start_sentry(
         namespaces: ALL_NAMESPACES,
         descriptors: &descriptors,
         become_root: true,
+        outlives: false,
     };
     let child = command.start().context(|| "start the sandbox process in new namespaces".into())?;
     // Root gives its Sentry an identity that owns nothing on the host.
@@ -178,7 +192,7 @@ fn start_sentry(
 }
 
 /// Our own program, in a form that the sandbox's user may execute and nobody can change through it.
-fn program(privileged: bool) -> io::Result<OwnedFd> {
+pub(crate) fn program(privileged: bool) -> io::Result<OwnedFd> {
     const ANYBODY: u32 = 0o005;
     let path = File::options().read(true).custom_flags(libc::O_PATH).open("/proc/self/exe")?;
     // Read permission is wanted too: without it the kernel takes from the process the right to look at its own stubs.

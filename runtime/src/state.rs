@@ -1,16 +1,21 @@
 //! The state directory: what is kept of each container between commands.
 //!
-//! `<root>/<id>/state.json`, written whole or not at all. A container is running as long as its Sentry lives: the
-//! process that is named by number and start time, so that a reused number is not taken for it.
+//! `<root>/<id>/state.json`, written whole or not at all; beside it the socket that the Sentry listens on, and, until the
+//! container is started, a mark that says so. A container is there as long as its init lives on the host: a process that
+//! is named by number and start time, so that a reused number is not taken for it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Hooks;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Group;
 use crate::error::{Context, Error, Result, show};
 
 /// The state root of this user.
@@ -75,17 +80,64 @@ pub struct State {
     /// RFC 3339 with nanoseconds.
     pub created: String,
     pub owner: u32,
+    /// What stands for the container's first process on the host: it ends as that does.
+    pub init: HostProcess,
+    /// The Sentry.
     pub sandbox: HostProcess,
+    pub gofer: HostProcess,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// Control group directories that were made for the container.
     #[serde(default)]
-    pub cgroups: Vec<PathBuf>,
+    pub cgroup: Group,
+    #[serde(default)]
+    pub hooks: Option<Hooks>,
+    /// Its directory.
+    #[serde(skip)]
+    pub dir: PathBuf,
+}
+
+/// Where a container is in its life (`runtime.md` of the OCI specification, and "paused").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        })
+    }
 }
 
 impl State {
-    pub fn status(&self) -> &'static str {
-        if self.sandbox.is_alive() { "running" } else { "stopped" }
+    pub fn status(&self) -> Status {
+        if !self.init.is_alive() {
+            Status::Stopped
+        } else if self.cgroup.is_frozen() {
+            Status::Paused
+        } else if self.dir.join(HELD).exists() {
+            Status::Created
+        } else {
+            Status::Running
+        }
+    }
+
+    /// Notes that the container has been started.
+    pub(crate) fn mark_started(&self) -> Result<()> {
+        let mark = self.dir.join(HELD);
+        match fs::remove_file(&mark) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context(|| format!("remove {}", show(&mark)))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -128,7 +180,10 @@ impl StateRoot {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::DoesNotExist),
             text => text.context(|| format!("read {}", show(&path)))?,
         };
-        serde_json::from_slice(&text).map_err(|error| Error::Config(format!("{}: {error}", show(&path))))
+        let mut state: State = serde_json::from_slice(&text)
+            .map_err(|error| Error::Config(format!("{}: {error}", show(&path))))?;
+        state.dir = self.path.join(id);
+        Ok(state)
     }
 
     /// Every container, by ID.
@@ -168,6 +223,26 @@ fn make_private(path: &Path) -> io::Result<()> {
 
 const STATE: &str = "state.json";
 
+/// A file that is there until the container is started.
+const HELD: &str = "created";
+
+/// The socket that commands connect to.
+const SOCKET: &str = "control.sock";
+
+/// A path of the socket in `dir`, which is short enough for an address however long the directory's own is.
+fn socket_path(dir: &File) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd())
+}
+
+/// Connects to the Sentry of the container in `dir`.
+pub(crate) fn connect(dir: &Path) -> io::Result<OwnedFd> {
+    let dir = File::open(dir)?;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    net::connect(&socket, &SocketAddrUnix::new(socket_path(&dir))?)?;
+    Ok(socket)
+}
+
 /// The directory of a container that this process has made; dropped, it is removed.
 #[derive(Debug)]
 pub struct ContainerDir {
@@ -177,10 +252,35 @@ pub struct ContainerDir {
 }
 
 impl ContainerDir {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn write(&self, state: &State) -> Result<()> {
         let text = serde_json::to_vec(state).map_err(|error| Error::Config(error.to_string()))?;
         let path = self.path.join(STATE);
         write_whole(&path, &text, 0o600).context(|| format!("write {}", show(&path)))
+    }
+
+    /// Notes that the container has yet to be started.
+    pub fn mark_held(&self) -> Result<()> {
+        let mark = self.path.join(HELD);
+        File::create(&mark).map(drop).context(|| format!("create {}", show(&mark)))
+    }
+
+    /// Makes the socket that the Sentry is to listen on.
+    pub fn listen(&self) -> Result<OwnedFd> {
+        let listen = || -> io::Result<OwnedFd> {
+            let dir = File::open(&self.path)?;
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            let path = socket_path(&dir);
+            net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            net::listen(&socket, 128)?;
+            Ok(socket)
+        };
+        listen().context(|| format!("listen in {}", show(&self.path)))
     }
 
     /// Leaves the directory in place.
@@ -257,14 +357,22 @@ mod tests {
             rootfs: "/b/rootfs".into(),
             created: String::new(),
             owner: 0,
+            init: HostProcess::of(std::process::id()).unwrap(),
             sandbox: HostProcess::of(std::process::id()).unwrap(),
+            gofer: HostProcess::of(std::process::id()).unwrap(),
             annotations: BTreeMap::new(),
-            cgroups: Vec::new(),
+            cgroup: Group::default(),
+            hooks: None,
+            dir: base.join("one"),
         };
         dir.write(&state).unwrap();
         assert_eq!(root.load("one").unwrap(), state);
-        assert_eq!(state.status(), "running");
-        let reused = HostProcess { start_time: state.sandbox.start_time + 1, ..state.sandbox };
+        assert_eq!(state.status(), Status::Running);
+        dir.mark_held().unwrap();
+        assert_eq!(state.status(), Status::Created);
+        state.mark_started().unwrap();
+        assert_eq!(state.status(), Status::Running);
+        let reused = HostProcess { start_time: state.init.start_time + 1, ..state.init };
         assert!(!reused.is_alive());
         assert_eq!(root.list().unwrap().len(), 1);
         drop(dir);

@@ -1,6 +1,6 @@
 //! Instants as text, in UTC (RFC 3339).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// `now` with nine digits of fraction, as the state of a container shows it.
 pub fn nanoseconds(now: SystemTime) -> String {
@@ -12,6 +12,13 @@ pub fn nanoseconds(now: SystemTime) -> String {
 pub fn seconds(now: SystemTime) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{}Z", date_and_time(since.as_secs()))
+}
+
+/// `HH:MM` of what was `ago_ms` milliseconds ago.
+pub fn hour_and_minute(ago_ms: u64) -> String {
+    let then = SystemTime::now().checked_sub(Duration::from_millis(ago_ms)).unwrap_or(UNIX_EPOCH);
+    let seconds = then.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() % 86_400;
+    format!("{:02}:{:02}", seconds / 3600, seconds / 60 % 60)
 }
 
 fn date_and_time(seconds: u64) -> String {
@@ -48,7 +55,6 @@ fn date(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn known_instants() {

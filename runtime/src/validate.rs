@@ -7,7 +7,9 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec, User};
+use oci_spec::runtime::{
+    Hooks, Linux, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec, User,
+};
 
 use crate::error::{Error, Result};
 use crate::mounts;
@@ -50,17 +52,7 @@ pub(crate) fn spec(spec: &Spec) -> Result<Vec<String>> {
         mounts::parse(index, mount)?;
     }
     if let Some(hooks) = spec.hooks() {
-        let lists = [
-            ("prestart", hooks.prestart().is_some()),
-            ("createRuntime", hooks.create_runtime().is_some()),
-            ("createContainer", hooks.create_container().is_some()),
-            ("startContainer", hooks.start_container().is_some()),
-            ("poststart", hooks.poststart().is_some()),
-            ("poststop", hooks.poststop().is_some()),
-        ];
-        if let Some((name, _)) = lists.iter().find(|(_, set)| *set) {
-            return Err(Error::field(format!("hooks.{name}"), "hooks cannot be run yet; must be absent"));
-        }
+        check_hooks(hooks)?;
     }
     for (field, set) in [
         ("solaris", spec.solaris().is_some()),
@@ -78,6 +70,35 @@ pub(crate) fn spec(spec: &Spec) -> Result<Vec<String>> {
         check_linux(linux, spec, &mut warnings)?;
     }
     Ok(warnings)
+}
+
+fn check_hooks(hooks: &Hooks) -> Result<()> {
+    let lists = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    for (name, list) in lists {
+        for (index, hook) in list.iter().flatten().enumerate() {
+            let field = format!("hooks.{name}[{index}]");
+            absolute(&format!("{field}.path"), hook.path())?;
+            if let Some(timeout) = hook.timeout()
+                && timeout <= 0
+            {
+                return Err(Error::field(
+                    format!("{field}.timeout"),
+                    format!("must be above 0, got {timeout}"),
+                ));
+            }
+            for text in hook.args().iter().chain(hook.env()).flatten() {
+                no_nul(&field, text.as_bytes())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn version(version: &str) -> Result<()> {
@@ -113,7 +134,7 @@ fn absolute(field: &str, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check_process(process: &Process, warnings: &mut Vec<String>) -> Result<()> {
+pub(crate) fn check_process(process: &Process, warnings: &mut Vec<String>) -> Result<()> {
     let args = process.args().as_deref().unwrap_or_default();
     if args.is_empty() {
         return Err(Error::field("process.args", "args must not be empty"));

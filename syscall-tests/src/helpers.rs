@@ -48,6 +48,31 @@ pub fn run(args: &[String]) -> i32 {
         Some("pid") => print!("{} {}", std::process::id(), crate::sys::gettid()),
         Some("exe") => print!("{}", std::fs::read_link("/proc/self/exe").unwrap_or_default().display()),
         Some("threads") => print!("{}", std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)),
+        Some("membarrier") => unsafe {
+            let ret = libc::syscall(libc::SYS_membarrier, 8, 0, 0);
+            print!(
+                "{}",
+                if ret == 0 { "ok".to_string() } else { crate::harness::errno_name(crate::harness::errno()) }
+            );
+        },
+        Some("getppid") => unsafe {
+            let ret = libc::syscall(libc::SYS_getppid);
+            print!(
+                "{}",
+                if ret >= 0 { "ok".to_string() } else { crate::harness::errno_name(crate::harness::errno()) }
+            );
+        },
+        Some("keepcaps") => print!("{}", unsafe { libc::prctl(libc::PR_GET_KEEPCAPS, 0, 0, 0, 0) }),
+        Some("pdeathsig") => {
+            let mut signo = -1;
+            unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signo, 0, 0, 0) };
+            print!("{signo}");
+        }
+        Some("stack") => {
+            let here = 0u8;
+            print!("{:x}", &raw const here as usize);
+        }
+        Some("caps") => print!("{}", caps()),
         Some("sleep") => std::thread::sleep(std::time::Duration::from_secs(60)),
         _ => {
             eprintln!("unknown helper {args:?}");
@@ -56,6 +81,30 @@ pub fn run(args: &[String]) -> i32 {
     }
     let _ = std::io::stdout().flush();
     0
+}
+
+/// What exec made of the credentials: real, effective and saved ids, permitted, effective, inheritable and ambient
+/// capabilities, `AT_SECURE`, dumpable.
+fn caps() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("").trim();
+        u64::from_str_radix(line, 16).unwrap_or(u64::MAX)
+    };
+    unsafe {
+        let (mut r, mut e, mut s) = (0, 0, 0);
+        libc::getresuid(&raw mut r, &raw mut e, &raw mut s);
+        format!(
+            "uid={r},{e},{s} egid={} prm={:x} eff={:x} inh={:x} amb={:x} secure={} dumpable={}",
+            libc::getegid(),
+            set("CapPrm:"),
+            set("CapEff:"),
+            set("CapInh:"),
+            set("CapAmb:"),
+            libc::getauxval(libc::AT_SECURE),
+            libc::prctl(libc::PR_GET_DUMPABLE),
+        )
+    }
 }
 
 /// For each signal: `d`efault, `i`gnored or `h`andled, then `b`locked and `p`ending.

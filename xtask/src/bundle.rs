@@ -141,7 +141,7 @@ impl Bundle {
     #[must_use]
     pub fn tmpfs(mut self, inside: &str) -> Self {
         self.mounts.push(json!({
-            "destination": inside, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"]
+            "destination": inside, "type": "tmpfs", "source": "tmpfs", "options": ["nodev", "mode=1777"]
         }));
         self
     }

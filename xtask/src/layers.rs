@@ -1,6 +1,6 @@
 //! Which crate may depend on which: the architecture's direction of dependencies, checked.
 //!
-//! `abi ← hostsys ← platform ← platform-systrap`; `abi ← sentry/base ← memory ← mm ← vfs ← fs/*, net, loader ←
+//! `abi ← hostsys ← platform ← platform-systrap`; `abi ← sentry/base ← memory ← mm ← vfs ← fs/*, net, ipc, loader ←
 //! kernel ← fs/proc, syscalls ← boot`; the life-cycle side (`runtime`, `runsc-compat`) never imports a sentry crate
 //! and meets it in the control protocol; `casemate` alone links both.
 
@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sentry-mm", &["abi", "hostsys", "platform", "sentry-base", "sentry-memory"]),
     ("sentry-vfs", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm"]),
     ("sentry-net", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
+    ("sentry-ipc", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
     ("sentry-loader", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
     // The device file system is a tmpfs whose nodes are devices.
     ("fs-dev", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs", "fs-tmpfs"]),
@@ -39,6 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-mm",
             "sentry-vfs",
             "sentry-net",
+            "sentry-ipc",
             "sentry-loader",
             "fs-*",
         ],
@@ -53,6 +55,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-mm",
             "sentry-vfs",
             "sentry-net",
+            "sentry-ipc",
             "sentry-loader",
             "sentry-kernel",
             "fs-*",
@@ -68,6 +71,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-mm",
             "sentry-vfs",
             "sentry-net",
+            "sentry-ipc",
             "sentry-loader",
             "sentry-kernel",
             "fs-proc",
@@ -86,6 +90,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-mm",
             "sentry-vfs",
             "sentry-net",
+            "sentry-ipc",
             "sentry-loader",
             "sentry-kernel",
             "sentry-syscalls",

@@ -13,11 +13,13 @@
 pub mod bundle;
 pub mod crates;
 pub mod demo;
+pub mod jobs;
 pub mod layers;
 pub mod native;
 pub mod place;
 pub mod processes;
 pub mod programs;
+pub mod python;
 pub mod ratchet;
 pub mod rootfs;
 pub mod shell;

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use xtask::{bundle::Bundle, demo, layers, ratchet, rootfs, supervise, test};
+use xtask::{bundle::Bundle, demo, jobs, layers, ratchet, rootfs, supervise, test};
 
 const USAGE: &str = "usage: cargo xtask COMMAND
   demo                         build casemate and run Debian programs in it
   test [ARGS...]               build everything and run every test; ARGS go to cargo test
-  rootfs debian|busybox        build a root filesystem in the cache and print its path
+  jobs [--short] [NAME...]     run real jobs on the host kernel and in the sandbox, and compare
+  jobs python [MODULE...]      the same with CPython's own tests
+  rootfs debian|busybox|jobs       build a root filesystem in the cache and print its path
   bundle DIR [--rootfs ROOT] [--bind SOURCE:INSIDE:ro|rw] [--tty] -- PROGRAM...
                                write a bundle; ROOT is debian, busybox or a path
   layers                       check the direction of dependencies
@@ -36,6 +38,7 @@ fn run(args: &[String]) -> Result<()> {
     match (command.as_str(), rest) {
         ("demo", []) => demo::run(),
         ("test", _) => test::run(rest),
+        ("jobs", _) => jobs::main(rest),
         ("rootfs", [kind]) => {
             println!("{}", root(kind)?.display());
             Ok(())
@@ -53,6 +56,7 @@ fn root(kind: &str) -> Result<PathBuf> {
     match kind {
         "debian" => rootfs::debian(),
         "busybox" => rootfs::busybox(),
+        "jobs" => rootfs::jobs(),
         path => std::fs::canonicalize(path).with_context(|| format!("no root filesystem at {path}")),
     }
 }

@@ -48,6 +48,8 @@ while [ "$nr_binds" -gt 0 ]; do
   nr_binds=$((nr_binds - 1))
 done
 hostname casemate
+# As a container runtime leaves it.
+if command -v ip >/dev/null; then ip link set lo up; fi
 exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
   HOME=/root LC_ALL=C.UTF-8 sh -c 'cd "$0" && exec "$@"' "$cwd" "$@"
 "#;

@@ -26,6 +26,7 @@ pub const DEBIAN_PACKAGES: &[&str] = &[
     "libc6-dev",
     "stress-ng",
     "strace",
+    "gdb",
 ];
 const SUITE: &str = "bookworm";
 /// Raised when the recipe changes in a way that the package list does not show.
@@ -58,6 +59,29 @@ pub fn debian() -> Result<PathBuf> {
         }
         fs::write(dir.join("etc/hostname"), "casemate\n")?;
         mount_points(dir)
+    })
+}
+
+/// The Debian root filesystem with the tools and sources that the jobs of [`crate::jobs`] need; see
+/// `xtask/jobs/rootfs.sh`, which installs them. It needs root and the package registries.
+pub fn jobs() -> Result<PathBuf> {
+    let base = debian()?;
+    let script = include_str!("../jobs/rootfs.sh");
+    cached("jobs", script, |dir| {
+        eprintln!("building the root filesystem of the jobs, once, in {}: some minutes", dir.display());
+        shell::run(Command::new("cp").arg("-a").arg("--").arg(base.join(".")).arg(dir))?;
+        let log = dir.with_extension("log");
+        let out = fs::File::create(&log)?;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation=private", "bash", "-c", script, "rootfs"]).arg(dir);
+        command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        let ended = command.status()?;
+        if !ended.success() {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let tail: Vec<&str> = text.lines().rev().take(20).collect();
+            bail!("{ended}:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        Ok(())
     })
 }
 

@@ -1,40 +1,60 @@
 //! One function a command.
 
+mod events;
+mod execute;
+mod features;
 mod host_command;
+mod ps;
 mod spec;
+mod update;
 
-use std::env;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use control_protocol::{Options, Report};
 use runtime::log::{Format, Level, Log};
-use runtime::{Config, Error, Registration, StateRoot};
+use runtime::{Config, Creation, Error, Plan, Registration, StateRoot};
 
-use crate::args::{Arguments, Command, Global, List, Run};
+use crate::args::{Arguments, Command, Create, Global, List, Making, Run};
 use crate::output::{self, Shown};
 
 /// Runs a command and gives its exit status.
-pub fn run(arguments: Arguments, log: &Log) -> Result<u8> {
+pub fn run(arguments: Arguments, preserved: Vec<OwnedFd>, log: &Log) -> Result<u8> {
     let global = &arguments.global;
     let root = || StateRoot::new(global.root.as_deref());
     match arguments.command {
-        Command::Run(run) => return run_bundle(&run, global, &root()?, log),
+        Command::Create(create) => make(&create, global, &root()?, preserved, log)?,
+        Command::Start { id } => runtime::start(&root()?, &id, log)?,
+        Command::Run(run) => return run_bundle(&run, global, &root()?, preserved, log),
         Command::Do(command) => return host_command::run(command, global, log),
+        Command::Exec(exec) => return execute::run(*exec, &root()?, preserved, log),
         Command::Spec(spec) => spec::write(&spec)?,
         Command::State { id } => {
             let state = root()?.load(&id)?;
             output::print(&serde_json::to_string_pretty(&Shown::new(&state, false))?);
         }
         Command::List(list) => show_list(&list, &root()?)?,
+        Command::Ps(ps) => ps::show(&ps, &root()?)?,
+        Command::Events(events) => events::show(&events, &root()?)?,
         Command::Kill(kill) => {
+            let root = root()?;
+            // The container is looked for before the signal's name is, as runc does.
+            root.load(&kill.id)?;
             let signo = runtime::signal_names::parse(&kill.signal)?;
-            match runtime::kill(&root()?, &kill.id, signo) {
+            match runtime::kill(&root, &kill.id, signo, kill.all) {
                 // Engines kill everything that may be left of a container, whether or not something is.
                 Err(Error::NotRunning) if kill.all => {}
                 done => done?,
             }
         }
-        Command::Delete(delete) => runtime::delete(&root()?, &delete.id, delete.force)?,
+        Command::Pause { id } => runtime::pause(&root()?, &id)?,
+        Command::Resume { id } => runtime::resume(&root()?, &id)?,
+        Command::Update(update) => update::run(&update, &root()?)?,
+        Command::Delete(delete) => runtime::delete(&root()?, &delete.id, delete.force, log)?,
+        Command::Features => features::print()?,
+        Command::Checkpoint(_) => anyhow::bail!("checkpoint: not supported yet"),
+        Command::Restore(_) => anyhow::bail!("restore: not supported yet"),
     }
     Ok(0)
 }
@@ -48,16 +68,66 @@ fn options(global: &Global, log: &Log) -> Options {
     }
 }
 
-fn run_bundle(run: &Run, global: &Global, root: &StateRoot, log: &Log) -> Result<u8> {
-    runtime::check_id(&run.id)?;
-    let config = Config::load(&run.bundle)?;
+/// A bundle's configuration and the plan for it.
+///
+/// With `keeps`, writes to the root are kept unless the caller says otherwise.
+fn load(making: &Making, id: &str, global: &Global, keeps: bool, log: &Log) -> Result<(Config, Plan)> {
+    runtime::check_id(id)?;
+    let config = Config::load(&making.bundle)?;
     log.warnings(config.warnings.iter().cloned());
-    let plan = runtime::of_bundle(&run.id, &config, options(global, log))?;
-    let pid_file = match &run.pid_file {
-        Some(path) => Some(env::current_dir()?.join(path)),
-        None => None,
-    };
-    let registration = Registration { root, config: &config, pid_file, keep: run.keep };
+    let mut plan = runtime::of_bundle(id, &config, options(global, log), global.systemd_cgroup)?;
+    if global.writes.as_deref().map_or(keeps, |writes| writes == "keep") {
+        plan.write_through();
+    }
+    Ok((config, plan))
+}
+
+/// A path that stays what it is when the working directory does not.
+fn absolute(path: Option<&PathBuf>) -> Result<Option<PathBuf>> {
+    path.map(|path| std::path::absolute(path).with_context(|| path.display().to_string())).transpose()
+}
+
+fn creation(making: &Making, preserved: Vec<OwnedFd>) -> Result<Creation> {
+    Ok(Creation {
+        pid_file: absolute(making.pid_file.as_ref())?,
+        console_socket: absolute(making.console_socket.as_ref())?,
+        preserved,
+    })
+}
+
+fn make(
+    create: &Create,
+    global: &Global,
+    root: &StateRoot,
+    preserved: Vec<OwnedFd>,
+    log: &Log,
+) -> Result<()> {
+    let (config, plan) = load(&create.making, &create.id, global, true, log)?;
+    runtime::create(root, &config, plan, creation(&create.making, preserved)?, log)?;
+    Ok(())
+}
+
+fn run_bundle(
+    run: &Run,
+    global: &Global,
+    root: &StateRoot,
+    preserved: Vec<OwnedFd>,
+    log: &Log,
+) -> Result<u8> {
+    let (config, plan) = load(&run.making, &run.id, global, run.detach, log)?;
+    if run.detach {
+        runtime::create(root, &config, plan, creation(&run.making, preserved)?, log)?;
+        if let Err(error) = runtime::start(root, &run.id, log) {
+            let _ = runtime::delete(root, &run.id, true, log);
+            return Err(error.into());
+        }
+        return Ok(0);
+    }
+    if run.making.console_socket.is_some() {
+        anyhow::bail!("cannot use console socket if runc will not detach or allocate tty");
+    }
+    let pid_file = absolute(run.making.pid_file.as_ref())?;
+    let registration = Registration { root, config: &config, pid_file, keep: run.keep, preserved };
     let report = runtime::run(plan, Some(registration), log)?;
     log.warnings(report.unsupported.iter().map(ToString::to_string));
     Ok(conclude(&report, log))
@@ -82,10 +152,10 @@ fn show_list(list: &List, root: &StateRoot) -> Result<()> {
     match list.format.as_str() {
         "table" => output::print(&output::table(&states)),
         // Go shows an empty list as null.
-        "json" if states.is_empty() => output::print("null"),
+        "json" if states.is_empty() => output::print("null\n"),
         "json" => {
             let shown: Vec<_> = states.iter().map(|state| Shown::new(state, true)).collect();
-            output::print(&serde_json::to_string(&shown)?);
+            output::print(&format!("{}\n", serde_json::to_string(&shown)?));
         }
         _ => anyhow::bail!("invalid format option"),
     }

@@ -18,12 +18,16 @@
 mod common;
 mod configuration;
 mod deaths;
+mod debugger;
 mod exit;
 mod host_command;
 mod hostile;
+mod jobs;
 mod languages;
+mod lifecycle;
 mod lower;
 mod many;
+mod namespaces;
 mod outside;
 mod posture;
 mod shell;

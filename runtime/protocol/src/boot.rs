@@ -19,12 +19,14 @@ pub struct Boot {
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub options: Options,
+    /// Whether init waits for [`crate::Request::Start`] before its first instruction.
+    pub held: bool,
     /// What the descriptors that came along with this message are, in their order.
     pub descriptors: Vec<Descriptor>,
 }
 
 impl Boot {
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 /// The role of a descriptor that travels with the boot message.
@@ -37,11 +39,13 @@ pub enum Descriptor {
     Gofer,
     /// The log, opened for appending.
     Log,
-    /// A stream socket to relay to the master side of init's terminal.
+    /// A stream socket to relay to the master side of the process' terminal.
     Console,
+    /// A listening socket: each connection carries one [`crate::Request`].
+    Listener,
 }
 
-/// The container's init process.
+/// A process that the runtime starts: the container's init, or one that is executed in it later.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Process {
     /// Never empty.
@@ -60,7 +64,7 @@ pub struct Process {
     pub no_new_privileges: bool,
     pub capabilities: Capabilities,
     pub oom_score_adj: Option<i32>,
-    /// Whether init is PID 1 of a namespace to signals too: those that it does not handle are dropped.
+    /// Init alone: whether it is PID 1 of a namespace to signals too: those that it does not handle are dropped.
     pub shielded: bool,
 }
 
@@ -94,8 +98,10 @@ pub struct Capabilities {
 pub struct Root {
     /// The gofer's attach point.
     pub attach: u32,
-    /// With `readonly` nothing can be written; else writes go to an upper layer inside the sandbox.
+    /// With `readonly` nothing can be written.
     pub readonly: bool,
+    /// Whether writes go to the host's files, rather than to an upper layer inside the sandbox.
+    pub write_through: bool,
 }
 
 /// One mount below the root.

@@ -84,7 +84,28 @@ impl Channel {
 
     /// Sends the boot message; `descriptors` are those that [`Boot::descriptors`] names.
     pub fn send_boot(&self, boot: &Boot, descriptors: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-        let bytes = serde_json::to_vec(boot)?;
+        self.send_sealed(boot, descriptors)
+    }
+
+    /// Receives the boot message and the descriptors that it names.
+    pub fn receive_boot(&self) -> Result<(Boot, Vec<OwnedFd>), ChannelError> {
+        let (boot, fds) = self.receive_sealed::<Boot>(true)?.ok_or(ChannelError::Closed)?;
+        if boot.version != Boot::VERSION {
+            return Err(ChannelError::Version(boot.version));
+        }
+        if boot.descriptors.len() != fds.len() {
+            return Err(ChannelError::Descriptors { said: boot.descriptors.len(), came: fds.len() });
+        }
+        Ok((boot, fds))
+    }
+
+    /// Sends a message of up to [`MAX_BOOT`] bytes in a sealed memfd, and descriptors with it.
+    pub fn send_sealed(
+        &self,
+        message: &impl Serialize,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
+        let bytes = serde_json::to_vec(message)?;
         if bytes.len() as u64 > MAX_BOOT {
             return Err(ChannelError::TooLong(bytes.len() as u64));
         }
@@ -95,10 +116,20 @@ impl Channel {
         Ok(())
     }
 
-    /// Receives the boot message and the descriptors that it names.
-    pub fn receive_boot(&self) -> Result<(Boot, Vec<OwnedFd>), ChannelError> {
+    /// Receives what [`Channel::send_sealed`] sends. With `block` unset, `None` says that there is nothing yet.
+    pub fn receive_sealed<T: DeserializeOwned>(
+        &self,
+        block: bool,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
         let mut mark = [0; 8];
-        let mut message = retry(|| sock::receive(self.socket.as_fd(), &mut mark, 0))?;
+        let flags = if block { 0 } else { DONT_WAIT };
+        let mut message = match retry(|| sock::receive(self.socket.as_fd(), &mut mark, flags)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(ChannelError::Closed);
+            }
+            message => message?,
+        };
         if message.fds.is_empty() {
             return Err(ChannelError::Closed);
         }
@@ -109,14 +140,7 @@ impl Channel {
         }
         let mut bytes = Vec::new();
         file.take(MAX_BOOT).read_to_end(&mut bytes)?;
-        let boot: Boot = serde_json::from_slice(&bytes)?;
-        if boot.version != Boot::VERSION {
-            return Err(ChannelError::Version(boot.version));
-        }
-        if boot.descriptors.len() != message.fds.len() {
-            return Err(ChannelError::Descriptors { said: boot.descriptors.len(), came: message.fds.len() });
-        }
-        Ok((boot, message.fds))
+        Ok(Some((serde_json::from_slice(&bytes)?, message.fds)))
     }
 }
 
@@ -143,11 +167,12 @@ mod tests {
             },
             hostname: None,
             domainname: None,
-            root: Root { attach: 0, readonly: false },
+            root: Root { attach: 0, readonly: false, write_through: false },
             mounts: Vec::new(),
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
             options: Options::default(),
+            held: false,
             descriptors: vec![Descriptor::Guest(0)],
         }
     }

@@ -4,25 +4,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::TerminalSize;
 
-/// From the command, after the boot message.
+/// From the command, after the boot message or [`crate::Request::Exec`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Order {
-    /// Send this signal to init as from outside its pid namespace: `SIGKILL` and `SIGSTOP` are not ignored.
+    /// Send this signal to the process as from outside its pid namespace: `SIGKILL` and `SIGSTOP` are not ignored.
     Signal(i32),
     /// The terminal's new size.
     Resize(TerminalSize),
+    /// Let a held init run.
+    Start,
 }
 
 /// From the Sentry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {
-    /// Init is about to run its first instruction.
+    /// The process is about to run its first instruction; one that is held is complete and waits for its start.
     Ready,
-    /// The container could not be started.
+    /// The process could not be started.
     Failed(Failure),
-    /// Init is gone, and with it every process of the container.
+    /// The process is gone; if it was init, with it every process of the container.
     Exited(Report),
 }
 
@@ -50,7 +52,7 @@ pub enum Phase {
     Init,
 }
 
-/// How the container ended.
+/// How the container, or a process that was executed in it, ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     pub status: Status,

@@ -4,6 +4,9 @@
 //! names, then signals and window sizes. The Sentry answers [`Event::Ready`] or [`Event::Failed`], and at the end
 //! [`Event::Exited`]. The end of the stream on either side means that the peer is gone: the Sentry then leaves.
 //!
+//! Commands that come later connect to a socket that the Sentry listens on, and send one [`Request`] each. After
+//! [`Request::Exec`] the connection is to the new process what the first one is to init.
+//!
 //! **Invariants.** A message is JSON of at most [`MAX_MESSAGE`] bytes. The boot message is longer: it travels in a
 //! sealed memfd of at most [`MAX_BOOT`] bytes.
 //!
@@ -13,9 +16,11 @@
 mod boot;
 mod channel;
 mod event;
+mod request;
 mod text;
 
 pub use boot::*;
 pub use channel::{Channel, ChannelError, MAX_BOOT, MAX_MESSAGE};
 pub use event::*;
+pub use request::*;
 pub use text::Text;

@@ -1,8 +1,8 @@
 //! Joins the guest's terminal to the socket whose other end the command relays to the user's.
 //!
-//! One thread with blocking I/O on the socket. The terminal tells it of output, or of room for input, by a byte in a
-//! socket.
+//! One thread with blocking I/O on the socket. The terminal tells it of output, or of room for input, by an eventfd.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fs_dev::HostSide;
 use hostsys::polling::{self, Interest};
+use rustix::event::{EventfdFlags, eventfd};
 use sentry_base::{Events, Observer};
 
 /// The most that is held on the way to the command, in bytes.
@@ -19,22 +20,24 @@ const PIECE: usize = 16 << 10;
 /// Wakes the relay's thread.
 #[derive(Debug)]
 pub struct Bell {
-    /// Non-blocking: one that is full has woken the thread already.
-    ringer: UnixStream,
+    /// An eventfd: a ring that nobody has heard yet adds to the one before.
+    ringer: File,
     over: AtomicBool,
 }
 
 impl Bell {
-    /// The bell, and what it rings at. Made before the filter, which has no call for it.
-    pub fn new() -> io::Result<(Arc<Self>, UnixStream)> {
-        let (ringer, ear) = UnixStream::pair()?;
-        ringer.set_nonblocking(true)?;
-        Ok((Arc::new(Self { ringer, over: AtomicBool::new(false) }), ear))
+    fn new() -> io::Result<Arc<Self>> {
+        let ringer = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Self { ringer: ringer.into(), over: AtomicBool::new(false) }))
     }
 
     fn ring(&self) {
-        let mut ringer = &self.ringer;
-        let _ = ringer.write(&[1]);
+        let _ = (&self.ringer).write(&1_u64.to_ne_bytes());
+    }
+
+    /// Forgets every ring so far.
+    fn hear(&self) {
+        let _ = (&self.ringer).read(&mut [0; 8]);
     }
 
     /// Makes the relay end once it has sent what programs have written.
@@ -56,14 +59,18 @@ pub struct Console {
     side: Arc<HostSide>,
     socket: UnixStream,
     bell: Arc<Bell>,
-    ear: UnixStream,
 }
 
 impl Console {
-    pub fn new(side: &Arc<HostSide>, socket: OwnedFd, bell: &Arc<Bell>, ear: UnixStream) -> Self {
-        let observer: Arc<dyn Observer> = Arc::clone(bell) as _;
+    pub fn new(side: &Arc<HostSide>, socket: OwnedFd) -> io::Result<Self> {
+        let bell = Bell::new()?;
+        let observer: Arc<dyn Observer> = Arc::clone(&bell) as _;
         side.wait_queue().add(Events::READABLE | Events::WRITABLE, observer);
-        Self { side: Arc::clone(side), socket: UnixStream::from(socket), bell: Arc::clone(bell), ear }
+        Ok(Self { side: Arc::clone(side), socket: UnixStream::from(socket), bell })
+    }
+
+    pub fn bell(&self) -> Arc<Bell> {
+        Arc::clone(&self.bell)
     }
 
     /// Relays until the command closes its end, or the container is over. Then the terminal is hung up.
@@ -80,7 +87,7 @@ impl Console {
                 break;
             }
             let mut interests = [
-                Interest::new(self.ear.as_fd(), libc::POLLIN),
+                Interest::new(self.bell.ringer.as_fd(), libc::POLLIN),
                 // More is taken only when the terminal has taken what there was.
                 if inward.is_empty() {
                     Interest::new(self.socket.as_fd(), libc::POLLIN)
@@ -93,8 +100,7 @@ impl Console {
             }
             let [bell, socket] = &interests;
             if bell.any() {
-                // One read takes every ring so far.
-                let _ = self.ear.read(&mut buffer);
+                self.bell.hear();
             }
             if socket.any() {
                 match self.socket.read(&mut buffer) {

@@ -1,15 +1,24 @@
-//! The main thread once init runs: takes orders and host signals, waits for the end, reports it.
+//! The main thread once init is there: takes orders, requests and host signals, waits for the end, reports it.
 
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use abi::process::WaitStatus;
+use abi::signal::{SI_USER, SigInfo};
 use control_protocol::{Channel, ChannelError, Order, Report, Status, Unsupported};
 use hostsys::polling::{self, Interest};
 use hostsys::signals;
+use rustix::net::SocketFlags;
+use sentry_kernel::signal::Origin;
+use sentry_kernel::{Kernel, Prepared, ThreadGroup};
 
 use crate::container::Container;
+use crate::session::{Session, SessionEvent};
+use crate::started::Ending;
 
 /// Why the loop ended.
 #[derive(Debug)]
@@ -20,62 +29,163 @@ pub enum End {
     Abandoned,
 }
 
-/// Takes the wait status of init, on a worker.
-pub type Ending = Box<dyn FnOnce(WaitStatus) + Send>;
-
-/// The wait status of init, handed from a worker to the main thread.
-pub fn ending() -> std::io::Result<(Ending, UnixStream)> {
-    let (teller, listener) = UnixStream::pair()?;
-    let tell = move |status: WaitStatus| {
-        let mut teller = &teller;
-        // The main thread is there as long as the process is.
-        let _ = std::io::Write::write_all(&mut teller, &status.0.to_ne_bytes());
-    };
-    Ok((Box::new(tell), listener))
+/// What other threads tell the main thread.
+#[derive(Debug)]
+pub enum Note {
+    /// Init and every other task is gone.
+    Ended(WaitStatus),
+    /// Something about the session of this number.
+    Session(u64, SessionEvent),
 }
 
-/// Serves until init has ended or the command is gone.
-pub fn serve(
-    control: &Channel,
-    pending: &OwnedFd,
-    ended: &mut UnixStream,
-    container: &Container,
-) -> Result<End, ChannelError> {
-    loop {
-        let mut interests = [
-            Interest::new(control.as_fd(), libc::POLLIN),
-            Interest::new(pending.as_fd(), libc::POLLIN),
-            Interest::new(ended.as_fd(), libc::POLLIN),
-        ];
-        polling::wait(&mut interests, None)?;
-        let [orders, host_signals, ended_now] = &interests;
-        if ended_now.any() {
-            let mut status = [0; 4];
-            ended.read_exact(&mut status)?;
-            return Ok(End::Exited(WaitStatus(i32::from_ne_bytes(status))));
-        }
-        if host_signals.any() {
-            while let Some(signal) = signals::next(pending.as_fd())? {
-                forward(container, signal.signo);
-            }
-        }
-        if orders.any() {
-            match control.receive(false) {
-                Ok(Some(order)) => obey(container, &order),
-                Ok(None) => {}
-                Err(ChannelError::Closed) => return Ok(End::Abandoned),
-                Err(error) => return Err(error),
-            }
-        }
+/// The main thread's mail.
+#[derive(Debug)]
+pub struct Mailbox {
+    notes: mpsc::Receiver<Note>,
+    ear: UnixStream,
+    address: Address,
+}
+
+/// Where mail for the main thread is put.
+#[derive(Debug, Clone)]
+pub struct Address {
+    notes: mpsc::Sender<Note>,
+    /// Non-blocking: one that is full has woken the thread already.
+    ringer: Arc<UnixStream>,
+}
+
+impl Address {
+    pub fn post(&self, note: Note) {
+        // The main thread is there as long as the process is.
+        let _ = self.notes.send(note);
+        let _ = (&*self.ringer).write(&[1]);
     }
 }
 
-fn obey(container: &Container, order: &Order) {
-    match order {
-        Order::Signal(signo) => container.kernel.signal_init(*signo),
-        Order::Resize(size) => {
-            if let Some(terminal) = &container.terminal {
-                terminal.resize(size.rows, size.columns);
+impl Mailbox {
+    /// Made before the filter, which has no call for it.
+    pub fn new() -> io::Result<Self> {
+        let (ringer, ear) = UnixStream::pair()?;
+        ringer.set_nonblocking(true)?;
+        let (sender, notes) = mpsc::channel();
+        let address = Address { notes: sender, ringer: Arc::new(ringer) };
+        Ok(Self { notes, ear, address })
+    }
+
+    /// Hands init's wait status from a worker to the main thread.
+    pub fn ending(&self) -> Ending {
+        let address = self.address.clone();
+        Box::new(move |status| address.post(Note::Ended(status)))
+    }
+}
+
+/// Commands at the same time; more are turned away.
+const MAX_SESSIONS: usize = 512;
+
+/// How long the ends of other processes may take to be told after init's.
+const LAST_ENDS: Duration = Duration::from_secs(2);
+
+/// Everything that the main thread looks after.
+#[derive(Debug)]
+pub struct Server<'a> {
+    pub control: &'a Channel,
+    pub pending: &'a OwnedFd,
+    pub mailbox: &'a mut Mailbox,
+    pub container: &'a Container,
+    /// Init, until it is told to run.
+    pub held: Option<Prepared>,
+}
+
+impl Server<'_> {
+    /// Serves until init has ended or the command is gone.
+    pub fn serve(mut self) -> Result<End, ChannelError> {
+        let mut sessions: BTreeMap<u64, Session> = BTreeMap::new();
+        let mut last_number = 0;
+        let mut ended: Option<(WaitStatus, Instant)> = None;
+        loop {
+            let mut interests = vec![
+                Interest::new(self.control.as_fd(), libc::POLLIN),
+                Interest::new(self.pending.as_fd(), libc::POLLIN),
+                Interest::new(self.mailbox.ear.as_fd(), libc::POLLIN),
+                match &self.container.listener {
+                    Some(listener) => Interest::new(listener.as_fd(), libc::POLLIN),
+                    None => Interest::none(),
+                },
+            ];
+            interests.extend(sessions.values().map(Session::interest));
+            let timeout = ended.map(|(_, until)| {
+                i32::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(0)
+            });
+            polling::wait(&mut interests, timeout)?;
+            let [orders, host_signals, mail, newcomers, of_sessions @ ..] = interests.as_slice() else {
+                continue;
+            };
+            let called: Vec<u64> =
+                sessions.keys().zip(of_sessions).filter(|(_, i)| i.any()).map(|(key, _)| *key).collect();
+            if mail.any() {
+                let _ = self.mailbox.ear.read(&mut [0; 64]);
+            }
+            while let Ok(note) = self.mailbox.notes.try_recv() {
+                match note {
+                    Note::Ended(status) => ended = Some((status, Instant::now() + LAST_ENDS)),
+                    Note::Session(number, event) => {
+                        let over = sessions
+                            .get_mut(&number)
+                            .is_some_and(|session| session.take(event, number, &self.mailbox.address));
+                        if over {
+                            sessions.remove(&number);
+                        }
+                    }
+                }
+            }
+            if let Some((status, until)) = ended
+                && (!sessions.values().any(Session::awaits_end) || Instant::now() >= until)
+            {
+                return Ok(End::Exited(status));
+            }
+            if host_signals.any() {
+                while let Some(signal) = signals::next(self.pending.as_fd())? {
+                    forward(&self.container.kernel, signal.signo);
+                }
+            }
+            if orders.any() {
+                match self.control.receive(false) {
+                    Ok(Some(order)) => self.obey(&order),
+                    Ok(None) => {}
+                    Err(ChannelError::Closed) => return Ok(End::Abandoned),
+                    Err(error) => return Err(error),
+                }
+            }
+            for number in called {
+                let Some(session) = sessions.get_mut(&number) else { continue };
+                let address = &self.mailbox.address;
+                if session.turn(number, self.container, &mut self.held, address) {
+                    sessions.remove(&number);
+                }
+            }
+            if newcomers.any()
+                && let Some(listener) = &self.container.listener
+                && let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
+                && sessions.len() < MAX_SESSIONS
+            {
+                last_number += 1;
+                sessions.insert(last_number, Session::new(Channel::from_socket(socket)));
+            }
+        }
+    }
+
+    fn obey(&mut self, order: &Order) {
+        match order {
+            Order::Signal(signo) => self.container.kernel.signal_init(*signo),
+            Order::Start => {
+                if let Some(init) = self.held.take() {
+                    init.start();
+                }
+            }
+            Order::Resize(size) => {
+                if let Some(terminal) = &self.container.terminal {
+                    terminal.resize(size.rows, size.columns);
+                }
             }
         }
     }
@@ -83,15 +193,29 @@ fn obey(container: &Container, order: &Order) {
 
 /// A signal sent to this process on the host is meant for the container, but for those that our own children and
 /// descriptors raise.
-fn forward(container: &Container, signo: i32) {
+fn forward(kernel: &Kernel, signo: i32) {
     if ![libc::SIGCHLD, libc::SIGURG, libc::SIGPIPE, libc::SIGIO].contains(&signo) {
-        container.kernel.signal_init(signo);
+        kernel.signal_init(signo);
+    }
+}
+
+/// Sends a signal as the runtime does.
+pub fn send(to: &Arc<ThreadGroup>, signo: i32) {
+    // Full queues exist for real-time signals alone, and these are sent like `kill(2)` does.
+    let _ = to.send(SigInfo::user(signo, SI_USER, 0, 0), Origin::Outside);
+}
+
+/// How a process ended, for those outside.
+pub fn status_of(status: WaitStatus) -> Status {
+    let byte = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
+    match status.signal() {
+        Some(signo) => Status::Signaled(byte(signo)),
+        None => Status::Exited(byte(status.0 >> 8)),
     }
 }
 
 /// What there is to tell about a container that has ended.
 pub fn report(container: &Container, status: WaitStatus) -> Report {
-    let byte = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
     let unsupported = container
         .kernel
         .unsupported_report()
@@ -105,14 +229,7 @@ pub fn report(container: &Container, status: WaitStatus) -> Report {
     } else {
         deaths.first().cloned()
     };
-    Report {
-        status: match status.signal() {
-            Some(signo) => Status::Signaled(byte(signo)),
-            None => Status::Exited(byte(status.0 >> 8)),
-        },
-        unsupported,
-        cause,
-    }
+    Report { status: status_of(status), unsupported, cause }
 }
 
 /// A report fits into one message.

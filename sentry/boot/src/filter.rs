@@ -92,6 +92,9 @@ const WORKER: &[i64] = &[
     libc::SYS_writev,
 ];
 
+/// Calls of the main thread alone: commands connect to the socket that it listens on.
+const CONTROL: &[i64] = &[libc::SYS_accept4];
+
 /// One allowed form of a call: the argument and one value that it may have.
 type Form = (i64, u8, u64);
 
@@ -169,6 +172,11 @@ fn rules_of(role: Role) -> Result<Rules, FilterError> {
         add_form(&mut rules, *form)?;
     }
     add_mmap(&mut rules)?;
+    if role == Role::Control {
+        for number in CONTROL {
+            add_any(&mut rules, *number);
+        }
+    }
     if role == Role::Worker {
         for number in WORKER {
             add_any(&mut rules, *number);
@@ -207,6 +215,9 @@ fn no_clone3() -> Result<BpfProgram, FilterError> {
 /// Holds every thread of the process, present and future, to the union of all roles.
 pub fn lock_down() -> Result<(), FilterError> {
     let mut rules = rules_of(Role::Worker)?;
+    for number in CONTROL {
+        add_any(&mut rules, *number);
+    }
     // Each thread installs its own, narrower filter once.
     add_any(&mut rules, libc::SYS_seccomp);
     add_form(&mut rules, (libc::SYS_prctl, 0, libc::PR_SET_NO_NEW_PRIVS as u64))?;

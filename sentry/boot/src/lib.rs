@@ -18,6 +18,8 @@ mod container;
 mod control;
 mod filter;
 mod log;
+mod session;
+mod started;
 mod tree;
 
 use std::os::fd::RawFd;
@@ -34,8 +36,9 @@ use sentry_base::Executor;
 use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
 
+use crate::console::Bell;
 use crate::container::{Container, Ground};
-use crate::control::End;
+use crate::control::{End, Mailbox, Server};
 use crate::filter::Role;
 
 /// Where the command puts its connection.
@@ -97,8 +100,7 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
     let platform = Systrap::with_maps(options, &seen.maps).map_err(confining("starting the platform"))?;
     let memory = MemoryFile::create(MemoryFile::DEFAULT_SIZE).map_err(confining("making the memory file"))?;
     let watcher = Watcher::new().map_err(confining("epoll"))?;
-    let (bell, ear) = console::Bell::new().map_err(confining("socketpair"))?;
-    let (ended, mut end) = control::ending().map_err(confining("socketpair"))?;
+    let mut mailbox = Mailbox::new().map_err(confining("socketpair"))?;
     filter::lock_down().map_err(confining("filtering system calls"))?;
 
     let (boot, fds) =
@@ -107,13 +109,11 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
         platform,
         memory,
         watcher: Arc::clone(&watcher),
-        bell: Arc::clone(&bell),
-        ear,
         nr_cpus,
         machine: Machine::from_auxv(&seen.auxv),
         total_memory: seen.total_memory,
     };
-    let mut container = Container::build(&boot, fds, ground, ended)?;
+    let mut container = Container::build(&boot, fds, ground, mailbox.ending())?;
     let threads = Threads::start(&mut container, watcher, nr_cpus)
         .map_err(|error| Failure { phase: Phase::Init, message: error })?;
     filter::enter_role(Role::Control).map_err(confining("filtering system calls"))?;
@@ -121,9 +121,16 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
         .send(&Event::Ready)
         .map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
 
-    match control::serve(control, &pending, &mut end, &container) {
+    let mut held = container.held.take();
+    if !boot.held
+        && let Some(init) = held.take()
+    {
+        init.start();
+    }
+    let server = Server { control, pending: &pending, mailbox: &mut mailbox, container: &container, held };
+    match server.serve() {
         Ok(End::Exited(status)) => {
-            if let Some(console) = threads.console {
+            if let Some((console, bell)) = threads.console {
                 // What programs have written to the terminal goes out before the end is told.
                 bell.end();
                 let _ = console.join();
@@ -137,7 +144,7 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
 
 /// The threads that run once the container is built.
 struct Threads {
-    console: Option<thread::JoinHandle<()>>,
+    console: Option<(thread::JoinHandle<()>, Arc<Bell>)>,
 }
 
 impl Threads {
@@ -162,7 +169,8 @@ impl Threads {
         start("host-files", Role::Worker, Box::new(move || watcher.run()))?;
         let mut console = None;
         if let Some(relay) = container.console.take() {
-            console = Some(start("console", Role::Control, Box::new(move || relay.run()))?);
+            let bell = relay.bell();
+            console = Some((start("console", Role::Control, Box::new(move || relay.run()))?, bell));
         }
         for worker in 0..(nr_cpus + SPARE_WORKERS).min(MAX_WORKERS) {
             let executor: Arc<Executor> = Arc::clone(container.kernel.executor());

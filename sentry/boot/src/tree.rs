@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind};
+use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind, Root};
 use fs_dev::{DevPts, Terminals};
 use fs_gofer::{GoferFs, Session};
 use fs_overlay::OverlayFs;
@@ -63,7 +63,7 @@ pub struct Tree {
 impl Tree {
     /// Builds the tree that `boot` describes.
     pub fn build(boot: &Boot, parts: &Parts<'_>) -> core::result::Result<Self, TreeError> {
-        let root = root_fs(parts, boot.root.attach).map_err(TreeError::Root)?;
+        let root = root_fs(parts, boot.root).map_err(TreeError::Root)?;
         // Mount points may have to be made: the root becomes read-only last.
         let ns = MountNamespace::new(parts.kernel.vfs(), root, MountFlags::empty(), "rootfs");
         let at = ns.root();
@@ -162,9 +162,15 @@ fn show(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-/// The gofer's tree below, everything that is written in a layer of the Sentry's own above.
-fn root_fs(parts: &Parts<'_>, attach: u32) -> Result<Arc<dyn FileSystem>> {
+/// The gofer's tree below, everything that is written in a layer of the Sentry's own above; or the gofer's tree alone.
+fn root_fs(parts: &Parts<'_>, root: Root) -> Result<Arc<dyn FileSystem>> {
     let dev = anonymous_dev();
+    let attach = root.attach;
+    if root.write_through {
+        // The engine copies files in and out while the container runs.
+        let options = fs_gofer::Options { read_only: false, shared: true, dev };
+        return Ok(GoferFs::attach(parts.gofer, attach, options)?);
+    }
     let lower = fs_gofer::Options { read_only: true, shared: false, dev };
     let lower = GoferFs::attach(parts.gofer, attach, lower)?;
     let upper = TmpFs::new(parts.memory, TmpfsOptions::default());

@@ -2,17 +2,34 @@
 
 use core::sync::atomic::Ordering;
 
+use std::sync::Arc;
+
+use sentry_base::{Errno, Result};
+use sentry_vfs::Credentials;
+
 use crate::Task;
 use crate::task::Scheduling;
+
+/// `SECBIT_KEEP_CAPS` and its lock.
+const SECBIT_KEEP_CAPS: u32 = 1 << 4;
+const SECBIT_KEEP_CAPS_LOCKED: u32 = 1 << 5;
 
 impl Task {
     /// `PR_GET_KEEPCAPS`.
     pub fn keeps_caps(&self) -> bool {
-        self.keep_caps.load(Ordering::Relaxed)
+        self.creds().securebits & SECBIT_KEEP_CAPS != 0
     }
 
-    pub fn set_keep_caps(&self, keep: bool) {
-        self.keep_caps.store(keep, Ordering::Relaxed);
+    /// `PR_SET_KEEPCAPS`. `EPERM` if the bit is locked.
+    pub fn set_keep_caps(&self, keep: bool) -> Result<()> {
+        let old = self.creds();
+        if old.securebits & SECBIT_KEEP_CAPS_LOCKED != 0 {
+            return Err(Errno::EPERM);
+        }
+        let bit = if keep { SECBIT_KEEP_CAPS } else { 0 };
+        let securebits = old.securebits & !SECBIT_KEEP_CAPS | bit;
+        self.set_creds(Arc::new(Credentials { securebits, ..Credentials::clone(&old) }));
+        Ok(())
     }
 
     /// `PR_GET_TIMERSLACK`, in nanoseconds.
@@ -20,7 +37,9 @@ impl Task {
         self.timer_slack.load(Ordering::Relaxed)
     }
 
+    /// `PR_SET_TIMERSLACK`; 0 for what the task began with.
     pub fn set_timer_slack_ns(&self, slack_ns: u64) {
+        let slack_ns = if slack_ns == 0 { self.first_timer_slack.load(Ordering::Relaxed) } else { slack_ns };
         self.timer_slack.store(slack_ns, Ordering::Relaxed);
     }
 

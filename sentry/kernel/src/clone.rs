@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use abi::process::{CloneFlags, rlimit};
+use abi::process::{CloneFlags, RLIM_INFINITY, rlimit};
 use abi::signal::{SS_DISABLE, StackT, sig};
 use platform::SpaceError;
 use sentry_base::{Errno, Result};
@@ -29,6 +29,8 @@ pub struct CloneSpec {
     pub child_tid: u64,
     /// Where `CLONE_PIDFD` writes the descriptor.
     pub pidfd: u64,
+    /// The thread id to take; 0 for any.
+    pub set_tid: i32,
 }
 
 /// The errno of a platform's refusal to make a process or thread.
@@ -93,13 +95,41 @@ fn check_task_limit(task: &Task) -> Result<()> {
     if creds.uid == 0 || creds.has_cap(cap::SYS_RESOURCE) || creds.has_cap(cap::SYS_ADMIN) {
         return Ok(());
     }
-    let limit = task.rlimit(rlimit::NPROC);
+    if tasks_of_user(task, creds.uid, task.rlimit(rlimit::NPROC)) { Err(Errno::EAGAIN) } else { Ok(()) }
+}
+
+/// Whether user `uid` has at least `limit` tasks.
+fn tasks_of_user(task: &Task, uid: u32, limit: u64) -> bool {
     let set = task.kernel().task_set();
-    if (set.tasks.len() as u64) < limit {
-        return Ok(());
+    (set.tasks.len() as u64) >= limit
+        && set.tasks.values().filter(|t| t.creds().uid == uid).count() as u64 >= limit
+}
+
+impl Task {
+    /// Whether the task's user has more tasks than `RLIMIT_NPROC` allows and `spare` more.
+    fn is_over_task_limit(&self, spare: u64) -> bool {
+        let creds = self.creds();
+        let limit = self.rlimit(rlimit::NPROC);
+        creds.uid != 0
+            && limit != RLIM_INFINITY
+            && tasks_of_user(self, creds.uid, limit.saturating_add(1).saturating_add(spare))
     }
-    let owned = set.tasks.values().filter(|t| t.creds().uid == creds.uid).count();
-    if owned as u64 >= limit { Err(Errno::EAGAIN) } else { Ok(()) }
+
+    /// Notes for the next `execve(2)` whether the user that the task has become had too many tasks without it. Linux lets
+    /// the change of user pass, and fails the `execve(2)` that usually follows (`flag_nproc_exceeded`).
+    pub fn note_task_limit(&self) {
+        let over = self.is_over_task_limit(1);
+        self.over_task_limit.store(over, Ordering::Relaxed);
+    }
+
+    /// `EAGAIN` if [`Task::note_task_limit`] found too many tasks and there still are too many.
+    pub(crate) fn check_noted_task_limit(&self) -> Result<()> {
+        if self.over_task_limit.load(Ordering::Relaxed) && self.is_over_task_limit(0) {
+            return Err(Errno::EAGAIN);
+        }
+        self.over_task_limit.store(false, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// A number in the PID namespaces below the first, given back unless the task comes to be.
@@ -161,9 +191,14 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
 
     changed.move_places(&fs);
 
-    let tid = kernel.task_set().allocate(kernel.max_tasks)?;
     let pid_ns =
         if thread { Arc::clone(parent.group().pid_ns()) } else { Arc::clone(&changed.set.pid_for_children) };
+    let tid = match spec.set_tid {
+        0 => kernel.task_set().allocate(kernel.max_tasks)?,
+        // Only in the first namespace is a task's number the Sentry's.
+        _ if !pid_ns.is_first() => return Err(Stop::Errno(Errno::EINVAL)),
+        chosen => kernel.task_set().claim(chosen, kernel.max_tasks)?,
+    };
     let mut number = Admitted::new(&pid_ns, tid)?;
     let group = if thread {
         Arc::clone(parent.group())
@@ -200,6 +235,9 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
         scheduling,
     });
     child.inherit(&parent);
+    if flags.contains(CloneFlags::SYSVSEM) {
+        child.share_sem_undo(&parent);
+    }
     {
         // A new thread has no alternate stack; a new process, and a vfork child, keep their parent's.
         let stack = parent.signals.lock().alt_stack;
@@ -241,6 +279,9 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     let event = ptrace::new_child(&parent, flags.contains(CloneFlags::VFORK), spec.exit_signal, untraced);
     register(&kernel, &parent, &child, spec, event.is_some() || flags.contains(CloneFlags::PTRACE))?;
     number.keep();
+    if !thread {
+        group.watch_cpu_limit();
+    }
     cx.vfork = gate.map(|gate| (gate, tid));
     cx.new_child = event.map(|event| (event, tid));
     let child = Current::new(child, regs, context);
@@ -271,6 +312,8 @@ fn register(
         }
         drop(group);
         let mut group = child.group().signals.lock();
+        // Under this lock, so that filters for all threads do not miss a new one.
+        child.seccomp.inherit(&parent.seccomp);
         group.threads.push(Arc::clone(child));
         // A stop that began before this thread was there is its own too (`JOBCTL_STOP_PENDING` is inherited).
         if let StopState::Stopping(signo) = group.stop {

@@ -12,11 +12,10 @@ use platform::{Context, Regs};
 use sentry_base::{Errno, Result, WaitClass};
 use sentry_loader::{Elf, Format, Ids, Image, Loaded, MAX_SCRIPTS, OpenedFile};
 use sentry_mm::MmLimits;
-use sentry_vfs::{
-    CapSet, Credentials, FileDescription, FsContextView, IdKind, Location, LookupFlags, PathCx, cap,
-};
+use sentry_vfs::{Credentials, FileDescription, FsContextView, Location, LookupFlags, PathCx, cap};
 
 use crate::clone::space_errno;
+use crate::exec_creds::{self, ExecCreds};
 use crate::group::ExecWait;
 use crate::task::work;
 use crate::{Current, Restart, Stop, Task, TaskState};
@@ -46,15 +45,11 @@ pub(crate) struct Program {
     comm: Vec<u8>,
     /// It got privileges that its caller does not have.
     secure: bool,
+    /// Others may not look into its memory.
+    hidden: bool,
+    persona: u32,
 }
 
-const S_ISUID: u32 = 0o4000;
-const S_ISGID: u32 = 0o2000;
-const S_IXGRP: u32 = 0o010;
-/// `SECBIT_NOROOT`.
-const SECBIT_NOROOT: u32 = 1;
-/// `SECBIT_KEEP_CAPS`.
-const SECBIT_KEEP_CAPS: u32 = 1 << 4;
 /// `ADDR_NO_RANDOMIZE` of `personality(2)`.
 const ADDR_NO_RANDOMIZE: u32 = 0x0004_0000;
 /// Bits of the persona that a program with new privileges does not keep (`PER_CLEAR_ON_SETID`).
@@ -94,9 +89,11 @@ pub(crate) fn prepare(task: &Task, spec: ExecSpec) -> Result<Program> {
         Some(file) => Some(Elf::parse_interpreter(&opened(task, file))?),
         None => None,
     };
-    let (new_creds, secure) = exec_creds(&creds, &file)?;
+    let ExecCreds { creds: new_creds, secure, clears_persona } =
+        exec_creds::of_file(&creds, &file, task.has_weak_tracer())?;
+    let hidden = exec_creds::hides_memory(&creds, &new_creds) || exec_creds::is_unreadable(&file, &creds);
     let persona = task.personality.load(Ordering::Relaxed);
-    let persona = if secure { persona & !PER_CLEAR_ON_SETID } else { persona };
+    let persona = if clears_persona { persona & !PER_CLEAR_ON_SETID } else { persona };
     let loader_opened = loader_file.as_ref().map(|f| opened(task, f));
     let program_opened = opened(task, &file);
     let image = Image {
@@ -120,7 +117,8 @@ pub(crate) fn prepare(task: &Task, spec: ExecSpec) -> Result<Program> {
     let loaded = sentry_loader::load(kernel.platform().as_ref(), kernel.memory(), &image)?;
     let context = kernel.platform().new_context(loaded.mm.space()).map_err(space_errno)?;
     let comm = filename.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
-    Ok(Program { loaded, context, creds: Arc::new(new_creds), exe: file, comm, secure })
+    let creds = Arc::new(new_creds);
+    Ok(Program { loaded, context, creds, exe: file, comm, secure, hidden, persona })
 }
 
 fn opened<'a>(task: &'a Task, description: &'a Arc<FileDescription>) -> OpenedFile<'a> {
@@ -139,50 +137,11 @@ fn open(
     PathCx::new(&ns, fs, creds, task).open_exec(base, path, flags)
 }
 
-/// The credentials after the exec, and whether the program must not trust its environment
-/// (`cap_bprm_creds_from_file`). Files have no capabilities of their own here.
-fn exec_creds(old: &Credentials, file: &FileDescription) -> Result<(Credentials, bool)> {
-    let mut new = old.clone();
-    let attr = file.attr()?;
-    let user_ns = &old.user_ns;
-    let honoured = file.location().is_none_or(|at| at.mount.honours_set_id(user_ns));
-    // Ids that the caller's namespace cannot name are not taken over.
-    let mapped =
-        user_ns.show(IdKind::User, attr.uid).is_some() && user_ns.show(IdKind::Group, attr.gid).is_some();
-    if honoured && mapped && !old.no_new_privs {
-        if attr.mode & S_ISUID != 0 {
-            new.euid = attr.uid;
-        }
-        if attr.mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP {
-            new.egid = attr.gid;
-        }
-    }
-    let id_changed = new.euid != old.euid || new.egid != old.egid;
-    new.suid = new.euid;
-    new.fsuid = new.euid;
-    new.sgid = new.egid;
-    new.fsgid = new.egid;
-    if id_changed && (new.euid != old.uid || new.egid != old.gid) {
-        new.ambient = CapSet::EMPTY;
-    }
-    new.permitted = new.ambient;
-    new.effective = new.ambient;
-    if old.securebits & SECBIT_NOROOT == 0 {
-        if user_ns.is_root(new.euid) || user_ns.is_root(new.uid) {
-            new.permitted = new.inheritable.union(new.bounding);
-        }
-        if user_ns.is_root(new.euid) {
-            new.effective = new.permitted;
-        }
-    }
-    new.securebits &= !SECBIT_KEEP_CAPS;
-    let raised = !new.effective.is_subset_of(new.ambient) && !user_ns.is_root(new.uid);
-    let secure = (id_changed && (new.euid != new.uid || new.egid != new.gid)) || raised;
-    Ok((new, secure))
-}
-
 /// `execve(2)` and `execveat(2)`: on success the registers are the new program's.
 pub async fn execve(cx: &mut Current, spec: ExecSpec) -> Stop {
+    if let Err(errno) = cx.task.check_noted_task_limit() {
+        return Stop::Errno(errno);
+    }
     let program = match prepare(&cx.task, spec) {
         Ok(program) => program,
         Err(errno) => return Stop::Errno(errno),
@@ -269,13 +228,14 @@ pub(crate) fn start(task: &Arc<Task>, program: Program) -> Current {
     task.set_mm(program.loaded.mm);
     task.set_exe(Some(program.exe));
     task.set_creds(program.creds);
+    task.personality.store(program.persona, Ordering::Relaxed);
     task.set_comm(&program.comm);
     Current::new(Arc::clone(task), regs, program.context)
 }
 
 /// Replaces the caller's program. Nothing here can fail.
 fn commit(cx: &mut Current, program: Program) {
-    let Program { loaded, context, creds, exe, comm, secure } = program;
+    let Program { loaded, context, creds, exe, comm, secure, hidden, persona } = program;
     let task = Arc::clone(&cx.task);
     let kernel = Arc::clone(task.kernel());
     let group = task.group();
@@ -291,16 +251,12 @@ fn commit(cx: &mut Current, program: Program) {
     drop(old_context);
     drop(old_mm);
 
-    if secure {
+    if secure || hidden {
         task.pdeath_signal.store(0, Ordering::Relaxed);
-        let persona = task.personality.load(Ordering::Relaxed);
-        task.personality.store(persona & !PER_CLEAR_ON_SETID, Ordering::Relaxed);
     }
-    let old_creds = task.creds();
-    let same_ids = old_creds.euid == creds.euid && old_creds.egid == creds.egid;
-    group.set_dumpable(i32::from(!secure && same_ids));
+    task.personality.store(persona, Ordering::Relaxed);
+    group.set_dumpable(i32::from(!hidden));
     task.set_creds(creds);
-    task.keep_caps.store(false, Ordering::Relaxed);
 
     let fds = task.fds();
     // Counted with this clone: more than two means that another task shares the table.

@@ -47,7 +47,12 @@ pub(crate) fn exit(cx: Current) {
     let kernel = Arc::clone(task.kernel());
     let group = Arc::clone(task.group());
     leave_memory(&task);
+    task.leave_sem_undo();
     let last = leave_group(&task);
+    // A vfork child that ends is in its parent's memory still.
+    if last && Arc::strong_count(&task.mm()) <= 2 {
+        group.note_peak_resident(task.mm().peak_resident());
+    }
     if last {
         group.timers.clear(&kernel);
     }
@@ -60,11 +65,12 @@ pub(crate) fn exit(cx: Current) {
 }
 
 /// Lets go of what other tasks may wait for in the memory that they share.
-pub(crate) fn leave_memory(task: &Task) {
+pub(crate) fn leave_memory(task: &Arc<Task>) {
     let robust = task.exit_places.robust_list.swap(0, Ordering::Relaxed);
     if robust != 0 {
         robust::release(task, robust);
     }
+    task.kernel().futexes().pi_owner_died(task);
     let clear = task.exit_places.clear_child_tid.swap(0, Ordering::Relaxed);
     if clear != 0 {
         // Written even where nobody waits, as Linux does.
@@ -155,6 +161,10 @@ fn leave_tree(kernel: &Arc<Kernel>, task: &Arc<Task>, last: bool) {
         notice.give();
     }
     drop(released);
+    if last && let Some(callback) = kernel.take_exit_callback(task.pid()) {
+        let status = task.group().signals.lock().exit.unwrap_or(WaitStatus(0));
+        callback(status);
+    }
     if let Some(status) = finished {
         kernel.finish(status);
     }

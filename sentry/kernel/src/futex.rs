@@ -12,6 +12,7 @@ use sentry_base::{Errno, Mutex, Result, Sleeper, lock::rank};
 use sentry_mm::{FutexKey, Mm};
 
 use crate::Task;
+use crate::futex_pi::{PiLocks, PiWaiter};
 
 /// Matches every waiter (`FUTEX_BITSET_MATCH_ANY`).
 pub const MATCH_ANY: u32 = u32::MAX;
@@ -21,22 +22,39 @@ pub const MATCH_ANY: u32 = u32::MAX;
 pub struct FutexWaiter {
     key: parking_lot::Mutex<FutexKey>,
     bitset: u32,
+    /// Woken, or moved to the queue of a lock.
     woken: AtomicBool,
     sleeper: Arc<Sleeper>,
+    /// The lock that it is to be moved to (`FUTEX_WAIT_REQUEUE_PI`). Nothing else ends such a wait.
+    wants: Option<Arc<PiWaiter>>,
 }
 
 impl FutexWaiter {
+    pub(crate) fn waits_on(&self, key: &FutexKey) -> bool {
+        *self.key.lock() == *key
+    }
+
+    pub(crate) fn wants(&self) -> Option<&Arc<PiWaiter>> {
+        self.wants.as_ref()
+    }
+
+    /// It is out of its bucket.
+    pub(crate) fn leave(&self) {
+        self.woken.store(true, Ordering::SeqCst);
+    }
+
     pub fn is_woken(&self) -> bool {
         self.woken.load(Ordering::SeqCst)
     }
 }
 
-type Bucket = Mutex<Vec<Arc<FutexWaiter>>, { rank::FUTEX_BUCKET }>;
+pub(crate) type Bucket = Mutex<Vec<Arc<FutexWaiter>>, { rank::FUTEX_BUCKET }>;
 
 /// The waiters of a sandbox.
 pub struct FutexTable {
     buckets: Vec<Bucket>,
     hash: RandomState,
+    pub(crate) pi: PiLocks,
 }
 
 impl core::fmt::Debug for FutexTable {
@@ -47,7 +65,11 @@ impl core::fmt::Debug for FutexTable {
 
 impl Default for FutexTable {
     fn default() -> Self {
-        Self { buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(), hash: RandomState::new() }
+        Self {
+            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
+            hash: RandomState::new(),
+            pi: PiLocks::default(),
+        }
     }
 }
 
@@ -62,6 +84,10 @@ impl FutexTable {
         self.buckets.get(index).ok_or(Errno::EFAULT)
     }
 
+    pub(crate) fn bucket_of(&self, key: &FutexKey) -> Result<&Bucket> {
+        self.bucket(self.index(key))
+    }
+
     /// Queues a waiter if the word still holds `value`; `EAGAIN` if not.
     pub fn enqueue(
         &self,
@@ -72,7 +98,22 @@ impl FutexTable {
         bitset: u32,
         sleeper: &Arc<Sleeper>,
     ) -> Result<Arc<FutexWaiter>> {
+        self.enqueue_for(mm, addr, key, value, bitset, sleeper, None)
+    }
+
+    /// As [`FutexTable::enqueue`], for a waiter that `wants` a lock afterwards (`FUTEX_WAIT_REQUEUE_PI`).
+    pub fn enqueue_for(
+        &self,
+        mm: &Mm,
+        addr: u64,
+        key: FutexKey,
+        value: u32,
+        bitset: u32,
+        sleeper: &Arc<Sleeper>,
+        wants: Option<Arc<PiWaiter>>,
+    ) -> Result<Arc<FutexWaiter>> {
         let waiter = Arc::new(FutexWaiter {
+            wants,
             bitset,
             woken: AtomicBool::new(false),
             sleeper: Arc::clone(sleeper),
@@ -176,7 +217,7 @@ impl FutexTable {
 }
 
 /// The word, without bringing its page in.
-fn peek(mm: &Mm, addr: u64) -> Result<u32, Fault> {
+pub(crate) fn peek(mm: &Mm, addr: u64) -> Result<u32, Fault> {
     mm.space().atomic_u32(addr, AtomicOp::Load)
 }
 
@@ -195,7 +236,11 @@ fn take(
 ) -> Vec<Arc<FutexWaiter>> {
     let mut due = Vec::new();
     waiters.retain(|waiter| {
-        if due.len() >= count || waiter.bitset & bitset == 0 || *waiter.key.lock() != *key {
+        if due.len() >= count
+            || waiter.wants.is_some()
+            || waiter.bitset & bitset == 0
+            || *waiter.key.lock() != *key
+        {
             return true;
         }
         waiter.woken.store(true, Ordering::SeqCst);

@@ -75,6 +75,9 @@ pub struct ThreadGroup {
     pub(crate) children_stime: AtomicU64,
     pub(crate) timers: ProcessTimers,
     pub(crate) oom_score_adj: AtomicI32,
+    /// The most resident bytes of the process, and of any child that was waited for.
+    peak_resident: AtomicU64,
+    pub(crate) children_peak_resident: AtomicU64,
 }
 
 impl ThreadGroup {
@@ -117,6 +120,8 @@ impl ThreadGroup {
             children_stime: AtomicU64::new(0),
             timers: ProcessTimers::default(),
             oom_score_adj: AtomicI32::new(0),
+            peak_resident: AtomicU64::new(0),
+            children_peak_resident: AtomicU64::new(0),
         })
     }
 
@@ -201,6 +206,21 @@ impl ThreadGroup {
     /// User and system CPU time of the children that were waited for, in nanoseconds.
     pub fn children_cpu_times(&self) -> (u64, u64) {
         (self.children_utime.load(Ordering::Relaxed), self.children_stime.load(Ordering::Relaxed))
+    }
+
+    /// The most resident bytes that the process has had, as far as it was asked for.
+    pub fn peak_resident(&self) -> u64 {
+        self.peak_resident.load(Ordering::Relaxed)
+    }
+
+    /// Notes how much was resident at most; returns the most of all.
+    pub fn note_peak_resident(&self, bytes: u64) -> u64 {
+        self.peak_resident.fetch_max(bytes, Ordering::Relaxed).max(bytes)
+    }
+
+    /// The most resident bytes of any child that was waited for, or of its own children.
+    pub fn children_peak_resident(&self) -> u64 {
+        self.children_peak_resident.load(Ordering::Relaxed)
     }
 
     /// `/proc/PID/oom_score_adj`: kept, and without effect.

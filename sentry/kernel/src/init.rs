@@ -1,4 +1,4 @@
-//! The first process of a container.
+//! Processes that are started from outside: the first one of a container, and those that are executed in it later.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,9 +11,9 @@ use crate::exec::{self, ExecSpec};
 use crate::signal::Actions;
 use crate::task::{Scheduling, TaskParts, comm_from};
 use crate::task_set::{Process, Session};
-use crate::{InitSpec, Kernel, Limits, Task, ThreadGroup, run};
+use crate::{Current, InitSpec, Kernel, Limits, Task, ThreadGroup, run};
 
-/// Why a container's first process could not be started.
+/// Why a process could not be started from outside.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InitError {
     /// There is no argument vector.
@@ -48,14 +48,24 @@ fn text(bytes: &[u8]) -> String {
 }
 
 impl Kernel {
-    /// Makes the first process and starts it. Call it once.
-    pub fn create_init(self: &Arc<Self>, spec: InitSpec) -> Result<(), InitError> {
+    /// Makes the first process. Call it once.
+    pub fn create_init(self: &Arc<Self>, spec: InitSpec) -> Result<Prepared, InitError> {
+        self.set_init_shielded(spec.shielded);
+        self.prepare(spec, true)
+    }
+
+    /// Makes another process without a parent, in a session of its own. It is an ordinary process but for that nobody
+    /// inside waits for it: `on_exit` is told its status.
+    pub fn create_process(self: &Arc<Self>, spec: InitSpec) -> Result<Prepared, InitError> {
+        self.prepare(spec, false)
+    }
+
+    fn prepare(self: &Arc<Self>, spec: InitSpec, is_init: bool) -> Result<Prepared, InitError> {
         let mut limits = Limits::default();
         for (resource, limit) in &spec.rlimits {
             limits.set(*resource, *limit);
         }
         let command = spec.argv.first().cloned().ok_or(InitError::NoCommand)?;
-        self.set_init_shielded(spec.shielded);
         let pid = self.task_set().allocate(self.max_tasks).map_err(InitError::Task)?;
         let group = ThreadGroup::new(
             Arc::clone(self),
@@ -85,6 +95,10 @@ impl Kernel {
         group.signals.lock().threads.push(Arc::clone(&task));
         {
             let mut set = self.task_set();
+            // Asked again under the lock: init may have ended since the number was taken.
+            if set.closed {
+                return Err(InitError::Task(Errno::ESRCH));
+            }
             set.tasks.insert(pid, Arc::clone(&task));
             let process = Process {
                 group: Arc::clone(&group),
@@ -110,11 +124,38 @@ impl Kernel {
             // A fresh session can always take a terminal that nobody has.
             let _ = task.take_terminal(terminal, true);
         }
-        self.set_exit_callback(spec.on_exit);
+        if is_init {
+            self.set_exit_callback(spec.on_exit);
+        } else if let Some(callback) = spec.on_exit {
+            self.on_process_exit(pid, callback);
+        }
         spec.fds.close_on_exec(pid);
         let cx = exec::start(&task, program);
-        self.executor().spawn(run::run(cx));
-        Ok(())
+        group.watch_cpu_limit();
+        Ok(Prepared { cx })
+    }
+}
+
+/// A process that is there, and has yet to run its first instruction.
+pub struct Prepared {
+    cx: Current,
+}
+
+impl core::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Prepared({})", self.pid())
+    }
+}
+
+impl Prepared {
+    pub fn pid(&self) -> i32 {
+        self.cx.task.pid()
+    }
+
+    /// Lets it run, and take the signals that have come meanwhile.
+    pub fn start(self) {
+        let kernel = Arc::clone(self.cx.task.kernel());
+        kernel.executor().spawn(run::run(self.cx));
     }
 }
 

@@ -27,7 +27,7 @@ pub const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC";
 /// Where trace lines go (`--strace`).
 pub type TraceSink = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Told how init ended.
+/// Told how a process ended.
 pub type ExitCallback = Box<dyn FnOnce(WaitStatus) + Send>;
 
 /// What a kernel is made from.
@@ -55,7 +55,7 @@ impl core::fmt::Debug for KernelConfig {
     }
 }
 
-/// The first process of a container.
+/// A process that is started from outside.
 pub struct InitSpec {
     /// `argv[0]` is looked up in `PATH` of `env` unless it holds a slash.
     pub argv: Vec<Vec<u8>>,
@@ -72,10 +72,10 @@ pub struct InitSpec {
     /// Becomes the controlling terminal of init's session.
     pub terminal: Option<Arc<dyn Terminal>>,
     pub oom_score_adj: i32,
-    /// Whether signals that init does not handle are dropped, as in a PID namespace. False makes it an ordinary
+    /// Init alone: whether signals that it does not handle are dropped, as in a PID namespace. False makes it an ordinary
     /// process, for a command that its user wants to interrupt.
     pub shielded: bool,
-    /// Called once, on a worker, when init has ended and every other task is gone.
+    /// Called once, on a worker, when the process has ended, and for init when every other task is gone too.
     pub on_exit: Option<ExitCallback>,
 }
 
@@ -123,6 +123,8 @@ pub struct Kernel {
     no_mm: Arc<Mm>,
     no_fds: Arc<FdTable>,
     init_exit: InitExit,
+    /// Of processes without a parent, by process id.
+    exit_callbacks: parking_lot::Mutex<HashMap<i32, ExitCallback>>,
     init_shielded: AtomicBool,
     futexes: FutexTable,
     memory: Arc<MemoryFile>,
@@ -199,6 +201,7 @@ impl Kernel {
             extensions: Extensions::default(),
             unsupported: Mutex::new(BTreeMap::new()),
             init_exit: InitExit::default(),
+            exit_callbacks: parking_lot::Mutex::new(HashMap::new()),
             init_shielded: AtomicBool::new(true),
             futexes: FutexTable::default(),
             host_deaths: Mutex::new(Vec::new()),
@@ -350,6 +353,15 @@ impl Kernel {
 
     pub(crate) fn set_exit_callback(&self, callback: Option<ExitCallback>) {
         *self.init_exit.callback.lock() = callback;
+    }
+
+    /// Has `callback` called once, on a worker, when the process has ended.
+    pub(crate) fn on_process_exit(&self, pid: i32, callback: ExitCallback) {
+        self.exit_callbacks.lock().insert(pid, callback);
+    }
+
+    pub(crate) fn take_exit_callback(&self, pid: i32) -> Option<ExitCallback> {
+        self.exit_callbacks.lock().remove(&pid)
     }
 
     pub(crate) fn set_init_shielded(&self, shielded: bool) {

@@ -9,10 +9,10 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::{MATCH_ANY, Task};
 
 /// Somebody waits for the word.
-const WAITERS: u32 = 0x8000_0000;
+pub(crate) const WAITERS: u32 = 0x8000_0000;
 /// The owner died with its id in the word.
-const OWNER_DIED: u32 = 0x4000_0000;
-const TID_MASK: u32 = 0x3fff_ffff;
+pub(crate) const OWNER_DIED: u32 = 0x4000_0000;
+pub(crate) const TID_MASK: u32 = 0x3fff_ffff;
 /// A list longer than this is not walked on (`ROBUST_LIST_LIMIT`).
 const ROBUST_LIMIT: usize = 2048;
 

@@ -11,6 +11,7 @@ use sentry_base::{Errno, WaitClass};
 use sentry_mm::FaultOutcome;
 
 use crate::ptrace::{self, mode};
+use crate::seccomp::{self, Gate};
 use crate::signal::{FaultRecord, Outcome, interrupt};
 use crate::task::VforkGate;
 use crate::{Call, Current, Row, Stop, SysResult, TaskState, exit};
@@ -92,20 +93,27 @@ async fn wait_for_vfork(cx: &mut Current, gate: &VforkGate) {
     }
 }
 
+/// The call's number. Linux takes it as an `int`.
+fn number(cx: &Current) -> u64 {
+    cx.regs.orig_rax & 0xffff_ffff
+}
+
 async fn syscall(cx: &mut Current) {
     if cx.task.trace_mode() & (mode::CALLS | mode::EMULATED) != 0 && !ptrace::calls_begin(cx).await {
         ptrace::calls_end(cx).await;
         return;
     }
-    // Linux takes the number as an `int`.
-    let nr = cx.regs.orig_rax & 0xffff_ffff;
+    cx.syscall_nr = number(cx);
+    let gate = if cx.task.seccomp_mode() == 0 { Gate::Pass } else { Box::pin(seccomp::enter(cx)).await };
+    // A tracer that a filter asked may have changed the call.
+    let nr = number(cx);
     let args = cx.regs.syscall_args();
     cx.syscall_nr = nr;
     let row = cx.task.kernel().table().row(nr).copied();
-    let result = if cx.task.kernel().trace.is_some() {
-        traced(cx, row, nr, args).await
-    } else {
-        call(cx, row, nr, args).await
+    let result = match gate {
+        Gate::Answer(result) => result,
+        Gate::Pass if cx.task.kernel().trace.is_some() => traced(cx, row, nr, args).await,
+        Gate::Pass => call(cx, row, nr, args).await,
     };
     match result {
         Ok(value) => cx.regs.rax = value,

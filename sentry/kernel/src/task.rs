@@ -7,11 +7,13 @@ use std::sync::Arc;
 use abi::signal::{SigSet, StackT};
 use platform::Kick;
 use sentry_base::{Errno, Mutex, Nanos, Result, Sleeper, lock::rank};
+use sentry_ipc::UndoList;
 use sentry_memory::UserMemory;
 use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Terminal};
 
 use crate::cpu::CpuClock;
 use crate::ptrace::{StopRecord, Stops, Trace};
+use crate::seccomp::Seccomp;
 use crate::signal::Pending;
 use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, Namespaces, ThreadGroup};
 
@@ -131,9 +133,14 @@ pub struct Task {
     pub(crate) cpu: CpuClock,
     pub(crate) scheduling: Mutex<Scheduling, { rank::LEAF }>,
     pub(crate) restart_block: Mutex<Option<RestartBlock>, { rank::LEAF }>,
-    pub(crate) keep_caps: AtomicBool,
     pub(crate) timer_slack: AtomicU64,
+    pub(crate) first_timer_slack: AtomicU64,
     pub(crate) personality: AtomicU32,
+    pub(crate) seccomp: Seccomp,
+    /// What its semaphore operations take back at its end.
+    pub(crate) sem_undo: Mutex<Option<Arc<UndoList>>, { rank::LEAF }>,
+    /// The change to the present user exceeded `RLIMIT_NPROC`.
+    pub(crate) over_task_limit: AtomicBool,
     /// Bits of [`crate::ptrace::mode`].
     pub(crate) trace_mode: AtomicU8,
     /// What the task has left to its tracer while it stands still for it.
@@ -167,6 +174,8 @@ pub struct Scheduling {
     pub reset_on_fork: bool,
     /// CPUs by bit.
     pub affinity: [u64; 2],
+    /// Class and level of `ioprio_set(2)`; 0 for none of its own.
+    pub io_priority: i32,
 }
 
 impl Scheduling {
@@ -179,6 +188,7 @@ impl Scheduling {
             nice: 0,
             reset_on_fork: false,
             affinity: [mask(nr_cpus), mask(nr_cpus.saturating_sub(64))],
+            io_priority: 0,
         }
     }
 }
@@ -233,9 +243,12 @@ impl Task {
             cpu: CpuClock::default(),
             scheduling: Mutex::new(parts.scheduling),
             restart_block: Mutex::new(None),
-            keep_caps: AtomicBool::new(false),
             timer_slack: AtomicU64::new(50_000),
+            first_timer_slack: AtomicU64::new(50_000),
             personality: AtomicU32::new(0),
+            seccomp: Seccomp::default(),
+            sem_undo: Mutex::new(None),
+            over_task_limit: AtomicBool::new(false),
             trace_mode: AtomicU8::new(0),
             trace_stop: Mutex::new(None),
         })
@@ -484,9 +497,9 @@ impl Task {
     /// Takes over what a child has of its parent beyond [`TaskParts`].
     pub(crate) fn inherit(&self, parent: &Self) {
         self.set_exe(parent.exe());
-        let keep_caps = parent.keep_caps.load(Ordering::Relaxed);
-        self.keep_caps.store(keep_caps, Ordering::Relaxed);
-        self.timer_slack.store(parent.timer_slack.load(Ordering::Relaxed), Ordering::Relaxed);
+        let slack = parent.timer_slack.load(Ordering::Relaxed);
+        self.timer_slack.store(slack, Ordering::Relaxed);
+        self.first_timer_slack.store(slack, Ordering::Relaxed);
         self.personality.store(parent.personality.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 

@@ -96,6 +96,14 @@ impl TaskSet {
         Err(Errno::EAGAIN)
     }
 
+    /// Takes a number of the caller's choice; `EEXIST` if it names something.
+    pub fn claim(&self, number: i32, max_tasks: usize) -> Result<i32> {
+        if self.closed || self.tasks.len() >= max_tasks {
+            return Err(Errno::EAGAIN);
+        }
+        if self.number_in_use(number) { Err(Errno::EEXIST) } else { Ok(number) }
+    }
+
     pub fn process(&self, pid: i32) -> Result<&Process> {
         self.processes.get(&pid).ok_or(Errno::ESRCH)
     }

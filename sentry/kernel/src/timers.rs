@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
+use abi::process::{RLIM_INFINITY, WaitStatus, rlimit};
 use abi::signal::{SI_KERNEL, SI_TIMER, SigInfo, sig};
 use sentry_base::{Errno, Mutex, Nanos, Result, TimerId, TimerTarget, lock::rank, mono_now};
 
@@ -30,6 +31,8 @@ pub enum TimerClock {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimerNotify {
     None,
+    /// `RLIMIT_CPU` is reached.
+    CpuLimit,
     /// `ITIMER_*`: the signal of the kernel.
     Interval(i32),
     /// A POSIX timer's signal with its value, to the process or to one thread.
@@ -46,6 +49,8 @@ pub enum TimerKey {
     /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
     Interval(u32),
     Posix(i32),
+    /// The watch over `RLIMIT_CPU`.
+    CpuLimit,
 }
 
 #[derive(Debug)]
@@ -69,6 +74,7 @@ pub(crate) struct ProcessTimers {
     timers: Mutex<BTreeMap<TimerKey, Timer>, { rank::TASK }>,
 }
 
+const SECOND: Nanos = 1_000_000_000;
 /// At most this many POSIX timers a process.
 const MAX_TIMERS: usize = 1024;
 /// An ignored periodic timer is looked at no more often than this.
@@ -164,6 +170,10 @@ impl ProcessTimers {
             (TimerNotify::Interval(signo), _) => {
                 group.send_signal_reporting(None, SigInfo::kernel(signo, SI_KERNEL))
             }
+            (TimerNotify::CpuLimit, _) => {
+                group.cpu_limit_reached(now);
+                true
+            }
             _ => false,
         };
         if !sent {
@@ -244,7 +254,7 @@ impl ProcessTimers {
     pub fn clear_posix(&self, kernel: &Kernel) {
         let mut timers = self.timers.lock();
         timers.retain(|key, timer| {
-            let keep = matches!(key, TimerKey::Interval(_));
+            let keep = matches!(key, TimerKey::Interval(_) | TimerKey::CpuLimit);
             if let Some(id) = timer.pending.filter(|_| !keep) {
                 kernel.executor().timers().cancel(id);
             }
@@ -327,6 +337,10 @@ impl ThreadGroup {
             let make = || Timer::new(clock, TimerNotify::Interval(signo));
             self.timers.timers.lock().entry(key).or_insert_with(make);
         }
+        if key == TimerKey::CpuLimit {
+            let make = || Timer::new(TimerClock::ProcessCpu, TimerNotify::CpuLimit);
+            self.timers.timers.lock().entry(key).or_insert_with(make);
+        }
         let clock = self.timer_clock(key)?;
         let now = clock.now(self);
         let look_at = deadline.map(|d| clock.look_at(now, d, self));
@@ -347,6 +361,34 @@ impl ThreadGroup {
             timer.pending = Some(queue.add(at, Arc::new(expiry)));
         }
         Ok(old)
+    }
+
+    /// Watches over `RLIMIT_CPU`, which is new or has changed.
+    pub fn watch_cpu_limit(self: &Arc<Self>) {
+        let Some(limit) = self.limits().get(rlimit::CPU) else { return };
+        let seconds = limit.cur.min(limit.max);
+        let watched = self.timer_clock(TimerKey::CpuLimit).is_ok();
+        if seconds == RLIM_INFINITY && !watched {
+            return;
+        }
+        let deadline = (seconds != RLIM_INFINITY).then(|| seconds.saturating_mul(SECOND));
+        // The clock is there, so this cannot fail.
+        let _ = self.set_timer(TimerKey::CpuLimit, deadline, 0);
+    }
+
+    /// SIGXCPU for every second past the soft limit, SIGKILL at the hard one (`check_process_timers`).
+    fn cpu_limit_reached(self: &Arc<Self>, now: Nanos) {
+        let Some(mut limit) = self.limits().get(rlimit::CPU) else { return };
+        if now >= limit.max.saturating_mul(SECOND) {
+            self.end(WaitStatus::signaled(sig::KILL, false));
+            return;
+        }
+        if now >= limit.cur.saturating_mul(SECOND) {
+            self.send_signal_reporting(None, SigInfo::kernel(sig::XCPU, SI_KERNEL));
+            limit.cur = limit.cur.saturating_add(1);
+            self.set_rlimit(rlimit::CPU, limit);
+        }
+        self.watch_cpu_limit();
     }
 
     fn send_signal_reporting(self: &Arc<Self>, target: Option<&Task>, info: SigInfo) -> bool {

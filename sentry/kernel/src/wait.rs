@@ -49,6 +49,12 @@ pub struct Waited {
     /// CPU time of the child and the children that it waited for, in nanoseconds.
     pub utime: u64,
     pub stime: u64,
+    /// The most resident bytes of the child, or of a child that it waited for.
+    pub peak_resident: u64,
+}
+
+fn peak_of(group: &ThreadGroup) -> u64 {
+    group.peak_resident().max(group.children_peak_resident())
 }
 
 impl Waited {
@@ -56,18 +62,37 @@ impl Waited {
         let (utime, stime) = process.group.cpu_times();
         let (cu, cs) = process.group.children_cpu_times();
         let uid = process.leader.creds().uid;
-        Self { pid: process.group.pid(), uid, status, code, value, utime: utime + cu, stime: stime + cs }
+        Self {
+            pid: process.group.pid(),
+            uid,
+            status,
+            code,
+            value,
+            utime: utime + cu,
+            stime: stime + cs,
+            peak_resident: peak_of(&process.group),
+        }
     }
 
     fn of_tracee(task: &Task, status: WaitStatus, code: i32, value: i32) -> Self {
         let (utime, stime) = task.cpu_times();
-        Self { pid: task.tid(), uid: task.creds().uid, status, code, value, utime, stime }
+        Self {
+            pid: task.tid(),
+            uid: task.creds().uid,
+            status,
+            code,
+            value,
+            utime,
+            stime,
+            peak_resident: peak_of(task.group()),
+        }
     }
 
-    fn of_zombie(pid: i32, zombie: &Zombie) -> Self {
+    fn of_zombie(process: &Process, zombie: &Zombie) -> Self {
         let (code, value) = child_code(zombie.status);
         Self {
-            pid,
+            pid: process.group.pid(),
+            peak_resident: peak_of(&process.group),
             uid: zombie.uid,
             status: zombie.status,
             code,
@@ -132,7 +157,7 @@ pub fn try_wait(task: &Task, which: WaitFor, options: WaitOptions) -> Result<IoS
                 if !options.nowait {
                     let child = set.process_mut(pid)?;
                     if let Some(zombie) = child.zombie {
-                        count_child_times(task, &zombie);
+                        count_child_times(task, &child.group, &zombie);
                         released = set.remove_process(pid);
                     } else if waited.code == CLD_STOPPED {
                         child.stop_report = None;
@@ -217,9 +242,10 @@ fn take_tracee_report(
         // The parent's turn.
         tell_parent(set, tid, notices, &mut released);
     } else {
-        let zombie = set.process(tid).ok().and_then(|p| p.zombie);
-        if let Some(zombie) = zombie {
-            count_child_times(task, &zombie);
+        if let Ok(process) = set.process(tid)
+            && let Some(zombie) = &process.zombie
+        {
+            count_child_times(task, &process.group, zombie);
         }
         released.extend(set.remove_process(tid).map(|p| p.leader));
     }
@@ -227,8 +253,9 @@ fn take_tracee_report(
 }
 
 /// Adds a child's time to its parent's.
-fn count_child_times(task: &Task, zombie: &Zombie) {
+fn count_child_times(task: &Task, child: &ThreadGroup, zombie: &Zombie) {
     let group = task.group();
+    group.children_peak_resident.fetch_max(peak_of(child), Ordering::Relaxed);
     let add = |to: &core::sync::atomic::AtomicU64, v: u64| {
         to.fetch_add(v, Ordering::Relaxed);
     };
@@ -254,7 +281,7 @@ fn report(child: &Process, options: WaitOptions) -> Option<Waited> {
         if child.lingers {
             return None;
         }
-        return options.exited.then(|| Waited::of_zombie(child.group.pid(), zombie));
+        return options.exited.then(|| Waited::of_zombie(child, zombie));
     }
     if let Some(signo) = child.stop_report.filter(|_| options.stopped) {
         return Some(Waited::of(child, WaitStatus::stopped(signo), CLD_STOPPED, signo));

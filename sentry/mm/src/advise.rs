@@ -41,6 +41,9 @@ pub mod madv {
     pub const SOFT_OFFLINE: i32 = 101;
 }
 
+/// Bytes that one order to the host makes resident: others wait for the lock meanwhile.
+const POPULATE_STEP: u64 = 16 << 20;
+
 /// A range argument: aligned start, length rounded up. `None` for an empty range.
 fn advice_range(addr: Addr, len: u64, wraps: Errno) -> Result<Option<AddrRange>> {
     if !addr.is_multiple_of(PAGE_SIZE) {
@@ -102,7 +105,7 @@ fn accepts(vma: &Vma, advice: i32) -> Result<()> {
         madv::DONTNEED | madv::COLD | madv::PAGEOUT if locked => Err(Errno::EINVAL),
         madv::FREE | madv::WIPEONFORK if !vma.is_anon() => Err(Errno::EINVAL),
         madv::REMOVE if locked || vma.is_anon() => Err(Errno::EINVAL),
-        madv::REMOVE if !vma.flags.contains(VmFlags::SHARED | VmFlags::WRITE) => Err(Errno::EACCES),
+        madv::REMOVE if !vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE) => Err(Errno::EACCES),
         _ => Ok(()),
     }
 }
@@ -161,31 +164,54 @@ impl Mm {
         runs.into_iter().try_for_each(|run| self.space().advise(run, advice).map_err(space_errno))
     }
 
+    /// Touches every page of a range (`MADV_POPULATE_READ`, `MADV_POPULATE_WRITE`).
     fn populate(&self, range: AddrRange, access: Prot) -> Result<()> {
+        let advice = if access.contains(Prot::WRITE) { Advice::PopulateWrite } else { Advice::PopulateRead };
         let mut at = range.start;
         while at < range.end {
             let state = self.lock();
             let vma = state.tree.find(at).ok_or(Errno::ENOMEM)?;
             if !crate::map::allows(vma.flags, access) {
-                return Err(Errno::EFAULT);
+                return Err(Errno::EINVAL);
             }
-            let (end, missing) = (vma.end, vma.missing_around(at));
-            let next = vma
-                .resident_ranges(AddrRange { start: at, end })
-                .first()
-                .map_or(end, |r| if r.start > at { r.start } else { r.end });
-            drop(state);
+            let (end, missing) = (vma.end.min(range.end), vma.missing_around(at));
             if missing.is_some() {
+                drop(state);
                 match self.fault(at, access) {
-                    FaultOutcome::Resolved => {}
+                    FaultOutcome::Resolved => continue,
                     FaultOutcome::Segv(_) | FaultOutcome::Bus => return Err(Errno::EFAULT),
                 }
-                at += PAGE_SIZE;
-            } else {
-                at = next;
             }
+            let ahead = AddrRange { start: at, end: end.min(at.saturating_add(POPULATE_STEP)) };
+            let next = vma.resident_ranges(ahead).first().map_or(end, |r| r.end);
+            self.space().advise(AddrRange { start: at, end: next }, advice).map_err(
+                |e| match space_errno(e) {
+                    Errno::ENOMEM => Errno::ENOMEM,
+                    _ => Errno::EFAULT,
+                },
+            )?;
+            at = next;
         }
         Ok(())
+    }
+
+    /// Makes what is mapped in a range resident, as `MAP_POPULATE` and `mlock` do; memory without access stays as it is
+    /// (`__mm_populate`). What cannot be made resident is found out when it is touched.
+    pub(crate) fn make_resident(&self, range: AddrRange) -> Result<()> {
+        let parts: Vec<(AddrRange, Prot)> = {
+            let state = self.lock();
+            state
+                .tree
+                .overlapping(range)
+                .filter(|v| v.flags.intersects(VmFlags::ACCESS))
+                .map(|v| {
+                    // A shared page is not made dirty; a private one is copied before it is needed.
+                    let private = v.flags.contains(VmFlags::WRITE) && !v.flags.contains(VmFlags::SHARED);
+                    (v.range().intersect(&range), if private { Prot::WRITE } else { Prot::READ })
+                })
+                .collect()
+        };
+        parts.into_iter().try_for_each(|(part, access)| self.populate(part, access))
     }
 
     fn punch(&self, range: AddrRange) -> Result<()> {
@@ -232,13 +258,9 @@ impl Mm {
         if parts.gap { Err(Errno::ENOMEM) } else { Ok(()) }
     }
 
-    /// Checks a `mincore(2)` range and returns its number of pages, which all count as resident. `ENOMEM` for a gap.
-    pub fn mincore(&self, addr: Addr, len: u64) -> Result<u64> {
-        let Some(range) = advice_range(addr, len, Errno::ENOMEM)? else { return Ok(0) };
-        if !self.lock().tree.covers(range) {
-            return Err(Errno::ENOMEM);
-        }
-        Ok(range.len() / PAGE_SIZE)
+    /// Checks the arguments of `mincore(2)`; `None` for an empty range.
+    pub fn mincore_range(&self, addr: Addr, len: u64) -> Result<Option<AddrRange>> {
+        advice_range(addr, len, Errno::ENOMEM)
     }
 
     /// Accounts a range as locked; the host pages nothing of a sandbox out on its own account. `on_fault` is
@@ -262,7 +284,9 @@ impl Mm {
             }
         }
         let add = lock_flags(on_fault);
-        set_locked(&mut state, range, add)
+        set_locked(&mut state, range, add)?;
+        drop(state);
+        if on_fault { Ok(()) } else { self.make_resident(range).map_err(|_| Errno::ENOMEM) }
     }
 
     pub fn munlock(&self, addr: Addr, len: u64) -> Result<()> {
@@ -290,6 +314,11 @@ impl Mm {
         state.future = if flags & FUTURE != 0 { add } else { VmFlags::empty() };
         if flags & CURRENT != 0 {
             state.tree.update(self.user_range(), |vma| vma.flags = (vma.flags - VmFlags::LOCK_MASK) | add);
+            drop(state);
+            if flags & ONFAULT == 0 {
+                // What cannot be had now is had at a touch.
+                let _ = self.make_resident(self.user_range());
+            }
         }
         Ok(())
     }
@@ -313,7 +342,8 @@ fn lock_flags(on_fault: bool) -> VmFlags {
 /// `mlock` takes any start and rounds it down.
 fn lock_range(addr: Addr, len: u64) -> Result<Option<AddrRange>> {
     let offset = addr % PAGE_SIZE;
-    let len = len.checked_add(offset).and_then(page_up).ok_or(Errno::EINVAL)?;
+    // Wraps as on Linux: the longest lengths are none.
+    let len = len.wrapping_add(offset).wrapping_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1);
     let range = AddrRange::new(addr - offset, len).ok_or(Errno::EINVAL)?;
     Ok(Some(range).filter(|r| !r.is_empty()))
 }

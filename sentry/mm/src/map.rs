@@ -25,6 +25,7 @@ pub mod map_flags {
     pub const LOCKED: u32 = 0x2000;
     pub const NORESERVE: u32 = 0x4000;
     pub const POPULATE: u32 = 0x8000;
+    pub const NONBLOCK: u32 = 0x1_0000;
     pub const HUGETLB: u32 = 0x4_0000;
     pub const SYNC: u32 = 0x8_0000;
     pub const FIXED_NOREPLACE: u32 = 0x10_0000;
@@ -195,7 +196,14 @@ impl Mm {
             let placed = self.place(&mut state, vma, &prepared.pieces, &mut dropped);
             drop(state);
             drop(dropped);
-            return placed.map(|()| addr);
+            placed?;
+            let populate = args.flags & (mf::POPULATE | mf::NONBLOCK) == mf::POPULATE
+                || flags & VmFlags::LOCK_MASK == VmFlags::LOCKED;
+            if populate {
+                // What cannot be had now is had, or refused, at a touch.
+                let _ = self.make_resident(range);
+            }
+            return Ok(addr);
         }
     }
 
@@ -386,6 +394,10 @@ impl Mm {
             return old;
         }
         state.layout.brk = to;
+        drop(state);
+        if flags & VmFlags::LOCK_MASK == VmFlags::LOCKED {
+            let _ = self.make_resident(range);
+        }
         to
     }
 

@@ -164,6 +164,19 @@ impl FileMappings {
         }
     }
 
+    /// Runs `seal` if no address space maps `file` for writing, and has mappings that are under way look again; false,
+    /// and nothing is run, if one does. The file's own lock is held.
+    pub fn seal_writes(&self, file: &dyn Mappable, seal: impl FnOnce()) -> bool {
+        // First: a mapping that is made from now on on old pieces looks again, and finds the seal.
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        let spaces = self.spaces.lock().clone();
+        if spaces.iter().filter_map(|(_, mm)| mm.upgrade()).any(|mm| mm.maps_for_writing(file)) {
+            return false;
+        }
+        seal();
+        true
+    }
+
     /// Takes the pages of `file` from byte `from` (rounded up to a page) on out of every address space. Call it after the pages have left the
     /// file. The file's own lock may be held.
     pub fn revoke(&self, file: &dyn Mappable, from: u64) {

@@ -1,6 +1,6 @@
 //! An address space: its mappings, its layout, its birth, copy and end.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use platform::{Addr, AddrRange, AddressSpace, PAGE_SIZE, Platform, SpaceError};
@@ -78,6 +78,8 @@ pub struct Mm {
     randomize: bool,
     memory: Arc<MemoryFile>,
     state: Mutex<State, { rank::MM_MAPPING }>,
+    /// Bits of the `membarrier(2)` commands that this memory is registered for.
+    barriers: AtomicU32,
 }
 
 impl core::fmt::Debug for Mm {
@@ -106,6 +108,8 @@ pub(crate) fn random_pages(span: u64) -> u64 {
     if pages == 0 { 0 } else { sentry_base::rand::next_u64() % pages * PAGE_SIZE }
 }
 
+/// Of the stack this much stays mapped, whatever its limit.
+const STACK_KEPT: u64 = 132 << 10;
 /// The stack starts at most this far below the top (`stack_maxrandom_size`).
 const STACK_RANDOM: u64 = 1 << 34;
 /// mmap_base is at most this far below its highest place (`mmap_rnd_bits` = 28).
@@ -169,6 +173,7 @@ impl Mm {
             randomize,
             memory,
             state: Mutex::new(state),
+            barriers: AtomicU32::new(0),
         })
     }
 
@@ -247,6 +252,7 @@ impl Mm {
             Arc::clone(&self.memory),
             child,
         );
+        mm.barriers.store(self.barriers(), Ordering::Relaxed);
         // Registered before this space's lock is released: a truncation that is under way either has been here
         // already, or will find the child.
         let child = mm.lock();
@@ -260,6 +266,16 @@ impl Mm {
         Ok(mm)
     }
 
+    /// The `membarrier(2)` commands that this memory is registered for.
+    pub fn barriers(&self) -> u32 {
+        self.barriers.load(Ordering::Relaxed)
+    }
+
+    /// Registers for the commands of `bits` (`MEMBARRIER_CMD_REGISTER_*`).
+    pub fn add_barriers(&self, bits: u32) {
+        self.barriers.fetch_or(bits, Ordering::Relaxed);
+    }
+
     /// Where the program's parts are.
     pub fn layout(&self) -> Layout {
         self.lock().layout.clone()
@@ -270,9 +286,35 @@ impl Mm {
         change(&mut self.lock().layout);
     }
 
-    /// `RLIMIT_STACK` has changed to this many bytes.
+    /// `RLIMIT_STACK` has changed to this many bytes. The stack was mapped ahead of its use: what lies beyond the limit
+    /// and was not used is taken back.
     pub fn set_stack_limit(&self, bytes: u64) {
-        self.lock().stack_limit = bytes;
+        let mut state = self.lock();
+        state.stack_limit = bytes;
+        let start_stack = state.layout.start_stack;
+        let Some(vma) = state.tree.find(start_stack).filter(|v| v.flags.contains(VmFlags::GROWSDOWN)) else {
+            return;
+        };
+        let keep = bytes.max(STACK_KEPT).next_multiple_of(PAGE_SIZE);
+        let beyond = AddrRange { start: vma.start, end: vma.end.saturating_sub(keep).max(vma.start) };
+        if beyond.is_empty() {
+            return;
+        }
+        let (mut page, mut lowest_used) = (0, None);
+        let asked = self.space.resident(&[beyond], &mut |_, pages| {
+            for there in pages {
+                if there & 1 != 0 && lowest_used.is_none() {
+                    lowest_used = Some(beyond.start + page * PAGE_SIZE);
+                }
+                page += 1;
+            }
+        });
+        let unused = AddrRange { start: beyond.start, end: lowest_used.unwrap_or(beyond.end) };
+        if asked.is_ok() && !unused.is_empty() {
+            let removed = self.remove(&mut state, unused);
+            drop(state);
+            drop(removed);
+        }
     }
 
     /// Figures for `/proc/PID/{status,statm,stat}` and `getrusage(2)`.
@@ -330,6 +372,15 @@ impl Mm {
             file: Arc::clone(&file.file),
             name: file.name.clone(),
             offset: file.offset + (addr - vma.start),
+        })
+    }
+
+    /// Whether `file` is mapped here so that stores reach it, or may once the protection is changed.
+    pub(crate) fn maps_for_writing(&self, file: &dyn Mappable) -> bool {
+        let state = self.lock();
+        state.tree.iter().any(|vma| {
+            vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE)
+                && vma.file().is_some_and(|f| f.is_file(file))
         })
     }
 
@@ -435,7 +486,7 @@ pub struct MapInfo {
 }
 
 impl MapInfo {
-    fn of(vma: &Vma, layout: &Layout) -> Self {
+    pub(crate) fn of(vma: &Vma, layout: &Layout) -> Self {
         let (offset, identity) = vma.file().map_or((0, (0, 0)), |f| (f.offset, f.file.identity()));
         let name = match vma.file() {
             Some(file) => match &file.name {
@@ -455,6 +506,11 @@ impl MapInfo {
             }
         };
         Self { range: vma.range(), flags: vma.flags, offset, identity, name, is_anon: vma.is_anon() }
+    }
+
+    /// Shared memory that has no file of its own.
+    pub fn is_shared_memory(&self) -> bool {
+        !self.is_anon && matches!(self.name, MapName::Text(_))
     }
 
     /// The second column of `/proc/PID/maps`, such as `rw-p`.

@@ -90,7 +90,11 @@ fn change(cx: &Current, change: impl FnOnce(&mut Credentials) -> Result<()>) -> 
         cx.set_pdeath_signal(0);
         cx.group().set_dumpable(0);
     }
+    let new_user = new.uid != old.uid;
     cx.set_creds(Arc::new(new));
+    if new_user {
+        cx.note_task_limit();
+    }
     Ok(())
 }
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
-use fs_tmpfs::open_tmpfs_file;
+use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
 use sentry_base::{Errno, Events, Result};
+use sentry_kernel::seccomp::Listener;
 use sentry_kernel::{Call, Current, Stop, SysResult};
 use sentry_vfs::{
     FileDescription, FileKind, FileLocks, IoCtx, IoStart, LockOwner, LookupFlags, OpenFlags, OpenHow, Opened,
@@ -22,7 +23,7 @@ use crate::table::syscalls;
 syscalls! {
     2 open(path: PathPtr, flags: Bits, mode: Bits) [call];
     3 close(fd: i32) [sync];
-    16 ioctl(fd: i32, command: Bits, arg: u64) [sync];
+    16 ioctl(fd: i32, command: Bits, arg: u64) [call];
     32 dup(fd: i32) [sync];
     33 dup2(old: i32, new: i32) [sync];
     72 fcntl(fd: i32, command: i32, arg: u64) [call, "no leases, no directory notification, no SIGIO"];
@@ -301,14 +302,14 @@ fn file_control(
             return Ok(pipe()?.set_size(&*cx.task, size)? as u64);
         }
         libc::F_ADD_SEALS => {
-            let sealed = open_tmpfs_file(file.ops()).ok_or(Errno::EINVAL)?;
+            let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
             if !file.flags().writes() {
                 return Err(Errno::EPERM.into());
             }
             sealed.add_seals(int.cast_unsigned())?;
         }
         libc::F_GET_SEALS => {
-            let sealed = open_tmpfs_file(file.ops()).ok_or(Errno::EINVAL)?;
+            let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
             return Ok(u64::from(sealed.seals()));
         }
         // No lease is held, and none can be taken.
@@ -509,7 +510,16 @@ fn open_peer(cx: &Current, master: &fs_dev::MasterFile, flags: u64) -> Result<i3
     cx.fds().add(file, cloexec, cx.rlimit(abi::process::rlimit::NOFILE))
 }
 
-fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
+fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> Call<'_> {
+    match cx.file(fd).ok().and_then(|file| Listener::of(&file)) {
+        Some(listener) => {
+            Call::Wait(Box::pin(crate::sys_seccomp::listener_ioctl(cx, listener, command.0, arg)))
+        }
+        None => Call::Done(control(cx, fd, command, arg)),
+    }
+}
+
+fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
     const FIOASYNC: u32 = 0x5452;
     const FIONREAD: u32 = 0x541b;
     const FIONBIO: u32 = 0x5421;
@@ -653,4 +663,10 @@ fn readahead(cx: &mut Current, fd: i32, _offset: i64, _count: usize) -> Result<(
         return Err(Errno::EINVAL);
     }
     Ok(())
+}
+
+/// The file as one that can have seals: a memory file, or one of a tmpfs of its own right, not as the layer of an overlay.
+fn sealable(file: &FileDescription) -> Option<&OpenTmpfs> {
+    let layered = file.location().is_some_and(|at| at.mount.filesystem().name() != "tmpfs");
+    if layered { None } else { open_tmpfs_file(file.ops()) }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use abi::process::{Rlimit, SchedParam, Sysinfo, Utsname, rlimit};
 use abi::time::Timespec;
+use platform::Barrier;
 use sentry_base::{Errno, Result, mono_now, rand};
 use sentry_kernel::{Current, RELEASE, RestartBlock, Stop, SysResult, Task, UtsNames, VERSION};
 use sentry_vfs::{CapSet, Credentials, cap};
@@ -36,12 +37,10 @@ syscalls! {
     203 sched_setaffinity(pid: i32, len: u32, mask: Ptr) [sync, "stored; the host schedules"];
     204 sched_getaffinity(pid: i32, len: u32, mask: Ptr) [sync];
     219 restart_syscall() [wait];
-    251 ioprio_set(which: i32, who: i32, value: i32) [sync, "without effect"];
-    252 ioprio_get(which: i32, who: i32) [sync, "always the default"];
     302 prlimit64(pid: i32, resource: u32, new: Ptr, old: Ptr) [sync];
     309 getcpu(cpu: Ptr, node: Ptr, cache: Ptr) [sync];
     318 getrandom(buf: Ptr, len: usize, flags: Bits) [sync];
-    324 membarrier(command: i32, flags: Bits, cpu: i32) [sync, "the query answers that no command is there"];
+    324 membarrier(command: i32, flags: Bits, cpu: i32) [sync, "no RSEQ commands, as there is no rseq"];
 }
 
 fn field(text: &[u8]) -> [u8; 65] {
@@ -154,10 +153,12 @@ fn setrlimit(cx: &mut Current, resource: u32, rlim: Ptr) -> Result<()> {
     Ok(())
 }
 
-/// Limits that another crate keeps a copy of.
+/// Limits that something else has to know of.
 fn apply_limit(task: &Task, resource: u32, new: Rlimit) {
-    if resource == rlimit::STACK {
-        task.mm().set_stack_limit(new.cur);
+    match resource {
+        rlimit::STACK => task.mm().set_stack_limit(new.cur),
+        rlimit::CPU => task.group().watch_cpu_limit(),
+        _ => {}
     }
 }
 
@@ -240,6 +241,10 @@ fn setpriority(cx: &mut Current, which: i32, who: i32, nice: i32) -> Result<()> 
     let nice = nice.clamp(-20, 19);
     for task in priority_targets(cx, which, who)? {
         let mut scheduling = task.scheduling();
+        let (ours, theirs) = (cx.creds(), task.creds());
+        if ours.euid != theirs.euid && ours.euid != theirs.uid && !ours.has_cap(cap::SYS_NICE) {
+            return Err(Errno::EPERM);
+        }
         let floor = 20 - i32::try_from(task.rlimit(rlimit::NICE).min(40)).unwrap_or(40);
         if nice < scheduling.nice && nice < floor && !cx.creds().has_cap(cap::SYS_NICE) {
             return Err(Errno::EACCES);
@@ -261,28 +266,12 @@ fn set_policy(cx: &Current, pid: i32, policy: Option<i32>, param: Ptr) -> Result
     let priority = cx.read_obj::<SchedParam>(param.0)?.priority;
     let task = target(cx, pid)?;
     let mut scheduling = task.scheduling();
-    let policy = policy.unwrap_or(scheduling.policy);
-    let reset_on_fork = policy & libc::SCHED_RESET_ON_FORK != 0;
-    let policy = policy & !libc::SCHED_RESET_ON_FORK;
-    let valid = match policy {
-        libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE => priority == 0,
-        policy if is_real_time(policy) => (1..=99).contains(&priority),
-        _ => false,
-    };
-    if !valid {
-        return Err(Errno::EINVAL);
+    if let Some(policy) = policy {
+        scheduling.policy = policy & !libc::SCHED_RESET_ON_FORK;
+        scheduling.reset_on_fork = policy & libc::SCHED_RESET_ON_FORK != 0;
     }
-    if is_real_time(policy) && !cx.creds().has_cap(cap::SYS_NICE) {
-        let limit = task.rlimit(rlimit::RTPRIO);
-        if u64::from(priority.unsigned_abs()) > limit {
-            return Err(Errno::EPERM);
-        }
-    }
-    scheduling.policy = policy;
     scheduling.priority = priority;
-    scheduling.reset_on_fork |= reset_on_fork;
-    task.set_scheduling(scheduling);
-    Ok(())
+    crate::sys_sched::change(cx, &task, scheduling)
 }
 
 fn sched_setparam(cx: &mut Current, pid: i32, param: Ptr) -> Result<()> {
@@ -378,19 +367,14 @@ fn sched_getaffinity(cx: &mut Current, pid: i32, len: u32, mask: Ptr) -> Result<
     Ok(n)
 }
 
-fn ioprio_set(_cx: &mut Current, which: i32, _who: i32, _value: i32) -> Result<()> {
-    if (1..=3).contains(&which) { Ok(()) } else { Err(Errno::EINVAL) }
-}
-
-/// Best effort, level 4: `IOPRIO_PRIO_VALUE(IOPRIO_CLASS_BE, IOPRIO_NORM)`.
-fn ioprio_get(_cx: &mut Current, which: i32, _who: i32) -> Result<i32> {
-    if (1..=3).contains(&which) { Ok(2 << 13 | 4) } else { Err(Errno::EINVAL) }
-}
-
 fn getcpu(cx: &mut Current, cpu: Ptr, node: Ptr, _cache: Ptr) -> Result<()> {
-    for place in [cpu, node] {
+    let [low, high] = cx.scheduling().affinity;
+    // One that the task may run on: which one it is, only the host knows.
+    let allowed = u128::from(high) << 64 | u128::from(low);
+    let number = if allowed == 0 { 0 } else { allowed.trailing_zeros() };
+    for (place, value) in [(cpu, number), (node, 0)] {
         if !place.is_null() {
-            cx.write_obj(place.0, &0_u32)?;
+            cx.write_obj(place.0, &value)?;
         }
     }
     Ok(())
@@ -426,9 +410,42 @@ fn getrandom(cx: &mut Current, buf: Ptr, len: usize, flags: Bits) -> Result<usiz
     Ok(done)
 }
 
-/// No command is offered: a barrier over other threads of the process would have to run on the host inside it.
-fn membarrier(_cx: &mut Current, command: i32, flags: Bits, _cpu: i32) -> Result<i32> {
-    if command == 0 && flags.0 == 0 { Ok(0) } else { Err(Errno::EINVAL) }
+/// Commands of `membarrier(2)` that are there. The RSEQ ones are not, as rseq(2) is not.
+mod barrier {
+    pub const QUERY: i32 = 0;
+    pub const GLOBAL: i32 = 1;
+    pub const GLOBAL_EXPEDITED: i32 = 2;
+    pub const REGISTER_GLOBAL_EXPEDITED: i32 = 4;
+    pub const PRIVATE: i32 = 8;
+    pub const REGISTER_PRIVATE: i32 = 16;
+    pub const PRIVATE_CODE: i32 = 32;
+    pub const REGISTER_PRIVATE_CODE: i32 = 64;
+    pub const GET_REGISTRATIONS: i32 = 512;
+    pub const ALL: i32 = 0x27f;
+}
+
+/// The stub process of the caller's memory makes the barrier: the threads that it is for run there.
+fn membarrier(cx: &mut Current, command: i32, flags: Bits, _cpu: i32) -> Result<i32> {
+    if flags.0 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mm = cx.mm();
+    let registered = |command: i32| mm.barriers() & command.cast_unsigned() != 0;
+    let reach = match command {
+        barrier::QUERY => return Ok(barrier::ALL),
+        barrier::GET_REGISTRATIONS => return Ok(mm.barriers().cast_signed()),
+        barrier::REGISTER_GLOBAL_EXPEDITED | barrier::REGISTER_PRIVATE | barrier::REGISTER_PRIVATE_CODE => {
+            mm.add_barriers(command.cast_unsigned());
+            return Ok(0);
+        }
+        barrier::GLOBAL | barrier::GLOBAL_EXPEDITED => Barrier::Everywhere,
+        barrier::PRIVATE if registered(barrier::REGISTER_PRIVATE) => Barrier::Threads,
+        barrier::PRIVATE_CODE if registered(barrier::REGISTER_PRIVATE_CODE) => Barrier::Code,
+        barrier::PRIVATE | barrier::PRIVATE_CODE => return Err(Errno::EPERM),
+        _ => return Err(Errno::EINVAL),
+    };
+    mm.space().barrier(reach).map_err(|_| Errno::ENOMEM)?;
+    Ok(0)
 }
 
 fn arch_prctl(cx: &mut Current, code: i32, addr: u64) -> Result<()> {
@@ -461,7 +478,7 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
         libc::PR_GET_DUMPABLE => return Ok(u64::from(cx.group().dumpable().unsigned_abs())),
         libc::PR_SET_DUMPABLE if a <= 1 => cx.group().set_dumpable(number),
         libc::PR_GET_KEEPCAPS => return Ok(u64::from(cx.keeps_caps())),
-        libc::PR_SET_KEEPCAPS if a <= 1 => cx.set_keep_caps(a == 1),
+        libc::PR_SET_KEEPCAPS if a <= 1 => cx.set_keep_caps(a == 1)?,
         libc::PR_SET_NAME => {
             let name = sentry_memory::copy_in_cstr(cx.task.as_ref(), a, 16, Errno::E2BIG);
             let name = match name {
@@ -479,7 +496,8 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
             name.resize(16, 0);
             cx.copy_out(a, &name)?;
         }
-        libc::PR_GET_SECCOMP => return Ok(0),
+        libc::PR_GET_SECCOMP => return Ok(u64::from(cx.seccomp_mode())),
+        libc::PR_SET_SECCOMP => crate::sys_seccomp::set_mode(cx, a, b)?,
         libc::PR_CAPBSET_READ if a <= 40 => {
             return Ok(u64::from(cx.creds().bounding.has(u32::try_from(a).unwrap_or(0))));
         }
@@ -496,7 +514,13 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
             if !cx.creds().has_cap_here(cap::SETPCAP) {
                 return Err(Errno::EPERM);
             }
+            let old = cx.creds().securebits;
             let securebits = u32::try_from(a).ok().filter(|bits| *bits < 1 << 8).ok_or(Errno::EPERM)?;
+            // A locked bit stays, and so does its lock.
+            let locks = old & SECUREBIT_LOCKS;
+            if locks >> 1 & (old ^ securebits) != 0 || locks & !securebits != 0 {
+                return Err(Errno::EPERM);
+            }
             cx.set_creds(Arc::new(Credentials { securebits, ..Credentials::clone(&cx.creds()) }));
         }
         libc::PR_SET_NO_NEW_PRIVS if a == 1 && no_more => {
@@ -506,17 +530,101 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
         libc::PR_SET_CHILD_SUBREAPER => cx.group().set_subreaper(a != 0),
         libc::PR_GET_CHILD_SUBREAPER => cx.write_obj(a, &i32::from(cx.group().is_subreaper()))?,
         libc::PR_CAP_AMBIENT => return cap_ambient(cx, a, b),
-        libc::PR_SET_TIMERSLACK => cx.set_timer_slack_ns(if a == 0 { 50_000 } else { a }),
+        libc::PR_SET_TIMERSLACK => cx.set_timer_slack_ns(a),
         libc::PR_GET_TIMERSLACK => return Ok(cx.timer_slack_ns()),
         libc::PR_SET_THP_DISABLE if b == 0 && c == 0 => {}
-        libc::PR_GET_THP_DISABLE if no_more => return Ok(0),
+        libc::PR_GET_THP_DISABLE if a == 0 && no_more => return Ok(0),
         libc::PR_GET_TSC => cx.write_obj(a, &libc::PR_TSC_ENABLE)?,
         libc::PR_SET_VMA => return set_vma_name(cx, a, b, c, d),
-        libc::PR_MCE_KILL => {}
+        libc::PR_MCE_KILL => mce_kill(a, b, c, d)?,
+        libc::PR_MCE_KILL_GET if a == 0 && no_more => return Ok(2),
+        libc::PR_SET_MM => set_mm(cx, a, b, c, d)?,
+        libc::PR_GET_TIMING => {}
+        libc::PR_SET_TIMING if a == 0 => {}
+        libc::PR_SET_TSC if a == u64::from(libc::PR_TSC_ENABLE.unsigned_abs()) => {}
+        libc::PR_TASK_PERF_EVENTS_DISABLE | libc::PR_TASK_PERF_EVENTS_ENABLE => {}
+        libc::PR_GET_SPECULATION_CTRL if no_more => return speculation(a, false),
+        libc::PR_SET_SPECULATION_CTRL if c == 0 && d == 0 => return speculation(a, true),
+        PR_SET_IO_FLUSHER | PR_GET_IO_FLUSHER if !cx.creds().has_cap(cap::SYS_RESOURCE) => {
+            return Err(Errno::EPERM);
+        }
+        PR_SET_IO_FLUSHER if a <= 1 && no_more => {}
+        PR_GET_IO_FLUSHER if a == 0 && no_more => return Ok(0),
+        libc::PR_GET_MDWE if a == 0 && no_more => return Ok(0),
+        PR_GET_AUXV if c == 0 && d == 0 => {
+            let auxv = cx.mm().layout().auxv;
+            let len = usize::try_from(b).unwrap_or(usize::MAX).min(auxv.len());
+            cx.copy_out(a, auxv.get(..len).unwrap_or_default())?;
+            return Ok(auxv.len() as u64);
+        }
         libc::PR_GET_TID_ADDRESS => cx.write_obj(a, &cx.clear_child_tid())?,
         _ => return Err(Errno::EINVAL),
     }
     Ok(0)
+}
+
+/// The locks of the secure bits: each above the bit that it locks.
+const SECUREBIT_LOCKS: u32 = 0b1010_1010;
+/// `SECBIT_NO_CAP_AMBIENT_RAISE`.
+const NO_CAP_AMBIENT_RAISE: u32 = 1 << 6;
+const PR_SET_IO_FLUSHER: i32 = 57;
+const PR_GET_IO_FLUSHER: i32 = 58;
+/// `PR_GET_AUXV`.
+const PR_GET_AUXV: i32 = 0x4155_5856;
+
+/// `PR_SET_MM`: where the program's parts are, as `/proc/PID/stat` shows it.
+fn set_mm(cx: &Current, what: u64, addr: u64, c: u64, d: u64) -> Result<()> {
+    if d != 0 || c != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if !cx.creds().has_cap(cap::SYS_RESOURCE) {
+        return Err(Errno::EPERM);
+    }
+    let mm = cx.mm();
+    if addr < 0x1_0000 || addr >= mm.user_range().end {
+        return Err(Errno::EINVAL);
+    }
+    let mapped = mm.find(addr).is_some();
+    let needs_mapping = matches!(what, 5 | 8..=11);
+    if needs_mapping && !mapped {
+        return Err(Errno::EFAULT);
+    }
+    if !(1..=11).contains(&what) {
+        return Err(Errno::EINVAL);
+    }
+    mm.set_layout(|layout| {
+        let place = match what {
+            1 => &mut layout.start_code,
+            2 => &mut layout.end_code,
+            3 => &mut layout.start_data,
+            4 => &mut layout.end_data,
+            5 => &mut layout.start_stack,
+            6 => &mut layout.start_brk,
+            7 => &mut layout.brk,
+            8 => &mut layout.arg_start,
+            9 => &mut layout.arg_end,
+            10 => &mut layout.env_start,
+            _ => &mut layout.env_end,
+        };
+        *place = addr;
+    });
+    Ok(())
+}
+
+/// `PR_MCE_KILL`: there are no machine checks here, but wrong requests are refused.
+fn mce_kill(a: u64, b: u64, c: u64, d: u64) -> Result<()> {
+    let valid = c == 0 && d == 0 && matches!((a, b), (0, 0) | (1, 0..=2));
+    if valid { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// `PR_GET_SPECULATION_CTRL` and `PR_SET_SPECULATION_CTRL`: the processor is the host's, so nothing can be set.
+fn speculation(what: u64, set: bool) -> Result<u64> {
+    match what {
+        0..=2 if set => Err(Errno::ENXIO),
+        // Not affected, as far as a program can do anything about it.
+        0..=2 => Ok(0),
+        _ => Err(Errno::ENODEV),
+    }
 }
 
 fn cap_ambient(cx: &Current, command: u64, capability: u64) -> Result<u64> {
@@ -533,7 +641,11 @@ fn cap_ambient(cx: &Current, command: u64, capability: u64) -> Result<u64> {
             match command {
                 IS_SET => return Ok(u64::from(old.ambient.has(number))),
                 LOWER => CapSet(old.ambient.0 & !bit.0),
-                _ if !bit.is_subset_of(old.permitted.intersect(old.inheritable)) => return Err(Errno::EPERM),
+                _ if !bit.is_subset_of(old.permitted.intersect(old.inheritable))
+                    || old.securebits & NO_CAP_AMBIENT_RAISE != 0 =>
+                {
+                    return Err(Errno::EPERM);
+                }
                 _ => old.ambient.union(bit),
             }
         }
@@ -552,6 +664,10 @@ fn set_vma_name(cx: &Current, what: u64, addr: u64, len: u64, name: u64) -> Resu
         0 => None,
         at => Some(sentry_memory::copy_in_cstr(cx.task.as_ref(), at, 80, Errno::EINVAL)?),
     };
+    let valid = |b: &u8| (0x20..0x7f).contains(b) && !b"\\`$[]".contains(b);
+    if !name.iter().flatten().all(valid) {
+        return Err(Errno::EINVAL);
+    }
     cx.mm().set_anon_name(addr, len, name.as_deref())?;
     Ok(0)
 }

@@ -3,12 +3,16 @@
 
 use std::sync::Arc;
 
+use platform::AddrRange;
 use sentry_base::{Errno, Result};
+use sentry_kernel::pidfd::PidFd;
 use sentry_kernel::ptrace::{Access, may_access};
 use sentry_kernel::{Current, Mm};
 use sentry_memory::{IoSeg, UserMemory, UserReader, UserWriter};
-use sentry_mm::{FileMapping, MappedFile, MmapArgs, map_flags};
-use sentry_vfs::MountFlags;
+use sentry_mm::{FileMapping, MappedFile, MmapArgs, VmFlags, madv, map_flags};
+use sentry_vfs::{MountFlags, cap};
+
+use fs_tmpfs::open_tmpfs_file;
 
 use crate::args::{Bits, Ptr};
 use crate::table::syscalls;
@@ -20,7 +24,7 @@ syscalls! {
     12 brk(addr: Ptr) [sync];
     25 mremap(addr: Ptr, old_len: u64, new_len: u64, flags: Bits, new_addr: Ptr) [sync];
     26 msync(addr: Ptr, len: u64, flags: Bits) [sync];
-    27 mincore(addr: Ptr, len: u64, vec: Ptr) [sync, "every mapped page counts as resident"];
+    27 mincore(addr: Ptr, len: u64, vec: Ptr) [sync, "pages of files count as resident"];
     28 madvise(addr: Ptr, len: u64, advice: i32) [sync, "advice on paging is taken and without effect"];
     149 mlock(addr: Ptr, len: u64) [sync, "accounted; the host decides about paging"];
     150 munlock(addr: Ptr, len: u64) [sync];
@@ -28,6 +32,9 @@ syscalls! {
     152 munlockall() [sync];
     310 process_vm_readv(pid: i32, local: Ptr, nr_local: u64, remote: Ptr, nr_remote: u64, flags: u64) [sync];
     311 process_vm_writev(pid: i32, local: Ptr, nr_local: u64, remote: Ptr, nr_remote: u64, flags: u64) [sync];
+    216 remap_file_pages(addr: Ptr, len: u64, prot: Bits, page: u64, flags: Bits) [sync];
+    323 userfaultfd(flags: Bits) [sync, "EPERM, as for a user without privileges"];
+    440 process_madvise(pidfd: i32, segments: Ptr, count: u64, advice: i32, flags: Bits) [sync];
     325 mlock2(addr: Ptr, len: u64, flags: Bits) [sync, "accounted; the host decides about paging"];
     329 pkey_mprotect(addr: Ptr, len: u64, prot: Bits, pkey: i32) [sync, "without keys, as on a processor that has none"];
     330 pkey_alloc(flags: u64, rights: u64) [sync, "there are no keys"];
@@ -43,24 +50,36 @@ fn mmap(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, flags: Bits, fd: i32,
     if flags.0 & map_flags::ANONYMOUS == 0 && fs_dev::is_zero(&**cx.file(fd)?.ops()) {
         flags.0 |= map_flags::ANONYMOUS;
     }
-    let file = if flags.0 & map_flags::ANONYMOUS == 0 { Some(mapping(cx, fd, flags, offset)?) } else { None };
+    let file =
+        if flags.0 & map_flags::ANONYMOUS == 0 { Some(mapping(cx, fd, prot, flags, offset)?) } else { None };
     let args = MmapArgs { addr: addr.0, len, prot: prot.0, flags: flags.0, file };
     cx.mm().mmap(&args, &cx.mm_limits())
 }
 
+const PROT_WRITE: u32 = 2;
+
 /// What a descriptor gives to be mapped.
-fn mapping(cx: &Current, fd: i32, flags: Bits, offset: u64) -> Result<FileMapping> {
+fn mapping(cx: &Current, fd: i32, prot: Bits, flags: Bits, offset: u64) -> Result<FileMapping> {
     let file = cx.file(fd)?;
     if flags.0 & map_flags::HUGETLB != 0 {
         return Err(Errno::EINVAL);
     }
-    let noexec = file.location().is_some_and(|l| l.mount.flags().contains(MountFlags::NOEXEC));
     let open = file.flags();
+    let mut writable = open.writes();
+    if flags.0 & map_flags::TYPE != map_flags::PRIVATE
+        && open_tmpfs_file(file.ops()).is_some_and(|f| f.is_write_sealed())
+    {
+        if prot.0 & PROT_WRITE != 0 {
+            return Err(Errno::EPERM);
+        }
+        writable = false;
+    }
+    let noexec = file.location().is_some_and(|l| l.mount.flags().contains(MountFlags::NOEXEC));
     Ok(FileMapping {
         file: file.ops().mappable()?,
         offset,
         readable: open.reads(),
-        writable: open.writes(),
+        writable,
         noexec,
         name: Some(file as Arc<dyn MappedFile>),
     })
@@ -94,20 +113,108 @@ fn msync(cx: &mut Current, addr: Ptr, len: u64, flags: Bits) -> Result<()> {
 }
 
 fn mincore(cx: &mut Current, addr: Ptr, len: u64, vec: Ptr) -> Result<()> {
-    let mut left = cx.mm().mincore(addr.0, len)?;
-    let mut at = vec.0;
-    let resident = [1; 4096];
-    while left > 0 {
-        let part = usize::try_from(left).unwrap_or(usize::MAX).min(resident.len());
-        cx.copy_out(at, resident.get(..part).unwrap_or_default())?;
-        at = at.checked_add(part as u64).ok_or(Errno::EFAULT)?;
-        left -= part as u64;
+    /// Bytes that one look covers.
+    const PIECE: u64 = 256 << 20;
+    let mm = cx.mm();
+    let Some(whole) = mm.mincore_range(addr.0, len)? else { return Ok(()) };
+    let (mut at, mut to) = (whole.start, vec.0);
+    while at < whole.end {
+        let end = whole.end.min(at.saturating_add(PIECE));
+        let pages = mm.mincore(AddrRange { start: at, end })?;
+        cx.copy_out(to, &pages)?;
+        to = to.checked_add(pages.len() as u64).ok_or(Errno::EFAULT)?;
+        at = end;
     }
     Ok(())
 }
 
 fn madvise(cx: &mut Current, addr: Ptr, len: u64, advice: i32) -> Result<()> {
     cx.mm().madvise(addr.0, len, advice)
+}
+
+/// Gives advice on the memory of a process that the caller may look into. Advice that destroys is the process's own to
+/// give, on itself.
+fn process_madvise(
+    cx: &mut Current,
+    pidfd: i32,
+    segments_at: Ptr,
+    count: u64,
+    advice: i32,
+    flags: Bits,
+) -> Result<u64> {
+    if flags.0 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let list = segments(cx, segments_at, count)?;
+    let file = cx.file(pidfd)?;
+    let group = PidFd::group_of(&file)?;
+    let task = group.threads().first().cloned().ok_or(Errno::ESRCH)?;
+    let own = Arc::ptr_eq(&task.mm(), &cx.mm());
+    let gentle = matches!(advice, madv::COLD | madv::PAGEOUT | madv::WILLNEED | madv::COLLAPSE);
+    if !own && !gentle {
+        return Err(Errno::EINVAL);
+    }
+    if !may_access(&cx.task, &task, Access::Read) {
+        return Err(Errno::EPERM);
+    }
+    if !own && !cx.creds().has_cap(cap::SYS_NICE) {
+        return Err(Errno::EPERM);
+    }
+    let mm = task.mm();
+    let mut done = 0_u64;
+    for segment in list {
+        match mm.madvise(segment.addr, segment.len, advice) {
+            Ok(()) => done = done.saturating_add(segment.len),
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
+/// Nonlinear mappings are made of linear ones, as Linux has made them since 4.0.
+fn remap_file_pages(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, page: u64, flags: Bits) -> Result<()> {
+    let start = addr.0 & !(platform::PAGE_SIZE - 1);
+    let len = len & !(platform::PAGE_SIZE - 1);
+    if prot.0 != 0 || len == 0 || start.checked_add(len).is_none() {
+        return Err(Errno::EINVAL);
+    }
+    let offset = page.checked_mul(platform::PAGE_SIZE).ok_or(Errno::EINVAL)?;
+    if offset.checked_add(len).is_none_or(|end| i64::try_from(end).is_err()) {
+        return Err(Errno::EINVAL);
+    }
+    let mm = cx.mm();
+    let found = mm.find(start).filter(|m| m.flags.is_shared()).ok_or(Errno::EINVAL)?;
+    if start + len > found.range.end {
+        return Err(Errno::EINVAL);
+    }
+    let backing = mm.file_at(start).ok_or(Errno::EINVAL)?;
+    let args = MmapArgs {
+        addr: start,
+        len,
+        prot: found.flags.prot().bits(),
+        flags: map_flags::SHARED | map_flags::FIXED | map_flags::POPULATE | flags.0 & map_flags::NONBLOCK,
+        file: Some(FileMapping {
+            file: backing.file,
+            name: backing.name,
+            offset,
+            readable: true,
+            writable: found.flags.contains(VmFlags::MAYWRITE),
+            noexec: !found.flags.contains(VmFlags::MAYEXEC),
+        }),
+    };
+    mm.mmap(&args, &cx.mm_limits()).map(drop)
+}
+
+/// Page faults are the host's to handle here: nobody inside gets them handed over.
+fn userfaultfd(_cx: &mut Current, flags: Bits) -> Result<()> {
+    const USER_MODE_ONLY: u32 = 1;
+    const CLOEXEC: u32 = 0o2_000_000;
+    const NONBLOCK: u32 = 0o4000;
+    if flags.0 & !(USER_MODE_ONLY | CLOEXEC | NONBLOCK) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Err(Errno::EPERM)
 }
 
 fn mlock(cx: &mut Current, addr: Ptr, len: u64) -> Result<()> {

@@ -9,7 +9,7 @@ use sentry_kernel::pidfd::{self, PidFd};
 use sentry_kernel::{
     CloneSpec, Current, Restart, Stop, SysResult, WaitFor, WaitOptions, Waited, clone_task, try_wait,
 };
-use sentry_vfs::{IoStart, OpenFlags};
+use sentry_vfs::{IoStart, OpenFlags, cap};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::args::{Bits, Ptr};
@@ -23,7 +23,7 @@ syscalls! {
         [sync, "no time namespaces"];
     57 fork() [sync];
     58 vfork() [sync];
-    435 clone3(args: Ptr, size: usize) [sync, "no chosen thread ids, no cgroup, no time namespaces"];
+    435 clone3(args: Ptr, size: usize) [sync, "no cgroup, no time namespaces, thread ids in the first PID namespace"];
     60 exit(code: i32) [sync];
     231 exit_group(code: i32) [sync];
     61 wait4(pid: i32, status: Ptr, options: Bits, usage: Ptr) [wait];
@@ -89,6 +89,7 @@ fn clone(
         parent_tid: parent_tid.0,
         child_tid: child_tid.0,
         pidfd: parent_tid.0,
+        set_tid: 0,
     };
     clone_task(cx, &spec)
 }
@@ -113,9 +114,15 @@ fn clone3(cx: &mut Current, at: Ptr, size: usize) -> Result<i32, Stop> {
     if args.flags & !known != 0 || args.exit_signal & !CSIGNAL != 0 || args.exit_signal > 64 {
         return Err(Errno::EINVAL.into());
     }
-    if args.set_tid != 0 || args.set_tid_size != 0 {
-        return Err(Errno::EPERM.into());
+    if flags.contains(CloneFlags::INTO_CGROUP) {
+        // No descriptor is one of a cgroup that tasks can be put into.
+        return Err(if args.cgroup > i32::MAX as u64 || size < size_of::<CloneArgs>() {
+            Errno::EINVAL.into()
+        } else {
+            Errno::EBADF.into()
+        });
     }
+    let set_tid = chosen_tid(cx, &args)?;
     if flags.intersects(CloneFlags::THREAD | CloneFlags::PARENT) && args.exit_signal != 0 {
         return Err(Errno::EINVAL.into());
     }
@@ -130,8 +137,35 @@ fn clone3(cx: &mut Current, at: Ptr, size: usize) -> Result<i32, Stop> {
         parent_tid: args.parent_tid,
         child_tid: args.child_tid,
         pidfd: args.pidfd,
+        set_tid,
     };
     clone_task(cx, &spec)
+}
+
+/// The thread id that the caller has chosen (`set_tid`); 0 for none.
+fn chosen_tid(cx: &Current, args: &CloneArgs) -> Result<i32> {
+    /// `MAX_PID_NS_LEVEL`.
+    const LEVELS: u64 = 32;
+    const CHECKPOINT_RESTORE: u32 = 40;
+    if args.set_tid_size > LEVELS || (args.set_tid == 0) != (args.set_tid_size == 0) {
+        return Err(Errno::EINVAL);
+    }
+    if args.set_tid == 0 {
+        return Ok(0);
+    }
+    // One number for each namespace up to the first; only the first is here.
+    if args.set_tid_size > 1 {
+        return Err(Errno::EINVAL);
+    }
+    let tid: i32 = cx.read_obj(args.set_tid)?;
+    if !(1..sentry_kernel::PID_MAX).contains(&tid) {
+        return Err(Errno::EINVAL);
+    }
+    let creds = cx.creds();
+    if !creds.has_cap(cap::SYS_ADMIN) && !creds.has_cap(CHECKPOINT_RESTORE) {
+        return Err(Errno::EPERM);
+    }
+    Ok(tid)
 }
 
 fn exit(cx: &mut Current, code: i32) -> Result<(), Stop> {
@@ -189,6 +223,7 @@ fn write_usage(cx: &Current, usage: Ptr, waited: &Waited) -> Result<()> {
     let value = Rusage {
         utime: Timeval::from_nanos(waited.utime),
         stime: Timeval::from_nanos(waited.stime),
+        maxrss: i64::try_from(waited.peak_resident / 1024).unwrap_or(i64::MAX),
         ..Rusage::default()
     };
     cx.write_obj(usage.0, &value)

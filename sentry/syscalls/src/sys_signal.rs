@@ -258,7 +258,10 @@ fn rt_tgsigqueueinfo(cx: &mut Current, pid: i32, tid: i32, signal: i32, info: Pt
 }
 
 fn pidfd_send_signal(cx: &mut Current, fd: i32, signal: i32, info: Ptr, flags: Bits) -> Result<()> {
-    if flags.0 != 0 {
+    const THREAD: u32 = 1;
+    const THREAD_GROUP: u32 = 2;
+    const PROCESS_GROUP: u32 = 4;
+    if flags.0 & !(THREAD | THREAD_GROUP | PROCESS_GROUP) != 0 || flags.0.count_ones() > 1 {
         return Err(Errno::EINVAL);
     }
     let group = PidFd::group_of(&*cx.file(fd)?)?;
@@ -274,7 +277,25 @@ fn pidfd_send_signal(cx: &mut Current, fd: i32, signal: i32, info: Ptr, flags: B
     };
     // The id may have gone to another process since: the group says who is meant.
     let leader = cx.kernel().task(group.pid()).filter(|t| Arc::ptr_eq(t.group(), &group));
-    send(cx, &*leader.ok_or(Errno::ESRCH)?, false, info)
+    let leader = leader.ok_or(Errno::ESRCH)?;
+    if flags.0 == PROCESS_GROUP {
+        return send_to_group(cx, group.pgid(), info);
+    }
+    send(cx, &leader, flags.0 == THREAD, info)
+}
+
+/// Sends to every process of a group that the caller may signal; the last refusal if that is none.
+fn send_to_group(cx: &Current, pgid: i32, info: SigInfo) -> Result<()> {
+    let mut result = Err(Errno::ESRCH);
+    for group in cx.kernel().processes().iter().filter(|g| g.pgid() == pgid) {
+        let Some(leader) = cx.kernel().task(group.pid()) else { continue };
+        match send(cx, &leader, false, info) {
+            Ok(()) => result = Ok(()),
+            Err(errno) if result.is_err() => result = Err(errno),
+            Err(_) => {}
+        }
+    }
+    result
 }
 
 /// The signals of a process, for signalfd.

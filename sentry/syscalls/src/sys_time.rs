@@ -139,7 +139,11 @@ fn getrusage(cx: &mut Current, who: i32, usage: Ptr) -> Result<()> {
         libc::RUSAGE_THREAD => cx.cpu_times(),
         _ => return Err(Errno::EINVAL),
     };
-    let maxrss = i64::try_from(cx.mm().space().resident_bytes() / 1024).unwrap_or(i64::MAX);
+    let peak = match who {
+        libc::RUSAGE_CHILDREN => cx.group().children_peak_resident(),
+        _ => cx.group().note_peak_resident(cx.mm().peak_resident()),
+    };
+    let maxrss = i64::try_from(peak / 1024).unwrap_or(i64::MAX);
     let rusage = Rusage {
         utime: Timeval::from_nanos(user),
         stime: Timeval::from_nanos(system),

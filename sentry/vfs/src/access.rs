@@ -2,7 +2,7 @@
 
 use sentry_base::{Errno, Result};
 
-use crate::{Attr, Caller, Credentials, FileKind, Inode, Location, cap};
+use crate::{Attr, Caller, Credentials, FileKind, Inode, Location, acl, cap};
 
 bitflags::bitflags! {
     /// What is asked for, with the values of `access(2)`.
@@ -16,6 +16,10 @@ bitflags::bitflags! {
 
 /// Whether mode bits and capabilities allow `want` on an object with these attributes.
 pub fn check_attr(attr: &Attr, want: Access, creds: &Credentials) -> Result<()> {
+    if bits_allow(attr, want, creds) { Ok(()) } else { check_capabilities(attr, want, creds) }
+}
+
+fn bits_allow(attr: &Attr, want: Access, creds: &Credentials) -> bool {
     let class = if attr.uid == creds.fsuid {
         attr.mode >> 6
     } else if creds.in_group(attr.gid) {
@@ -23,9 +27,10 @@ pub fn check_attr(attr: &Attr, want: Access, creds: &Credentials) -> Result<()> 
     } else {
         attr.mode
     };
-    if Access::from_bits_truncate(class & 7).contains(want) {
-        return Ok(());
-    }
+    Access::from_bits_truncate(class & 7).contains(want)
+}
+
+fn check_capabilities(attr: &Attr, want: Access, creds: &Credentials) -> Result<()> {
     let owner = (attr.uid, attr.gid);
     let dac_override = creds.has_cap_for(owner, cap::DAC_OVERRIDE);
     let allowed = if attr.is_dir() {
@@ -49,7 +54,18 @@ pub fn check_inode(inode: &dyn Inode, want: Access, creds: &Credentials, caller:
     if inode.kind() == FileKind::Directory && creds.has_cap(cap::DAC_OVERRIDE) {
         return Ok(());
     }
-    check_attr(&inode.attr()?, want, creds)
+    let attr = inode.attr()?;
+    // An access control list speaks of those who are not the owner, and changes nothing for those who override it.
+    let by_list = if attr.uid == creds.fsuid || creds.has_cap(cap::DAC_OVERRIDE) {
+        None
+    } else {
+        acl::answer(inode, &attr, want, creds)
+    };
+    if by_list.unwrap_or_else(|| bits_allow(&attr, want, creds)) {
+        Ok(())
+    } else {
+        check_capabilities(&attr, want, creds)
+    }
 }
 
 /// Like [`check_inode`], and `EROFS` for writing to what a read-only mount holds.

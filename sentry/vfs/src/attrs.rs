@@ -4,7 +4,7 @@ use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode, is_owner};
 use crate::watch::event;
-use crate::{Attr, Credentials, FileKind, Location, PathCx, SetAttr, SetTime, cap};
+use crate::{Attr, Credentials, FileKind, Location, PathCx, SetAttr, SetTime, acl, cap};
 
 /// The mode without the set-id bits that a write by `creds` takes away; `None` where none is (`file_remove_privs`).
 pub fn without_set_ids(attr: &Attr, creds: &Credentials) -> Option<u32> {
@@ -19,6 +19,12 @@ pub fn without_set_ids(attr: &Attr, creds: &Credentials) -> Option<u32> {
 
 fn may_write(at: &Location) -> Result<()> {
     if at.mount.is_read_only() { Err(Errno::EROFS) } else { Ok(()) }
+}
+
+/// Whether the value is `struct vfs_cap_data` of the second revision or `struct vfs_ns_cap_data` of the third.
+fn is_capability_value(value: &[u8]) -> bool {
+    let revision = value.get(3).copied();
+    matches!((revision, value.len()), (Some(2), 20) | (Some(3), 24))
 }
 
 impl PathCx<'_> {
@@ -37,6 +43,7 @@ impl PathCx<'_> {
             mode &= !libc::S_ISGID;
         }
         at.inode().set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })?;
+        acl::chmod(&**at.inode(), mode)?;
         at.notify(event::ATTRIB);
         Ok(())
     }
@@ -64,6 +71,10 @@ impl PathCx<'_> {
             }
         }
         at.inode().set_attr(&set)?;
+        if attr.kind() == FileKind::Regular {
+            // A new owner must not inherit what the old one could give away. Most files have none.
+            let _ = at.inode().remove_xattr(b"security.capability");
+        }
         at.notify(event::ATTRIB);
         Ok(())
     }
@@ -124,22 +135,39 @@ impl PathCx<'_> {
 
     /// `getxattr(2)`.
     pub fn get_xattr(&self, at: &Location, name: &[u8]) -> Result<Vec<u8>> {
-        self.check_xattr(at, name, false)?;
+        if !acl::is_acl(name) {
+            self.check_xattr(at, name, false)?;
+        } else if at.inode().kind() == FileKind::Symlink {
+            return Err(Errno::EOPNOTSUPP);
+        }
         at.inode().get_xattr(name)
     }
 
     /// `setxattr(2)`.
     pub fn set_xattr(&self, at: &Location, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
-        self.check_xattr(at, name, true)?;
-        at.inode().set_xattr(name, value, flags)?;
+        if name == b"security.capability" && !value.is_empty() && !is_capability_value(value) {
+            return Err(Errno::EINVAL);
+        }
+        if acl::is_acl(name) {
+            may_write(at)?;
+            acl::set(&**at.inode(), name, value, self.creds)?;
+        } else {
+            self.check_xattr(at, name, true)?;
+            at.inode().set_xattr(name, value, flags)?;
+        }
         at.notify(event::ATTRIB);
         Ok(())
     }
 
     /// `removexattr(2)`.
     pub fn remove_xattr(&self, at: &Location, name: &[u8]) -> Result<()> {
-        self.check_xattr(at, name, true)?;
-        at.inode().remove_xattr(name)?;
+        if acl::is_acl(name) {
+            may_write(at)?;
+            acl::set(&**at.inode(), name, &[], self.creds)?;
+        } else {
+            self.check_xattr(at, name, true)?;
+            at.inode().remove_xattr(name)?;
+        }
         at.notify(event::ATTRIB);
         Ok(())
     }

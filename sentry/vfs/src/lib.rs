@@ -16,6 +16,7 @@
 //! been validated by that file system.
 
 mod access;
+pub mod acl;
 mod attr;
 mod attrs;
 mod caller;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode};
+use crate::acl::Inherited;
 use crate::inotify::next_cookie;
 use crate::watch::event;
 use crate::{
@@ -29,9 +30,16 @@ fn same_file(a: &Arc<dyn Inode>, b: &Arc<dyn Inode>) -> Result<bool> {
 
 impl PathCx<'_> {
     /// Mode and owner of a new object in `dir`: umask, and the rules of a set-group-id directory
-    /// (`inode_init_owner`).
-    pub(crate) fn new_mode(&self, dir: &Location, mode: u32, is_dir: bool) -> Result<(u32, Owner)> {
-        let mut mode = mode & 0o7777 & !self.umask;
+    /// (`inode_init_owner`), or the directory's default access control list in the umask's place.
+    pub(crate) fn new_mode(
+        &self,
+        dir: &Location,
+        mode: u32,
+        is_dir: bool,
+    ) -> Result<(u32, Owner, Inherited)> {
+        let mode = mode & 0o7777;
+        let (mut mode, inherited) = Inherited::of(&**dir.inode(), mode, is_dir)
+            .unwrap_or_else(|| (mode & !self.umask, Inherited::default()));
         let mut owner = Owner { uid: self.creds.fsuid, gid: self.creds.fsgid };
         let dir_attr = dir.inode().attr()?;
         if dir_attr.mode & libc::S_ISGID != 0 {
@@ -45,7 +53,7 @@ impl PathCx<'_> {
                 mode &= !libc::S_ISGID;
             }
         }
-        Ok((mode, owner))
+        Ok((mode, owner, inherited))
     }
 
     /// Makes a name by `make`, which gets its directory. `EEXIST` where it is taken.
@@ -76,8 +84,10 @@ impl PathCx<'_> {
     /// `mkdir(2)`.
     pub fn mkdir(&self, base: Option<&Location>, path: &[u8], mode: u32) -> Result<Location> {
         self.make(base, path, true, |dir, name| {
-            let (mode, owner) = self.new_mode(dir, mode & 0o1777, true)?;
-            dir.inode().mkdir(name, mode, owner)
+            let (mode, owner, inherited) = self.new_mode(dir, mode & 0o1777, true)?;
+            let made = dir.inode().mkdir(name, mode, owner)?;
+            inherited.give(&*made)?;
+            Ok(made)
         })
     }
 
@@ -94,11 +104,19 @@ impl PathCx<'_> {
             if device && !whiteout && !self.creds.has_cap(cap::MKNOD) {
                 return Err(Errno::EPERM);
             }
-            let (permissions, owner) = self.new_mode(dir, mode, false)?;
-            if kind == FileKind::Regular {
-                return dir.inode().create(name, permissions, owner);
-            }
-            dir.inode().mknod(name, kind.mode_bits() | permissions, if device { rdev } else { 0 }, owner)
+            let (permissions, owner, inherited) = self.new_mode(dir, mode, false)?;
+            let made = if kind == FileKind::Regular {
+                dir.inode().create(name, permissions, owner)?
+            } else {
+                dir.inode().mknod(
+                    name,
+                    kind.mode_bits() | permissions,
+                    if device { rdev } else { 0 },
+                    owner,
+                )?
+            };
+            inherited.give(&*made)?;
+            Ok(made)
         })
     }
 
@@ -111,7 +129,7 @@ impl PathCx<'_> {
             return Err(Errno::ENAMETOOLONG);
         }
         self.make(base, path, false, |dir, name| {
-            let (_, owner) = self.new_mode(dir, 0o777, false)?;
+            let (_, owner, _) = self.new_mode(dir, 0o777, false)?;
             dir.inode().symlink(name, target, owner)
         })
     }

@@ -208,8 +208,9 @@ impl PathCx<'_> {
             return Ok((at, false));
         }
         self.may_change(dir)?;
-        let (mode, owner) = self.new_mode(dir, mode, false)?;
+        let (mode, owner, inherited) = self.new_mode(dir, mode, false)?;
         let inode = dir.inode().create(name, mode, owner)?;
+        inherited.give(&*inode)?;
         let dentry = sb.insert(&dir.dentry, name, inode);
         sb.watches().on_name(&dir.dentry, name, event::CREATE, false, 0);
         Ok((Location { mount: Arc::clone(&dir.mount), dentry }, true))
@@ -228,8 +229,9 @@ impl PathCx<'_> {
         }
         let dir = self.lookup(base, path, lookup)?;
         self.may_change(&dir)?;
-        let (mode, owner) = self.new_mode(&dir, how.mode, false)?;
+        let (mode, owner, inherited) = self.new_mode(&dir, how.mode, false)?;
         let inode = dir.inode().tmpfile(mode, owner)?;
+        inherited.give(&*inode)?;
         let name = format!("#{}", inode.attr()?.ino);
         let dentry = crate::Dentry::detached(inode, Some(Arc::clone(&dir.dentry)), name.as_bytes());
         self.finish_open(Location { mount: dir.mount, dentry }, flags, true)

@@ -2,31 +2,45 @@
 
 use crate::harness::Area;
 
+mod attack;
 mod attr;
 mod cred;
 mod dir;
 mod epoll;
 mod event;
 mod exec;
+mod execcred;
 mod fd;
 mod file;
 mod futex;
+mod futex_pi;
+mod futexv;
+mod limits;
+mod membarrier;
+mod memfd;
 mod mm;
+mod mm_limits;
 mod mount;
+mod mqueue;
 mod ns;
 mod path;
+mod pidfd;
 mod pidns;
 mod pipe;
-mod pty;
 mod poll;
+mod prctl;
 mod process;
 mod procfs;
 mod ptrace;
 mod ptrace_events;
+mod pty;
 mod rename;
 mod rlimit;
+mod sched;
+mod seccomp;
 mod sigframe;
 mod signal;
+mod sysv;
 mod thread;
 mod time;
 mod tmpfs;
@@ -44,6 +58,8 @@ pub const AREAS: &[Area] = &[
     Area { name: "futex", cases: futex::CASES },
     Area { name: "thread", cases: thread::CASES },
     Area { name: "mm", cases: mm::CASES },
+    Area { name: "mm-limits", cases: mm_limits::CASES },
+    Area { name: "memfd", cases: memfd::CASES },
     Area { name: "time", cases: time::CASES },
     Area { name: "fd", cases: fd::CASES },
     Area { name: "file", cases: file::CASES },
@@ -63,6 +79,18 @@ pub const AREAS: &[Area] = &[
     Area { name: "pidns", cases: pidns::CASES },
     Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
+    Area { name: "attack", cases: attack::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
+    Area { name: "seccomp", cases: seccomp::CASES },
+    Area { name: "futex_pi", cases: futex_pi::CASES },
+    Area { name: "futexv", cases: futexv::CASES },
+    Area { name: "sysv", cases: sysv::CASES },
+    Area { name: "mqueue", cases: mqueue::CASES },
+    Area { name: "execcred", cases: execcred::CASES },
+    Area { name: "prctl", cases: prctl::CASES },
+    Area { name: "sched", cases: sched::CASES },
+    Area { name: "pidfd", cases: pidfd::CASES },
+    Area { name: "limits", cases: limits::CASES },
+    Area { name: "membarrier", cases: membarrier::CASES },
 ];

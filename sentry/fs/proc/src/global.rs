@@ -4,7 +4,8 @@ use core::fmt::Write;
 use std::sync::Arc;
 
 use abi::time::ticks;
-use sentry_base::{Result, mono_now};
+use sentry_base::{Errno, Result, mono_now};
+use sentry_ipc::IpcNamespace;
 use sentry_kernel::{Kernel, TaskState};
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{Caller, Inode};
@@ -70,7 +71,8 @@ pub(crate) fn files(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Vec<(&'static s
     for (name, text) in FIXED {
         all.push((name, fs.fixed(*text)));
     }
-    let pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+    let pressure =
+        "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
     all.push(("pressure", fs.dir(["cpu", "io", "memory"].map(|name| (name, fs.fixed(pressure))))));
     all.push(("bus", fs.dir([])));
     all.push(("driver", fs.dir([])));
@@ -81,6 +83,21 @@ pub(crate) fn files(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Vec<(&'static s
                    /dev/ptmx            /dev/ptmx       5       2 system\n\
                    pty_slave            /dev/pts      136 0-1048575 pty:slave\n";
     all.push(("tty", fs.dir([("drivers", fs.fixed(drivers)), ("ldiscs", fs.fixed("n_tty       0\n"))])));
+    let table = |make: fn(&IpcNamespace) -> String| {
+        let content = move |caller: &dyn Caller| -> Result<Vec<u8>> {
+            let task = task_of(caller).ok_or(Errno::ESRCH)?;
+            Ok(make(&task.ipc()).into_bytes())
+        };
+        fs.file(0o444, content)
+    };
+    all.push((
+        "sysvipc",
+        fs.dir([
+            ("msg", table(|ipc| ipc.msg.table())),
+            ("sem", table(|ipc| ipc.sem.table())),
+            ("shm", table(|ipc| ipc.shm.table())),
+        ]),
+    ));
     all.push(("version", fs.fixed(format!("Linux version {RELEASE} (casemate@casemate) {VERSION}\n"))));
     all
 }
@@ -142,7 +159,8 @@ fn softirqs(kernel: &Kernel, _caller: &dyn Caller) -> String {
         let _ = write!(out, "{:<11}", format!("CPU{cpu}"));
     }
     out.push('\n');
-    for name in ["HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"] {
+    for name in ["HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"]
+    {
         let _ = write!(out, "{name:>12}:");
         for _ in 0..kernel.nr_cpus() {
             out.push_str("          0");
@@ -173,7 +191,7 @@ fn used_kib(kernel: &Kernel, caller: &dyn Caller) -> (u64, u64) {
     let resident: u64 = kernel
         .processes()
         .iter()
-        .filter_map(|g| g.threads().first().map(|t| t.mm().space().resident_bytes() / 1024))
+        .filter_map(|g| g.threads().first().map(|t| t.mm().resident().total() / 1024))
         .sum();
     (file, resident)
 }

@@ -14,6 +14,7 @@ mod mem;
 mod namespaces;
 mod process;
 mod root;
+mod smaps;
 mod status;
 mod sysctl;
 

@@ -1,12 +1,15 @@
-//! `/proc/PID/mem`: a process's memory as a file, for debuggers (`fs/proc/base.c`).
+//! `/proc/PID/mem`, a process's memory as a file, and `pagemap`, what is at each of its pages (`fs/proc/base.c`,
+//! `fs/proc/task_mmu.c`).
 
 use core::any::Any;
 use std::sync::Arc;
 
+use platform::{AddrRange, PAGE_SIZE};
 use sentry_base::{Errno, Result};
 use sentry_kernel::Mm;
 use sentry_kernel::ptrace::{Access, may_access};
 use sentry_memory::{UserReader, UserWriter};
+use sentry_mm::PagePresence;
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{
     Attr, Caller, FileKind, FileOps, FileSystem, Inode, IoCtx, IoStart, OpenFlags, Pos, SetAttr, Whence,
@@ -20,6 +23,8 @@ pub(crate) struct MemFile {
     pub attr: Attr,
     pub fs: Arc<PseudoFs>,
     pub subject: Subject,
+    /// `pagemap`, not `mem`.
+    pub pages: bool,
 }
 
 impl Inode for MemFile {
@@ -30,9 +35,12 @@ impl Inode for MemFile {
     }
     fn open(self: Arc<Self>, _flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         let task = self.subject.task()?;
-        let allowed = task_of(caller).is_some_and(|c| may_access(c, &task, Access::AttachFs));
-        if !allowed {
+        let access = if self.pages { Access::Read } else { Access::AttachFs };
+        if !task_of(caller).is_some_and(|c| may_access(c, &task, access)) {
             return Err(Errno::EACCES);
+        }
+        if self.pages {
+            return Ok(Arc::new(OpenPagemap { mm: task.mm() }));
         }
         Ok(Arc::new(OpenMem { mm: task.mm() }))
     }
@@ -41,6 +49,55 @@ impl Inode for MemFile {
 /// The open file: it stays with the memory that the process had then, whatever the process executes later.
 struct OpenMem {
     mm: Arc<Mm>,
+}
+
+/// `pagemap`, open: eight bytes for each page of the address space.
+struct OpenPagemap {
+    mm: Arc<Mm>,
+}
+
+impl FileOps for OpenPagemap {
+    fn try_read(&self, _io: &IoCtx<'_>, dst: &mut UserWriter<'_>, pos: Pos) -> Result<IoStart<usize>> {
+        const WORD: u64 = 8;
+        const PRESENT: u64 = 1 << 63;
+        const FILE: u64 = 1 << 61;
+        /// Pages that one look covers.
+        const PIECE: u64 = 1 << 15;
+        let Pos::At(pos) = pos else { return Err(Errno::EINVAL) };
+        let want = dst.remaining() as u64;
+        if !pos.is_multiple_of(WORD) || !want.is_multiple_of(WORD) {
+            return Err(Errno::EINVAL);
+        }
+        let end = self.mm.user_range().end / PAGE_SIZE;
+        let (mut page, mut left) = (pos / WORD, want / WORD);
+        let mut done = 0;
+        while left > 0 && page < end {
+            let count = left.min(PIECE).min(end - page);
+            let range = AddrRange { start: page * PAGE_SIZE, end: (page + count) * PAGE_SIZE };
+            let mut bytes = Vec::with_capacity(usize::try_from(count * WORD).unwrap_or(0));
+            for presence in self.mm.presence(range) {
+                // Frame numbers are the host's, and nobody's business inside.
+                let word: u64 = match presence {
+                    PagePresence::Absent => 0,
+                    PagePresence::Anon => PRESENT,
+                    PagePresence::File => PRESENT | FILE,
+                };
+                bytes.extend_from_slice(&word.to_le_bytes());
+            }
+            done += dst.write(&bytes)?;
+            page += count;
+            left -= count;
+        }
+        Ok(IoStart::Done(done))
+    }
+
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 /// Bytes that one copy moves.

@@ -17,6 +17,7 @@ use sentry_vfs::{
 use crate::fds::{FdDir, FdView};
 use crate::namespaces::NsDir;
 use crate::root::parse_number;
+use crate::smaps::{self, Detail};
 use crate::{status, task_of};
 
 /// The inode number of entry `entry` of a task's directory.
@@ -92,6 +93,7 @@ enum Entry {
     Net,
     Attr,
     Mem,
+    Pagemap,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +112,7 @@ enum FileText {
     Loginuid,
     Maps,
     Smaps,
+    SmapsRollup,
     Mountinfo,
     Mounts,
     OomAdj,
@@ -169,6 +172,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("oom_adj", Entry::File(0o444, FileText::OomAdj)),
     ("oom_score", Entry::File(0o444, FileText::OomScore)),
     ("oom_score_adj", Entry::File(0o644, FileText::OomScoreAdj)),
+    ("pagemap", Entry::Pagemap),
     ("personality", Entry::File(0o400, FileText::Personality)),
     ("projid_map", Entry::File(0o644, FileText::ProjidMap)),
     ("root", Entry::Link(LinkTarget::Root)),
@@ -177,6 +181,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("sessionid", Entry::File(0o444, FileText::Sessionid)),
     ("setgroups", Entry::File(0o644, FileText::Setgroups)),
     ("smaps", Entry::File(0o444, FileText::Smaps)),
+    ("smaps_rollup", Entry::File(0o444, FileText::SmapsRollup)),
     ("stack", Entry::File(0o400, FileText::Stack)),
     ("stat", Entry::File(0o444, FileText::Stat)),
     ("statm", Entry::File(0o444, FileText::Statm)),
@@ -190,7 +195,8 @@ const ENTRIES: &[(&str, Entry)] = &[
 ];
 
 /// Entries that a thread's directory does not have. It has `children` instead.
-const OF_PROCESSES: [&str; 6] = ["autogroup", "coredump_filter", "mountstats", "task", "timers", "timerslack_ns"];
+const OF_PROCESSES: [&str; 6] =
+    ["autogroup", "coredump_filter", "mountstats", "task", "timers", "timerslack_ns"];
 
 /// The network files that programs read when there is no network.
 const NET: &[(&str, &str)] = &[
@@ -263,21 +269,25 @@ impl TaskDir {
                 NsDir::inode(&self.fs, self.subject.clone(), attr)
             }
             Entry::Net => self.fs.dir(NET.iter().map(|(name, text)| (*name, self.fs.fixed(*text)))),
-            Entry::Mem => Arc::new(crate::mem::MemFile {
-                attr: owned(FileKind::Regular, 0o600, number, &self.fs, &task),
-                fs: Arc::clone(&self.fs),
-                subject: self.subject.clone(),
-            }),
+            Entry::Mem | Entry::Pagemap => {
+                let pages = matches!(entry, Entry::Pagemap);
+                let mode = if pages { 0o400 } else { 0o600 };
+                Arc::new(crate::mem::MemFile {
+                    attr: owned(FileKind::Regular, mode, number, &self.fs, &task),
+                    fs: Arc::clone(&self.fs),
+                    subject: self.subject.clone(),
+                    pages,
+                })
+            }
             Entry::Attr => self.fs.dir([("current", self.fs.fixed("unconfined\n"))]),
         })
     }
 
     fn entries(&self) -> impl Iterator<Item = (u64, &'static str, Entry)> {
         let thread = self.subject.thread;
-        (1..)
-            .zip(ENTRIES)
-            .map(|(n, (name, entry))| (n, *name, *entry))
-            .filter(move |(_, name, _)| if thread { !OF_PROCESSES.contains(name) } else { *name != "children" })
+        (1..).zip(ENTRIES).map(|(n, (name, entry))| (n, *name, *entry)).filter(move |(_, name, _)| {
+            if thread { !OF_PROCESSES.contains(name) } else { *name != "children" }
+        })
     }
 }
 
@@ -452,6 +462,7 @@ impl Content for Text {
                 | FileText::Io
                 | FileText::Maps
                 | FileText::Smaps
+                | FileText::SmapsRollup
                 | FileText::Personality
                 | FileText::Stack
                 | FileText::Syscall
@@ -468,8 +479,9 @@ impl Content for Text {
                 let layout = task.mm().layout();
                 return Ok(strings(&task, layout.env_start, layout.env_end));
             }
-            FileText::Maps => return Ok(status::maps(&task, false)),
-            FileText::Smaps => return Ok(status::maps(&task, true)),
+            FileText::Maps => return Ok(smaps::maps(&task, Detail::Maps)),
+            FileText::Smaps => return Ok(smaps::maps(&task, Detail::Smaps)),
+            FileText::SmapsRollup => return Ok(smaps::maps(&task, Detail::Rollup)),
             FileText::Mountinfo => return mounts(&task, MountInfo::mountinfo_line),
             FileText::Mounts => return mounts(&task, MountInfo::mounts_line),
             FileText::Mountstats => return mounts(&task, MountInfo::mountstats_line),

@@ -7,7 +7,7 @@ use abi::signal::SigSet;
 use abi::time::ticks;
 use platform::PAGE_SIZE;
 use sentry_kernel::{Task, TaskState, ThreadGroup};
-use sentry_mm::MapName;
+use sentry_mm::{MapName, Resident};
 use sentry_vfs::{Caller, FileDescription, JobControl, Location};
 
 use crate::process::Subject;
@@ -41,8 +41,9 @@ fn state_word(letter: char) -> &'static str {
 struct Memory {
     total: u64,
     peak: u64,
-    resident: u64,
-    shared: u64,
+    resident: Resident,
+    high_water: u64,
+    library: u64,
     data: u64,
     stack: u64,
     exec: u64,
@@ -52,14 +53,18 @@ struct Memory {
 fn memory(task: &Task) -> Memory {
     let mm = task.mm();
     let usage = mm.usage();
+    let resident = mm.resident();
+    let layout = mm.layout();
+    let code = layout.end_code.saturating_sub(layout.start_code).min(usage.exec);
     Memory {
         total: usage.total,
         peak: usage.peak,
-        resident: mm.space().resident_bytes(),
-        shared: usage.shared,
+        resident,
+        high_water: task.group().note_peak_resident(resident.total().max(mm.peak_resident())),
+        library: usage.exec.saturating_sub(code),
         data: usage.data,
         stack: usage.stack,
-        exec: usage.exec,
+        exec: code,
         locked: usage.locked,
     }
 }
@@ -93,7 +98,7 @@ pub(crate) fn stat(subject: &Subject, task: &Task, caller_tid: i32) -> String {
         scheduling.nice,
         group.nr_threads().max(1),
         m.total,
-        m.resident / PAGE_SIZE,
+        m.resident.total() / PAGE_SIZE,
         RLIM_INFINITY,
     );
     let _ = writeln!(
@@ -151,8 +156,8 @@ pub(crate) fn statm(task: &Task) -> String {
     format!(
         "{} {} {} {} 0 {} 0\n",
         m.total / PAGE_SIZE,
-        m.resident / PAGE_SIZE,
-        m.shared / PAGE_SIZE,
+        m.resident.total() / PAGE_SIZE,
+        (m.resident.file + m.resident.shmem) / PAGE_SIZE,
         m.exec / PAGE_SIZE,
         (m.data + m.stack) / PAGE_SIZE,
     )
@@ -214,17 +219,20 @@ pub(crate) fn status(subject: &Subject, task: &Task, caller: &dyn Caller) -> Str
         let _ = write!(
             out,
             "VmPeak:\t{:>8} kB\nVmSize:\t{:>8} kB\nVmLck:\t{:>8} kB\nVmPin:\t       0 kB\nVmHWM:\t{:>8} kB\nVmRSS:\t{:>8} kB\n\
-             RssAnon:\t{:>8} kB\nRssFile:\t       0 kB\nRssShmem:\t       0 kB\nVmData:\t{:>8} kB\nVmStk:\t{:>8} kB\n\
-             VmExe:\t{:>8} kB\nVmLib:\t       0 kB\nVmPTE:\t       0 kB\nVmSwap:\t       0 kB\n",
+             RssAnon:\t{:>8} kB\nRssFile:\t{:>8} kB\nRssShmem:\t{:>8} kB\nVmData:\t{:>8} kB\nVmStk:\t{:>8} kB\n\
+             VmExe:\t{:>8} kB\nVmLib:\t{:>8} kB\nVmPTE:\t       0 kB\nVmSwap:\t       0 kB\n",
             kib(m.peak),
             kib(m.total),
             kib(m.locked),
-            kib(m.resident),
-            kib(m.resident),
-            kib(m.resident),
+            kib(m.high_water),
+            kib(m.resident.total()),
+            kib(m.resident.anon),
+            kib(m.resident.file),
+            kib(m.resident.shmem),
             kib(m.data),
             kib(m.stack),
             kib(m.exec),
+            kib(m.library),
         );
     }
     let _ = writeln!(out, "Threads:\t{}", group.nr_threads().max(1));
@@ -244,17 +252,33 @@ pub(crate) fn status(subject: &Subject, task: &Task, caller: &dyn Caller) -> Str
     ] {
         let _ = writeln!(out, "{name}:\t{:016x}", set.0);
     }
-    let cpus = group.kernel().nr_cpus();
-    let mask = if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 };
-    let list = if cpus > 1 { format!("0-{}", cpus - 1) } else { "0".to_owned() };
+    let [mask, _] = task.scheduling().affinity;
+    let list = cpu_list(mask);
     let _ = write!(
         out,
-        "NoNewPrivs:\t{}\nSeccomp:\t0\nSeccomp_filters:\t0\nSpeculation_Store_Bypass:\tvulnerable\n\
+        "NoNewPrivs:\t{}\nSeccomp:\t{}\nSeccomp_filters:\t{}\nSpeculation_Store_Bypass:\tvulnerable\n\
          Cpus_allowed:\t{mask:x}\nCpus_allowed_list:\t{list}\nMems_allowed:\t1\nMems_allowed_list:\t0\n\
          voluntary_ctxt_switches:\t0\nnonvoluntary_ctxt_switches:\t0\n",
         u8::from(creds.no_new_privs),
+        task.seccomp_mode(),
+        task.seccomp_filters(),
     );
     out
+}
+
+/// CPUs by bit as ranges, such as `0-1,3`.
+fn cpu_list(mask: u64) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for cpu in (0..64).filter(|cpu| mask & 1 << cpu != 0) {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == cpu => *last = cpu,
+            _ => ranges.push((cpu, cpu)),
+        }
+    }
+    let show = |(first, last): &(u32, u32)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    ranges.iter().map(show).collect::<Vec<_>>().join(",")
 }
 
 const LIMITS: [(&str, &str); 16] = [
@@ -288,52 +312,7 @@ pub(crate) fn limits(group: &ThreadGroup) -> String {
     out
 }
 
-/// `maps`, or `smaps` with a block of counters below each line.
-pub(crate) fn maps(task: &Task, with_counters: bool) -> Vec<u8> {
-    let mut out = Vec::new();
-    let root = task.fs().root();
-    for map in task.mm().maps() {
-        let access = map.access();
-        let access = String::from_utf8_lossy(&access).into_owned();
-        let (dev, ino) = map.identity;
-        let mut line = format!(
-            "{:08x}-{:08x} {access} {:08x} {:02x}:{:02x} {ino} ",
-            map.range.start,
-            map.range.end,
-            map.offset,
-            libc::major(dev),
-            libc::minor(dev),
-        );
-        let name = map_name(&map.name, &root);
-        if !name.is_empty() {
-            while line.len() < 73 {
-                line.push(' ');
-            }
-        }
-        out.extend_from_slice(line.as_bytes());
-        for byte in name {
-            if byte == b'\n' {
-                out.extend_from_slice(b"\\012");
-            } else {
-                out.push(byte);
-            }
-        }
-        out.push(b'\n');
-        if with_counters {
-            let kib = map.range.len() / 1024;
-            let block = format!(
-                "Size:           {kib:>8} kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\nRss:                   0 kB\n\
-                 Pss:                   0 kB\nShared_Clean:          0 kB\nShared_Dirty:          0 kB\nPrivate_Clean:         0 kB\n\
-                 Private_Dirty:         0 kB\nReferenced:            0 kB\nAnonymous:             0 kB\nSwap:                  0 kB\n\
-                 Locked:                0 kB\n"
-            );
-            out.extend_from_slice(block.as_bytes());
-        }
-    }
-    out
-}
-
-fn map_name(name: &MapName, root: &Location) -> Vec<u8> {
+pub(crate) fn map_name(name: &MapName, root: &Location) -> Vec<u8> {
     match name {
         MapName::None => Vec::new(),
         MapName::Heap => b"[heap]".to_vec(),
@@ -344,7 +323,7 @@ fn map_name(name: &MapName, root: &Location) -> Vec<u8> {
                 (Some(location), _) => location.display_path(root),
                 (None, text) => text.unwrap_or_default().into_bytes(),
             },
-            None => Vec::new(),
+            None => file.path().unwrap_or_default(),
         },
         MapName::Text(text) => text.clone(),
     }

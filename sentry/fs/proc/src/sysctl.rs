@@ -78,6 +78,7 @@ const KERNEL: &[(&str, &str)] = &[
     ("msgmax", "8192\n"),
     ("msgmnb", "16384\n"),
     ("msgmni", "32000\n"),
+    ("shm_rmid_forced", "0\n"),
     ("tainted", "0\n"),
     ("kptr_restrict", "1\n"),
     ("dmesg_restrict", "1\n"),
@@ -151,11 +152,7 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
             ("poolsize", fs.fixed("256\n")),
         ]),
     ));
-    let pty = fs.dir([
-        ("max", fs.fixed("4096\n")),
-        ("nr", fs.fixed("0\n")),
-        ("reserve", fs.fixed("1024\n")),
-    ]);
+    let pty = fs.dir([("max", fs.fixed("4096\n")), ("nr", fs.fixed("0\n")), ("reserve", fs.fixed("1024\n"))]);
     entries.push(("pty", pty));
     entries.push(("yama", fs.dir([("ptrace_scope", fs.fixed("0\n"))])));
     let inotify = fs.dir([
@@ -166,7 +163,14 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
     let mut files = fixed(fs, FS);
     files.push(("inotify", inotify));
     files.push(("epoll", fs.dir([("max_user_watches", fs.fixed("5000000\n"))])));
-    files.push(("mqueue", fs.dir([("queues_max", fs.fixed("256\n")), ("msg_max", fs.fixed("10\n"))])));
+    let mqueue = [
+        ("queues_max", fs.fixed("256\n")),
+        ("msg_max", fs.fixed("10\n")),
+        ("msgsize_max", fs.fixed("8192\n")),
+        ("msg_default", fs.fixed("10\n")),
+        ("msgsize_default", fs.fixed("8192\n")),
+    ];
+    files.push(("mqueue", fs.dir(mqueue)));
     let net = fs
         .dir([("core", fs.dir(fixed(fs, CORE))), ("unix", fs.dir([("max_dgram_qlen", fs.fixed("512\n"))]))]);
     fs.dir([

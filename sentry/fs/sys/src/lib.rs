@@ -81,7 +81,8 @@ fn cpu_dir(fs: &Arc<PseudoFs>, cpus: u32) -> Arc<dyn Inode> {
             ("thread_siblings", fs.fixed(mask(1_u64 << (cpu % 64)))),
             ("core_siblings", fs.fixed(mask(all_mask(cpus)))),
         ]);
-        let entry = fs.dir([("topology", topology), ("cache", cache_dir(fs, cpu)), ("online", fs.fixed("1\n"))]);
+        let entry =
+            fs.dir([("topology", topology), ("cache", cache_dir(fs, cpu)), ("online", fs.fixed("1\n"))]);
         entries.push((format!("cpu{cpu}"), entry));
     }
     fs.dir(entries.iter().map(|(name, inode)| (name.as_str(), Arc::clone(inode))))
@@ -89,7 +90,12 @@ fn cpu_dir(fs: &Arc<PseudoFs>, cpus: u32) -> Arc<dyn Inode> {
 
 /// The caches that a processor of the common kind has; each CPU has its own here.
 fn cache_dir(fs: &Arc<PseudoFs>, cpu: u32) -> Arc<dyn Inode> {
-    let caches = [("1", "Data", "32K"), ("1", "Instruction", "32K"), ("2", "Unified", "1024K"), ("3", "Unified", "16384K")];
+    let caches = [
+        ("1", "Data", "32K"),
+        ("1", "Instruction", "32K"),
+        ("2", "Unified", "1024K"),
+        ("3", "Unified", "16384K"),
+    ];
     let indexes: Vec<(String, Arc<dyn Inode>)> = (0..)
         .zip(caches)
         .map(|(number, (level, kind, size))| {
@@ -113,7 +119,12 @@ fn node_dir(fs: &Arc<PseudoFs>, cpus: u32) -> Arc<dyn Inode> {
         ("cpulist", fs.fixed(cpu_list(cpus))),
         ("cpumap", fs.fixed(mask(all_mask(cpus)))),
         ("distance", fs.fixed("10\n")),
-        ("numastat", fs.fixed("numa_hit 0\nnuma_miss 0\nnuma_foreign 0\ninterleave_hit 0\nlocal_node 0\nother_node 0\n")),
+        (
+            "numastat",
+            fs.fixed(
+                "numa_hit 0\nnuma_miss 0\nnuma_foreign 0\ninterleave_hit 0\nlocal_node 0\nother_node 0\n",
+            ),
+        ),
     ]);
     fs.dir([
         ("online", fs.fixed("0\n")),

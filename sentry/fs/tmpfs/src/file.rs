@@ -92,13 +92,17 @@ impl TmpInode {
     }
 
     fn drop_set_ids(&self, io: &IoCtx<'_>) -> Result<()> {
-        let attr = {
+        const CAPABILITY: &[u8] = b"security.capability";
+        let (attr, has_caps) = {
             let state = self.state.read();
-            if state.attr.mode & 0o6000 == 0 {
+            if state.attr.mode & 0o6000 == 0 && state.xattrs.is_empty() {
                 return Ok(());
             }
-            state.attr
+            (state.attr, state.xattrs.contains_key(CAPABILITY))
         };
+        if has_caps {
+            self.state.write().xattrs.remove(CAPABILITY);
+        }
         match without_set_ids(&attr, &io.caller.creds()) {
             None => Ok(()),
             mode => self.set_attr(&SetAttr { mode, ..SetAttr::default() }),
@@ -170,16 +174,32 @@ impl OpenTmpfs {
         }
     }
 
-    /// `F_ADD_SEALS`: `EPERM` once `F_SEAL_SEAL` is set, `EINVAL` for unknown ones.
+    /// Whether the file may not be written any more, through mappings made from now on.
+    pub fn is_write_sealed(&self) -> bool {
+        self.seals() & (seal::WRITE | seal::FUTURE_WRITE) != 0
+    }
+
+    /// `F_ADD_SEALS`: `EPERM` once `F_SEAL_SEAL` is set, `EINVAL` for unknown ones, `EBUSY` for `F_SEAL_WRITE` while the
+    /// file is mapped for writing.
     pub fn add_seals(&self, add: u32) -> Result<()> {
         if add & !seal::ALL != 0 {
             return Err(Errno::EINVAL);
         }
         let _writes = self.inode.writes.lock();
         let mut state = self.inode.state.write();
+        let executable = state.attr.mode & 0o111 != 0;
         let Body::File { seals, .. } = &mut state.body else { return Err(Errno::EINVAL) };
         if *seals & seal::SEAL != 0 {
             return Err(Errno::EPERM);
+        }
+        let mut add = add;
+        if add & seal::EXEC != 0 && executable {
+            // What may be executed may not change any more.
+            add |= seal::SHRINK | seal::GROW | seal::WRITE | seal::FUTURE_WRITE;
+        }
+        if add & seal::WRITE != 0 && *seals & seal::WRITE == 0 {
+            let sealed = self.inode.mappings.seal_writes(&*self.inode, || *seals |= add);
+            return if sealed { Ok(()) } else { Err(Errno::EBUSY) };
         }
         *seals |= add;
         Ok(())

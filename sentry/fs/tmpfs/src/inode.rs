@@ -100,7 +100,9 @@ impl TmpInode {
         attr.uid = owner.uid;
         attr.gid = owner.gid;
         let body = match kind {
-            FileKind::Regular => Body::File { data: PagedData::new(&shared.memory), charged: 0, seals: 0 },
+            FileKind::Regular => {
+                Body::File { data: PagedData::new(&shared.memory), charged: 0, seals: seal::SEAL }
+            }
             FileKind::Directory => {
                 attr.nlink = 2;
                 attr.size = 2 * DIRENT_SIZE;
@@ -282,9 +284,13 @@ impl Inode for TmpInode {
             self.set_size(size)?;
         }
         let mut state = self.state.write();
+        let exec_sealed = matches!(&state.body, Body::File { seals, .. } if *seals & seal::EXEC != 0);
         let attr = &mut state.attr;
         let now = Timestamp::now();
         if let Some(mode) = set.mode {
+            if exec_sealed && (mode ^ attr.mode) & 0o111 != 0 {
+                return Err(Errno::EPERM);
+            }
             attr.mode = self.kind.mode_bits() | (mode & 0o7777);
         }
         attr.uid = set.uid.unwrap_or(attr.uid);

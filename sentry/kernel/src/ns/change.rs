@@ -115,6 +115,10 @@ pub fn unshare(task: &Task, flags: u64) -> Result<()> {
     if flags.contains(CloneFlags::FILES) {
         task.set_fds(task.fds().fork());
     }
+    // The changes that are to be taken back are those of the old namespace's semaphores.
+    if flags.intersects(CloneFlags::SYSVSEM | CloneFlags::NEWIPC) {
+        task.leave_sem_undo();
+    }
     task.set_namespaces(Arc::clone(&changed.set));
     task.set_creds(changed.creds);
     Ok(())

@@ -15,6 +15,14 @@ pub enum Access {
     AttachFs,
 }
 
+impl Task {
+    /// Whether a tracer watches that has no right to trace everybody (`LSM_UNSAFE_PTRACE`).
+    pub(crate) fn has_weak_tracer(&self) -> bool {
+        let tracer = self.signals.lock().trace.as_ref().map(|t| std::sync::Arc::clone(&t.tracer));
+        tracer.is_some_and(|t| !t.creds().has_cap(cap::SYS_PTRACE))
+    }
+}
+
 /// Whether `caller` may look into `target`.
 pub fn may_access(caller: &Task, target: &Task, access: Access) -> bool {
     if std::sync::Arc::ptr_eq(caller.group(), target.group()) {

@@ -82,7 +82,7 @@ pub fn attach(tracer: &Arc<Task>, tid: i32, seize: Option<u32>) -> Result<bool> 
     {
         let mut set = kernel.task_set();
         let alive = tracee.group().signals.lock().threads.iter().any(|t| Arc::ptr_eq(t, &tracee));
-        if !alive || set.traces.contains_key(&tid) {
+        if !alive || set.traces.contains_key(&tracee.tid()) {
             return Err(Errno::EPERM);
         }
         link(&mut set, &tracee, tracer, seize.is_some(), seize.unwrap_or(0));

@@ -26,7 +26,7 @@ pub use request::{Go, SyscallInfo, Tracee, check_options};
 pub(crate) use link::{TraceLink, inherit, let_go_of_tracees, move_link};
 pub(crate) use stop::{
     Group, after_handler, calls_begin, calls_end, child_stop, exec_stop, exit_stop, group_stop, new_child,
-    signal_stop, vfork_done,
+    seccomp_stop, signal_stop, vfork_done,
 };
 
 /// Where a task stands with regard to stops.

@@ -228,14 +228,22 @@ pub(crate) fn new_child(parent: &Task, vfork: bool, exit_signal: i32, untraced: 
     (!untraced && wants(parent, event)).then_some(event)
 }
 
+/// A thread id as the tracer of `task` sees it.
+fn shown(task: &Task, tid: i32) -> u64 {
+    let tracer = task.signals.lock().trace.as_ref().map(|t| Arc::clone(&t.tracer));
+    u64::from(tracer.map_or(tid, |t| t.show_pid(tid)).cast_unsigned())
+}
+
 /// The stop of a parent whose child `tid` has begun to run.
 pub(crate) async fn child_stop(cx: &mut Current, kind: i32, tid: i32) {
-    event(cx, kind, u64::from(tid.cast_unsigned())).await;
+    let message = shown(&cx.task, tid);
+    event(cx, kind, message).await;
 }
 
 /// The stop of a parent whose vfork child has left its memory.
 pub(crate) async fn vfork_done(cx: &mut Current, tid: i32) {
-    event(cx, options::EVENT_VFORK_DONE, u64::from(tid.cast_unsigned())).await;
+    let message = shown(&cx.task, tid);
+    event(cx, options::EVENT_VFORK_DONE, message).await;
 }
 
 /// A new program is in place; the task was `old_tid` before. Without the option an attached tracee gets a SIGTRAP.
@@ -263,6 +271,16 @@ pub(crate) async fn exit_stop(cx: &mut Current, status: i32) {
     let info = SigInfo::user(sig::TRAP, code, cx.task.tid(), cx.task.creds().uid);
     let message = u64::from(status.cast_unsigned());
     stop(cx, Report { code, why: CLD_TRAPPED, message, info: Some(info), ending: true }).await;
+}
+
+/// A seccomp filter asks the tracer about a call; false if there is none that wants to know.
+pub(crate) async fn seccomp_stop(cx: &mut Current, data: u32) -> bool {
+    if !wants(&cx.task, options::EVENT_SECCOMP) {
+        return false;
+    }
+    cx.regs.rax = Errno::ENOSYS.to_rax();
+    event(cx, options::EVENT_SECCOMP, u64::from(data)).await;
+    true
 }
 
 /// A stop at one end of a system call (`ptrace_report_syscall`).

@@ -279,6 +279,29 @@ fn sanitize(image: &mut [u8], own: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Takes bytes through the reader of a frame, for fuzzing: nothing may panic, and what is accepted is what a processor
+/// takes.
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok((uc, _)) = UContext::read_from_prefix(bytes) {
+        let _ =
+            (uc.mcontext.cs, stack_flags(&uc.stack, uc.mcontext.rsp), on_stack(&uc.stack, uc.mcontext.rsp));
+    }
+    // The host's image: x87, SSE and AVX, 832 bytes and the closing magic.
+    let mut own = vec![0_u8; 836];
+    put(&mut own, xsave::MXCSR_MASK, &0x0002_ffff_u32.to_le_bytes());
+    put(&mut own, xsave::SW_BYTES, &xsave::MAGIC1.to_le_bytes());
+    put(&mut own, xsave::SW_BYTES + 8, &7_u64.to_le_bytes());
+    let mut image = bytes.to_vec();
+    image.resize(own.len(), 0);
+    if sanitize(&mut image, &own).is_ok() {
+        assert_eq!(u64_at(&image, xsave::HEADER) & !7, 0, "a component that the host does not have");
+        assert_eq!(u64_at(&image, xsave::HEADER + 8), 0, "a compacted image");
+        assert_eq!(u32_at(&image, xsave::MXCSR) & !0x0002_ffff, 0, "reserved bits of MXCSR");
+    }
+    // Whatever it says of its own length, and an image cut short.
+    let _ = sanitize(&mut bytes.to_vec(), &own);
+}
+
 /// Sets the alternate stack (`sigaltstack(2)`).
 pub fn set_alt_stack(cx: &Current, stack: StackT) -> Result<()> {
     let mut own = cx.task.signals.lock();

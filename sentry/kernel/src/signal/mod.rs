@@ -13,7 +13,7 @@ mod send;
 mod stop;
 
 pub use actions::{Actions, Disposition};
-pub use frame::{FaultRecord, alt_stack, set_alt_stack, sigreturn};
+pub use frame::{FaultRecord, alt_stack, fuzz, set_alt_stack, sigreturn};
 pub use pending::Pending;
 pub use send::Origin;
 

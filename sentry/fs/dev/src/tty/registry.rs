@@ -54,13 +54,18 @@ impl Terminals {
         Ok(Arc::new(MasterFile::new(tty, me)))
     }
 
-    /// A terminal whose far side is the host: the container's console, also `/dev/console` from now on. It belongs to
-    /// `uid`.
-    pub fn new_console(&self, uid: u32) -> Result<HostSide> {
+    /// A terminal whose far side is the host. It belongs to `uid`.
+    pub fn new_host_terminal(&self, uid: u32) -> Result<HostSide> {
         let me = self.me.upgrade().ok_or(Errno::EIO)?;
         let tty = self.create(uid, false)?;
-        *self.console.lock() = Some(Arc::clone(&tty));
         Ok(HostSide::new(tty, me))
+    }
+
+    /// The container's console: such a terminal that is also `/dev/console` from now on.
+    pub fn new_console(&self, uid: u32) -> Result<HostSide> {
+        let side = self.new_host_terminal(uid)?;
+        *self.console.lock() = Some(Arc::clone(side.tty()));
+        Ok(side)
     }
 
     /// Opens `/dev/pts/INDEX`; `ENXIO` where there is none, `EIO` for one that is locked.

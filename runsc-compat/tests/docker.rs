@@ -1,0 +1,266 @@
+//! Docker's own daemon with casemate as a runtime: what people do with containers, end to end.
+//!
+//! The daemon is started for the test alone, with its files in a temporary directory and without a network of its own.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "test code")]
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use xtask::place::TempDir;
+use xtask::{programs, rootfs, shell};
+
+/// A daemon of our own, stopped when dropped.
+struct Daemon {
+    child: Child,
+    dir: TempDir,
+}
+
+/// What a `docker` command did.
+struct Did {
+    line: String,
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Daemon {
+    fn start(casemate: &Path) -> Result<Self> {
+        let dir = TempDir::new("docker")?;
+        let at = |name: &str| dir.path().join(name);
+        let config = json!({ "runtimes": { "casemate": { "path": casemate } } });
+        fs::write(at("daemon.json"), serde_json::to_vec(&config)?)?;
+        let log = fs::File::create(at("log"))?;
+        let mut command = Command::new("dockerd");
+        command.arg("--config-file").arg(at("daemon.json"));
+        for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
+            command.arg(flag).arg(at(name));
+        }
+        command.arg("-H").arg(format!("unix://{}", at("socket").display()));
+        command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none"]);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().context("cannot start dockerd")?;
+        let daemon = Self { child, dir };
+        let until = Instant::now() + Duration::from_mins(1);
+        while daemon.docker(["version"])?.code != 0 {
+            if Instant::now() > until {
+                bail!("dockerd does not serve: {}", daemon.log());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(daemon)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn log(&self) -> String {
+        let text = fs::read_to_string(self.path("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    fn command<S: Into<OsString>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["60", "docker", "-H"]).arg(format!("unix://{}", self.path("socket").display()));
+        command.args(args.into_iter().map(Into::into)).stdin(Stdio::null());
+        command
+    }
+
+    fn docker<S: Into<OsString>>(&self, args: impl IntoIterator<Item = S>) -> Result<Did> {
+        let mut command = self.command(args);
+        let output = command.output().context("cannot run docker")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Did {
+            line: format!("{command:?}"),
+            code: output.status.code().unwrap_or(-1),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        })
+    }
+
+    /// `docker run` in the sandbox, without a network.
+    fn run(&self, flags: &[&str], words: &[&str]) -> Result<Did> {
+        let first = ["run", "--runtime=casemate", "--network=none"];
+        let all = first.iter().chain(flags).chain(&["busybox"]).chain(words);
+        self.docker(all.copied())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.docker(["ps", "-aq"]).map(|list| {
+            for id in list.out.split_whitespace() {
+                let _ = self.docker(["rm", "-f", id]);
+            }
+        });
+        // It stops the containerd that it has started, too.
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+impl Did {
+    #[track_caller]
+    fn expect(self, code: i32, out: &str) -> Result<Self> {
+        let place = std::panic::Location::caller();
+        ensure!(
+            self.code == code && self.out.replace("\r\n", "\n") == out,
+            "{place}: expected code {code} and {out:?}: {self}"
+        );
+        Ok(self)
+    }
+
+    #[track_caller]
+    fn fails(self, code: i32, err: &str) -> Result<()> {
+        let place = std::panic::Location::caller();
+        ensure!(
+            self.code == code && self.err.contains(err),
+            "{place}: expected code {code} and {err:?}: {self}"
+        );
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Did {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ended with {}\nstdout: {:?}\nstderr: {:?}", self.line, self.code, self.out, self.err)
+    }
+}
+
+#[test]
+fn docker_runs_containers_in_the_sandbox() -> Result<()> {
+    for program in ["dockerd", "docker", "containerd"] {
+        if shell::find(program).is_none() {
+            println!("skipped: {program} is not installed, so Docker cannot be tried");
+            return Ok(());
+        }
+    }
+    let daemon = Daemon::start(&programs::get()?.casemate)?;
+    let image = daemon.path("image.tar");
+    let packed =
+        Command::new("tar").arg("-C").arg(rootfs::busybox()?).arg("-cf").arg(&image).arg(".").status()?;
+    ensure!(packed.success(), "tar failed");
+    let imported = daemon.docker([OsString::from("import"), image.into(), "busybox".into()])?;
+    ensure!(imported.code == 0, "{imported}");
+    let shown = daemon.docker(["info", "-f", "{{json .Runtimes}}"])?;
+    ensure!(shown.out.contains("casemate"), "{shown}");
+    foreground(&daemon)
+        .and_then(|()| volumes(&daemon))
+        .and_then(|()| background(&daemon))
+        .with_context(|| format!("the daemon's log ends with\n{}", daemon.log()))
+}
+
+fn foreground(daemon: &Daemon) -> Result<()> {
+    daemon.run(&["--rm"], &["echo", "hello"])?.expect(0, "hello\n")?;
+    daemon.run(&["--rm"], &["sh", "-c", "exit 7"])?.expect(7, "")?;
+    daemon.run(&["--rm"], &["sh", "-c", "kill -KILL $$; sleep 1; echo lives"])?.expect(0, "lives\n")?;
+    daemon.run(&["--rm"], &["nonesuch"])?.fails(127, "executable file not found in $PATH")?;
+    daemon.run(&["--rm"], &["/etc/passwd"])?.fails(126, "permission denied")?;
+    let flags = ["--rm", "-u", "1000:1001", "-w", "/tmp", "-e", "A=b", "-h", "name"];
+    daemon
+        .run(&flags, &["sh", "-c", "id -u; id -g; pwd; echo $A; hostname; cat /etc/hostname"])?
+        .expect(0, "1000\n1001\n/tmp\nb\nname\nname\n")?;
+    daemon
+        .run(
+            &["--rm", "--ulimit", "nofile=77", "--cap-drop", "ALL"],
+            &["sh", "-c", "ulimit -n; grep CapEff /proc/self/status"],
+        )?
+        .expect(0, "77\nCapEff:\t0000000000000000\n")?;
+    daemon
+        .run(&["--rm", "-t"], &["sh", "-c", "tty; test -c /dev/console && echo console"])?
+        .expect(0, "/dev/pts/0\nconsole\n")?;
+    daemon
+        .run(
+            &["--rm", "--cpus", "1", "--pids-limit", "8"],
+            &["sh", "-c", "nproc; for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done"],
+        )?
+        .fails(2, "can't fork")?;
+    daemon
+        .run(&["--rm", "--memory", "64m"], &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"])?
+        .expect(137, "")?;
+    Ok(())
+}
+
+fn volumes(daemon: &Daemon) -> Result<()> {
+    let dir = daemon.path("volume");
+    fs::create_dir(&dir)?;
+    fs::write(dir.join("file"), "from the host\n")?;
+    let (rw, ro) = (format!("{}:/v", dir.display()), format!("{}:/v:ro", dir.display()));
+    daemon
+        .run(&["--rm", "-v", &rw], &["sh", "-c", "cat /v/file; echo inside > /v/new"])?
+        .expect(0, "from the host\n")?;
+    ensure!(fs::read_to_string(dir.join("new"))? == "inside\n", "the volume was not written");
+    daemon.run(&["--rm", "-v", &ro], &["sh", "-c", "echo x > /v/more"])?.fails(1, "Read-only file system")?;
+    daemon
+        .run(
+            &["--rm", "--read-only", "--tmpfs", "/t"],
+            &["sh", "-c", "echo x > /x; echo y > /t/y; cat /t/y"],
+        )?
+        .expect(0, "y\n")?;
+    Ok(())
+}
+
+fn background(daemon: &Daemon) -> Result<()> {
+    let script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
+    let started = daemon.run(&["-d", "--name", "one"], &["sh", "-c", script])?;
+    ensure!(started.code == 0, "{started}");
+    let until = Instant::now() + Duration::from_secs(20);
+    while !daemon.docker(["logs", "one"])?.out.contains("up") {
+        ensure!(Instant::now() < until, "the container says nothing");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    daemon.docker(["exec", "one", "echo", "hi"])?.expect(0, "hi\n")?;
+    daemon.docker(["exec", "one", "sh", "-c", "exit 9"])?.expect(9, "")?;
+    daemon
+        .docker(["exec", "-t", "one", "sh", "-c", "test -t 0 && echo terminal"])?
+        .expect(0, "terminal\n")?;
+    daemon
+        .docker(["exec", "-u", "5", "-w", "/tmp", "-e", "Q=1", "one", "sh", "-c", "id -u; pwd; echo $Q"])?
+        .expect(0, "5\n/tmp\n1\n")?;
+    daemon.docker(["exec", "one", "nonesuch"])?.fails(126, "executable file not found in $PATH")?;
+    let top = daemon.docker(["top", "one"])?;
+    ensure!(top.code == 0 && top.out.lines().count() >= 2, "{top}");
+    let stats = daemon.docker(["stats", "--no-stream", "--format", "{{.MemUsage}}", "one"])?;
+    ensure!(stats.code == 0 && stats.out.contains("iB /") && !stats.out.starts_with("0B"), "{stats}");
+    for _ in 0..2 {
+        daemon.docker(["pause", "one"])?.expect(0, "one\n")?;
+        daemon.docker(["inspect", "-f", "{{.State.Status}}", "one"])?.expect(0, "paused\n")?;
+        daemon.docker(["unpause", "one"])?.expect(0, "one\n")?;
+    }
+    daemon.docker(["update", "--memory", "200m", "--memory-swap", "200m", "one"])?.expect(0, "one\n")?;
+    let passwd = daemon.path("passwd");
+    let copied = daemon.docker([OsString::from("cp"), "one:/etc/passwd".into(), passwd.clone().into()])?;
+    ensure!(copied.code == 0 && passwd.is_file(), "{copied}");
+    daemon.docker(["stop", "one"])?.expect(0, "one\n")?;
+    daemon.docker(["logs", "one"])?.expect(0, "up\nbye\n")?;
+    daemon.docker(["inspect", "-f", "{{.State.ExitCode}}", "one"])?.expect(0, "5\n")?;
+    daemon.docker(["start", "one"])?.expect(0, "one\n")?;
+    daemon.docker(["kill", "one"])?.expect(0, "one\n")?;
+    daemon.docker(["wait", "one"])?.expect(0, "137\n")?;
+    daemon.docker(["rm", "one"])?.expect(0, "one\n")?;
+    interactive(daemon)
+}
+
+/// A shell on a terminal, whose end `script(1)` holds.
+fn interactive(daemon: &Daemon) -> Result<()> {
+    let inner =
+        daemon.command(["run", "--runtime=casemate", "--network=none", "--rm", "-it", "busybox", "sh"]);
+    let line = std::iter::once(inner.get_program())
+        .chain(inner.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let typed = "(sleep 2; echo 'echo answer-$((6*7))'; sleep 1; echo 'sleep 100'; sleep 1; printf '\\003'; sleep 1; echo 'exit 23'; sleep 1)";
+    let output =
+        Command::new("sh").arg("-c").arg(format!("{typed} | script -q -e -c '{line}' /dev/null")).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(23) && said.contains("answer-42"), "{:?}: {said}", output.status);
+    Ok(())
+}

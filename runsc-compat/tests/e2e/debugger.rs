@@ -1,0 +1,75 @@
+//! Tracers and debuggers: strace and gdb see inside what they see on the host.
+
+use anyhow::Result;
+
+use crate::common::same_as_host;
+
+#[test]
+fn strace_follows_children() -> Result<()> {
+    // Numbers of processes and the order of their lines differ from run to run: the calls of each kind do not.
+    same_as_host(
+        "strace-f",
+        r#"
+cd /tmp
+strace -f -o trace -e trace=execve,exit_group,wait4,dup2 sh -c 'ls / | wc -l; exit 3'; echo "status $?"
+sed -E 's/^[0-9]+ +//; s/\([^)]*//; s/resumed.*//; s/ = .*//' trace | grep -E '^(execve|exit_group|dup2|\+\+\+ exited)' | sort | uniq -c
+strace -o trace -e trace=none sh -c 'kill -TERM $$'; echo "status $?"
+sed -E 's/si_(pid|uid)=[0-9]+/si_\1=N/g' trace
+"#,
+    )
+}
+
+#[test]
+fn strace_counts_and_attaches() -> Result<()> {
+    same_as_host(
+        "strace-c",
+        r#"
+cd /tmp
+strace -c -o counts ls / > /dev/null
+grep -cE ' (execve|openat|close|mmap)$' counts
+sh -c 'read x < fifo; exit 5' 2>/dev/null &
+wait
+mkfifo fifo
+sh -c 'read x < fifo; exit 5' &
+strace -o trace -p $! 2> log &
+tracer=$!
+while ! grep -q attached log; do sleep 0.02; done
+echo go > fifo
+wait $tracer
+grep -c 'exited with 5' trace
+grep attached log | sed 's/[0-9]\+/N/'
+"#,
+    )
+}
+
+#[test]
+fn gdb_stops_steps_and_prints() -> Result<()> {
+    same_as_host(
+        "gdb-batch",
+        r#"
+cd /tmp
+cat > prog.c << 'END'
+#include <stdio.h>
+#include <pthread.h>
+int twice(int x) {
+    int y = x * 2;
+    return y;
+}
+static void *run(void *arg) { return (void *)(long)twice((int)(long)arg); }
+int main(void) {
+    pthread_t t;
+    void *r;
+    int a = twice(4);
+    pthread_create(&t, 0, run, (void *)5L);
+    pthread_join(t, &r);
+    printf("%d %ld\n", a, (long)r);
+    return 0;
+}
+END
+gcc -g -O0 -o prog prog.c -lpthread
+gdb -batch -nx -ex 'break main' -ex run -ex bt -ex step -ex 'print x' -ex 'watch y' -ex 'delete 2' -ex finish \
+    -ex 'break twice' -ex continue -ex 'print x' -ex 'set var x = 50' -ex stepi -ex bt -ex continue ./prog 2>&1 |
+    grep -v -e '^\[' -e '^warning' -e '0x' -e atchpoint
+"#,
+    )
+}

@@ -1,0 +1,52 @@
+//! What a command asks of a running Sentry over a connection of its own.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Descriptor, Process};
+
+/// The first message on a connection. It travels as the boot message does, in a memfd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Request {
+    /// Let a held init run. Answered by [`Answer`].
+    Start,
+    /// Send a signal to init, or to every process. Answered by [`Answer`].
+    Kill { signal: i32, all: bool },
+    /// List the processes. Answered by some [`Answer::Processes`], then [`Answer::Done`].
+    Processes,
+    /// Start another process. Answered by [`crate::Event`]s; the process is killed when the connection ends.
+    Exec {
+        process: Box<Process>,
+        /// What the descriptors that came along are, in their order.
+        descriptors: Vec<Descriptor>,
+    },
+}
+
+/// The answer to a request that is not [`Request::Exec`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    Done,
+    /// Init runs already.
+    AlreadyStarted,
+    /// No process that the request is about is there.
+    NotRunning,
+    Processes(Vec<ProcessInfo>),
+    Refused(String),
+}
+
+/// A process of the container, as `ps` shows it. Numbers are the container's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    pub pid: i32,
+    pub ppid: i32,
+    pub uid: u32,
+    /// Milliseconds since the process was made.
+    pub age_ms: u64,
+    /// User and system time, in milliseconds.
+    pub cpu_ms: u64,
+    /// The number of its controlling terminal in devpts.
+    pub terminal: Option<u32>,
+    /// The arguments, or the name in brackets where there are none, cut to a few hundred bytes.
+    pub command: String,
+}

@@ -1,0 +1,60 @@
+//! Writes down a container that has been made.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::SystemTime;
+
+use hostsys::credentials;
+
+use crate::cgroup::Group;
+use crate::config::Config;
+use crate::error::{Context, Result, show};
+use crate::state::{self, ContainerDir, HostProcess, State};
+use crate::timestamp;
+
+/// The processes of a sandbox, by their numbers on the host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Processes {
+    pub init: u32,
+    pub sandbox: u32,
+    pub gofer: u32,
+}
+
+/// Writes the state of the container `id`.
+pub(crate) fn write(
+    config: &Config,
+    dir: &ContainerDir,
+    id: &str,
+    processes: &Processes,
+    cgroup: &Group,
+) -> Result<State> {
+    let process = |pid: u32| HostProcess::of(pid).context(|| format!("read the start time of process {pid}"));
+    let spec = &config.spec;
+    let state = State {
+        oci_version: spec.version().clone(),
+        id: id.to_owned(),
+        bundle: config.bundle.clone(),
+        rootfs: config.rootfs.clone(),
+        created: timestamp::nanoseconds(SystemTime::now()),
+        owner: credentials::effective_uid(),
+        init: process(processes.init)?,
+        sandbox: process(processes.sandbox)?,
+        gofer: process(processes.gofer)?,
+        annotations: spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect::<BTreeMap<_, _>>(),
+        cgroup: cgroup.clone(),
+        hooks: spec.hooks().clone(),
+        dir: dir.path().to_owned(),
+    };
+    dir.write(&state)?;
+    Ok(state)
+}
+
+/// Writes a process number for an engine, whole or not at all.
+pub(crate) fn write_pid_file(path: &Path, pid: u32) -> Result<()> {
+    state::write_whole(path, pid.to_string().as_bytes(), 0o644).context(|| format!("write {}", show(path)))
+}

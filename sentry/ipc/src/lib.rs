@@ -1,0 +1,52 @@
+//! System V IPC and POSIX message queues: what an IPC namespace holds (`ipc_namespaces(7)`, `sysvipc(7)`,
+//! `mq_overview(7)`).
+//!
+//! Objects are synchronous: an operation that would have to wait says so and names the queue to wait on. Waiting, user
+//! memory and signals are the callers'.
+//!
+//! **Lock ranks:** `FileData` 50 for an object, leaf for the tables of names; no two objects are locked at once.
+//!
+//! **Threat.** Every number, size and count is the application's. The numbers of objects, the bytes in a queue and the
+//! length of an operation are bounded by Linux's own limits.
+
+mod mqueue;
+mod msg;
+mod perm;
+mod registry;
+mod sem;
+mod shm;
+
+use std::sync::Arc;
+
+use sentry_base::real_now;
+
+pub use mqueue::{MqOpen, Mqueue, MqueueFile, Notifier, Queues};
+pub use msg::{MSG_MAX, MessageQueue, Pick, Received};
+pub use perm::Perm;
+pub use registry::{Entry, Registry};
+pub use sem::{SEM_OPS_MAX, SemSet, Try, UndoList};
+pub use shm::{Attachment, Segment, Segments};
+
+/// Everything that an IPC namespace holds.
+#[derive(Debug, Default)]
+pub struct IpcNamespace {
+    /// Shared memory segments.
+    pub shm: Segments,
+    /// Semaphore sets.
+    pub sem: Registry<SemSet>,
+    /// Message queues.
+    pub msg: Registry<MessageQueue>,
+    /// POSIX message queues.
+    pub mqueues: Queues,
+}
+
+impl IpcNamespace {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+}
+
+/// The time of day in seconds, as the status structures have it.
+pub(crate) fn now_s() -> i64 {
+    i64::try_from(real_now() / 1_000_000_000).unwrap_or(0)
+}
