@@ -396,6 +396,14 @@ impl Task {
         self.group.rlimit(resource)
     }
 
+    /// The process ids of the children that this thread made and has not waited for.
+    pub fn children(&self) -> Vec<i32> {
+        let set = self.kernel.task_set();
+        let Ok(own) = set.process(self.pid()) else { return Vec::new() };
+        let made = |pid: &i32| set.process(*pid).is_ok_and(|p| p.parent_tid == self.tid());
+        own.children.iter().copied().filter(|pid| made(pid)).collect()
+    }
+
     /// The name that `PR_SET_NAME` sets, without its NULs.
     pub fn comm(&self) -> Vec<u8> {
         let comm = *self.comm.lock();

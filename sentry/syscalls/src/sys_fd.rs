@@ -567,6 +567,21 @@ fn flock(cx: &mut Current, fd: i32, operation: i32) -> Call<'_> {
     }
 }
 
+/// `TIOCGPTPEER`: opens the slave of a master. By its name in devpts where the caller sees that, so that the file has a
+/// place.
+fn open_peer(cx: &Current, master: &fs_dev::MasterFile, flags: u64) -> Result<i32> {
+    let flags = OpenFlags::from_bits_truncate(u32::try_from(flags & 0xffff_ffff).unwrap_or(0));
+    let paths = Paths::of(cx);
+    let name = format!("/dev/pts/{}", master.tty().index());
+    let status = flags.difference(OpenFlags::CLOEXEC);
+    let file = match paths.cx().open(None, name.as_bytes(), OpenHow::new(status)) {
+        Ok(Opened::File(file)) => file,
+        _ => sentry_vfs::anonymous(master.open_peer(status, &*cx.task)?, status),
+    };
+    let cloexec = flags.contains(OpenFlags::CLOEXEC);
+    cx.fds().add(file, cloexec, cx.rlimit(abi::process::rlimit::NOFILE))
+}
+
 fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> Call<'_> {
     match cx.file(fd).ok().and_then(|file| Listener::of(&file)) {
         Some(listener) => {
@@ -580,6 +595,7 @@ fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
     const FIOASYNC: u32 = 0x5452;
     const FIONREAD: u32 = 0x541b;
     const FIONBIO: u32 = 0x5421;
+    const TIOCGPTPEER: u32 = 0x5441;
     const FIOCLEX: u32 = 0x5451;
     const FIONCLEX: u32 = 0x5450;
     const FICLONE: u32 = 0x4004_9409;
@@ -603,6 +619,11 @@ fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
                 let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
                 cx.write_obj(arg, &bytes)?;
                 return Ok(0);
+            }
+            if command.0 == TIOCGPTPEER
+                && let Some(master) = file.ops().as_any().downcast_ref::<fs_dev::MasterFile>()
+            {
+                return Ok(u64::from(open_peer(cx, master, arg)?.unsigned_abs()));
             }
             let io = IoCtx { caller: &*cx.task, flags: file.flags() };
             let value = file.ops().ioctl(&io, command.0, arg)?;

@@ -199,9 +199,20 @@ async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) ->
         let limit = ops.wait_limit(false);
         let deadline = limit.map(|l| mono_now().saturating_add(l.ns));
         let mask = Events::READABLE | Events::PRI | Events::RDHUP;
-        let attempt = |_: &Task| transfer.read_once(&task, &mut UserWriter::user(&*task, &segs));
-        match cx.block_on(queue, mask, deadline, attempt).await {
+        let stamp = ops.wait_stamp();
+        let mut anew = false;
+        let attempt = |_: &Task| {
+            let start = transfer.read_once(&task, &mut UserWriter::user(&*task, &segs))?;
+            if matches!(start, IoStart::WouldBlock) && ops.wait_stamp() != stamp {
+                anew = true;
+                return Err(Errno::EAGAIN);
+            }
+            Ok(start)
+        };
+        let end = cx.block_on(queue, mask, deadline, attempt).await;
+        match end {
             Ok(n) => return Ok(n as u64),
+            Err(BlockEnd::Errno(_)) if anew => {}
             Err(BlockEnd::TimedOut) => {
                 if let IoStart::Done(n) = transfer.read_once(&task, &mut UserWriter::user(&*task, &segs))? {
                     return Ok(n as u64);

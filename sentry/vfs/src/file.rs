@@ -146,6 +146,11 @@ pub trait FileOps: Send + Sync {
     }
 
     /// Device control; `arg` is the third argument as given.
+    /// Changes whenever the limit of a wait is to be counted anew: between the bytes of a raw terminal (`VTIME`).
+    fn wait_stamp(&self) -> u64 {
+        0
+    }
+
     fn ioctl(&self, io: &IoCtx<'_>, command: u32, arg: u64) -> Result<i64> {
         let _ = (io, command, arg);
         Err(Errno::ENOTTY)

@@ -19,12 +19,16 @@ pub(crate) const VERSION: &str = sentry_kernel::VERSION;
 type Maker = fn(&Kernel, &dyn Caller) -> String;
 
 const FILES: &[(&str, Maker)] = &[
+    ("buddyinfo", buddyinfo),
     ("cpuinfo", cpuinfo),
+    ("filesystems", filesystems),
     ("loadavg", loadavg),
     ("meminfo", meminfo),
+    ("softirqs", softirqs),
     ("stat", stat),
     ("uptime", uptime),
     ("vmstat", vmstat),
+    ("zoneinfo", zoneinfo),
 ];
 
 const FIXED: &[(&str, &str)] = &[
@@ -36,13 +40,22 @@ const FIXED: &[(&str, &str)] = &[
         "Character devices:\n  1 mem\n  5 /dev/tty\n  5 /dev/console\n  5 /dev/ptmx\n136 pts\n\nBlock devices:\n",
     ),
     ("diskstats", ""),
-    (
-        "filesystems",
-        "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\tdevpts\nnodev\toverlay\n",
-    ),
+    ("execdomains", "0-0\tLinux           \t[kernel]\n"),
+    ("fb", ""),
     ("interrupts", ""),
+    ("iomem", ""),
+    ("ioports", ""),
+    ("kallsyms", ""),
+    ("key-users", ""),
+    ("keys", ""),
+    ("locks", ""),
+    ("misc", ""),
     ("modules", ""),
+    ("mtrr", ""),
+    ("pagetypeinfo", ""),
     ("partitions", "major minor  #blocks  name\n\n"),
+    ("schedstat", "version 16\n"),
+    ("slabinfo", "slabinfo - version: 2.1\n"),
     ("swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"),
 ];
 
@@ -58,6 +71,18 @@ pub(crate) fn files(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Vec<(&'static s
     for (name, text) in FIXED {
         all.push((name, fs.fixed(*text)));
     }
+    let pressure =
+        "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+    all.push(("pressure", fs.dir(["cpu", "io", "memory"].map(|name| (name, fs.fixed(pressure))))));
+    all.push(("bus", fs.dir([])));
+    all.push(("driver", fs.dir([])));
+    all.push(("fs", fs.dir([])));
+    all.push(("irq", fs.dir([])));
+    let drivers = "/dev/tty             /dev/tty        5       0 system:/dev/tty\n\
+                   /dev/console         /dev/console    5       1 system:console\n\
+                   /dev/ptmx            /dev/ptmx       5       2 system\n\
+                   pty_slave            /dev/pts      136 0-1048575 pty:slave\n";
+    all.push(("tty", fs.dir([("drivers", fs.fixed(drivers)), ("ldiscs", fs.fixed("n_tty       0\n"))])));
     let table = |make: fn(&IpcNamespace) -> String| {
         let content = move |caller: &dyn Caller| -> Result<Vec<u8>> {
             let task = task_of(caller).ok_or(Errno::ESRCH)?;
@@ -101,6 +126,50 @@ fn cpuinfo(kernel: &Kernel, _caller: &dyn Caller) -> String {
     out
 }
 
+/// The types of file systems that can be mounted, and those that the kernel uses itself.
+fn filesystems(kernel: &Kernel, _caller: &dyn Caller) -> String {
+    let mut names = kernel.vfs().fs_types();
+    names.extend(["overlay", "pipefs", "sockfs", "nsfs"].map(str::to_owned));
+    names.sort_unstable();
+    names.dedup();
+    let mut out = String::new();
+    for name in names {
+        let _ = writeln!(out, "nodev\t{name}");
+    }
+    out
+}
+
+fn buddyinfo(kernel: &Kernel, caller: &dyn Caller) -> String {
+    // All that is free, in blocks of the largest order.
+    format!("Node 0, zone   Normal {}{:>6} \n", "     0 ".repeat(10), free_kib(kernel, caller) / 4096)
+}
+
+fn zoneinfo(kernel: &Kernel, caller: &dyn Caller) -> String {
+    let pages = kernel.total_memory() / 4096;
+    format!(
+        "Node 0, zone   Normal\n  pages free     {}\n        min      0\n        low      0\n        high     0\n        \
+         spanned  {pages}\n        present  {pages}\n        managed  {pages}\n  start_pfn:           0\n",
+        free_kib(kernel, caller) / 4
+    )
+}
+
+fn softirqs(kernel: &Kernel, _caller: &dyn Caller) -> String {
+    let mut out = String::from("                    ");
+    for cpu in 0..kernel.nr_cpus() {
+        let _ = write!(out, "{:<11}", format!("CPU{cpu}"));
+    }
+    out.push('\n');
+    for name in ["HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU"]
+    {
+        let _ = write!(out, "{name:>12}:");
+        for _ in 0..kernel.nr_cpus() {
+            out.push_str("          0");
+        }
+        out.push('\n');
+    }
+    out
+}
+
 fn running(kernel: &Kernel) -> usize {
     kernel.tasks().iter().filter(|t| t.state() == TaskState::App).count()
 }
@@ -111,16 +180,27 @@ fn loadavg(kernel: &Kernel, caller: &dyn Caller) -> String {
     format!("0.00 0.00 0.00 {}/{tasks} {last}\n", running(kernel).max(1))
 }
 
-fn meminfo(kernel: &Kernel, caller: &dyn Caller) -> String {
-    let total = kernel.total_memory() / 1024;
+fn free_kib(kernel: &Kernel, caller: &dyn Caller) -> u64 {
+    let (file, resident) = used_kib(kernel, caller);
+    (kernel.total_memory() / 1024).saturating_sub(file).saturating_sub(resident)
+}
+
+/// Memory of files and memory of processes, in KiB.
+fn used_kib(kernel: &Kernel, caller: &dyn Caller) -> (u64, u64) {
     let file = task_of(caller).map_or(0, |t| t.mm().memory_file().allocated() / 1024);
     let resident: u64 = kernel
         .processes()
         .iter()
         .filter_map(|g| g.threads().first().map(|t| t.mm().resident().total() / 1024))
         .sum();
+    (file, resident)
+}
+
+fn meminfo(kernel: &Kernel, caller: &dyn Caller) -> String {
+    let total = kernel.total_memory() / 1024;
+    let (file, resident) = used_kib(kernel, caller);
     let free = total.saturating_sub(file).saturating_sub(resident);
-    let rows: [(&str, u64); 26] = [
+    let rows = [
         ("MemTotal", total),
         ("MemFree", free),
         ("MemAvailable", free),
@@ -142,18 +222,37 @@ fn meminfo(kernel: &Kernel, caller: &dyn Caller) -> String {
         ("AnonPages", resident),
         ("Mapped", file),
         ("Shmem", file),
+        ("KReclaimable", 0),
         ("Slab", 0),
         ("SReclaimable", 0),
         ("SUnreclaim", 0),
+        ("KernelStack", 0),
+        ("PageTables", 0),
+        ("SecPageTables", 0),
+        ("NFS_Unstable", 0),
+        ("Bounce", 0),
+        ("WritebackTmp", 0),
         ("CommitLimit", total),
         ("Committed_AS", resident),
+        ("VmallocTotal", 34_359_738_367),
+        ("VmallocUsed", 0),
+        ("VmallocChunk", 0),
+        ("Percpu", 0),
+        ("AnonHugePages", 0),
+        ("ShmemHugePages", 0),
+        ("ShmemPmdMapped", 0),
+        ("FileHugePages", 0),
+        ("FilePmdMapped", 0),
     ];
     let mut out = String::new();
     for (name, value) in rows {
         let label = format!("{name}:");
         let _ = writeln!(out, "{label:<16}{value:>8} kB");
     }
-    out.push_str("HugePages_Total:       0\nHugePages_Free:        0\nHugepagesize:       2048 kB\n");
+    out.push_str(
+        "HugePages_Total:       0\nHugePages_Free:        0\nHugePages_Rsvd:        0\nHugePages_Surp:        0\n\
+         Hugepagesize:       2048 kB\nHugetlb:               0 kB\n",
+    );
     out
 }
 
@@ -189,5 +288,5 @@ fn uptime(kernel: &Kernel, _caller: &dyn Caller) -> String {
 }
 
 fn vmstat(_kernel: &Kernel, _caller: &dyn Caller) -> String {
-    "nr_free_pages 0\npgpgin 0\npgpgout 0\npswpin 0\npswpout 0\npgfault 0\npgmajfault 0\n".to_owned()
+    "nr_free_pages 0\nnr_zone_inactive_anon 0\nnr_zone_active_anon 0\nnr_dirty 0\nnr_writeback 0\nnr_mapped 0\nnr_shmem 0\npgpgin 0\npgpgout 0\npswpin 0\npswpout 0\npgfault 0\npgmajfault 0\noom_kill 0\n".to_owned()
 }

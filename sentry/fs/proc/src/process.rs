@@ -1,6 +1,7 @@
 //! `/proc/PID` and `/proc/PID/task/TID`.
 
 use core::any::Any;
+use core::fmt::Write;
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
@@ -97,8 +98,12 @@ enum Entry {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileText {
+    Autogroup,
     Auxv,
     Cgroup,
+    Children,
+    CoredumpFilter,
+    Cpuset,
     Cmdline,
     Comm,
     Environ,
@@ -114,14 +119,21 @@ enum FileText {
     OomScore,
     OomScoreAdj,
     Personality,
+    ProjidMap,
+    Sched,
+    Schedstat,
+    Sessionid,
+    Stack,
     Stat,
     Statm,
     Status,
     IdMap(IdKind),
     Mountstats,
     Setgroups,
+    Syscall,
+    Timers,
+    TimerSlack,
     Wchan,
-    Empty,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,10 +145,14 @@ pub(crate) enum LinkTarget {
 
 const ENTRIES: &[(&str, Entry)] = &[
     ("attr", Entry::Attr),
+    ("autogroup", Entry::File(0o644, FileText::Autogroup)),
     ("auxv", Entry::File(0o400, FileText::Auxv)),
     ("cgroup", Entry::File(0o444, FileText::Cgroup)),
+    ("children", Entry::File(0o444, FileText::Children)),
     ("cmdline", Entry::File(0o444, FileText::Cmdline)),
     ("comm", Entry::File(0o644, FileText::Comm)),
+    ("coredump_filter", Entry::File(0o644, FileText::CoredumpFilter)),
+    ("cpuset", Entry::File(0o444, FileText::Cpuset)),
     ("cwd", Entry::Link(LinkTarget::Cwd)),
     ("environ", Entry::File(0o400, FileText::Environ)),
     ("exe", Entry::Link(LinkTarget::Exe)),
@@ -158,18 +174,29 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("oom_score_adj", Entry::File(0o644, FileText::OomScoreAdj)),
     ("pagemap", Entry::Pagemap),
     ("personality", Entry::File(0o400, FileText::Personality)),
+    ("projid_map", Entry::File(0o644, FileText::ProjidMap)),
     ("root", Entry::Link(LinkTarget::Root)),
-    ("schedstat", Entry::File(0o444, FileText::Empty)),
+    ("sched", Entry::File(0o644, FileText::Sched)),
+    ("schedstat", Entry::File(0o444, FileText::Schedstat)),
+    ("sessionid", Entry::File(0o444, FileText::Sessionid)),
     ("setgroups", Entry::File(0o644, FileText::Setgroups)),
     ("smaps", Entry::File(0o444, FileText::Smaps)),
     ("smaps_rollup", Entry::File(0o444, FileText::SmapsRollup)),
+    ("stack", Entry::File(0o400, FileText::Stack)),
     ("stat", Entry::File(0o444, FileText::Stat)),
     ("statm", Entry::File(0o444, FileText::Statm)),
     ("status", Entry::File(0o444, FileText::Status)),
+    ("syscall", Entry::File(0o400, FileText::Syscall)),
     ("task", Entry::Tasks),
+    ("timers", Entry::File(0o444, FileText::Timers)),
+    ("timerslack_ns", Entry::File(0o666, FileText::TimerSlack)),
     ("uid_map", Entry::File(0o644, FileText::IdMap(IdKind::User))),
     ("wchan", Entry::File(0o444, FileText::Wchan)),
 ];
+
+/// Entries that a thread's directory does not have. It has `children` instead.
+const OF_PROCESSES: [&str; 6] =
+    ["autogroup", "coredump_filter", "mountstats", "task", "timers", "timerslack_ns"];
 
 /// The directory of one process or thread.
 pub(crate) struct TaskDir {
@@ -227,10 +254,9 @@ impl TaskDir {
 
     fn entries(&self) -> impl Iterator<Item = (u64, &'static str, Entry)> {
         let thread = self.subject.thread;
-        (1..)
-            .zip(ENTRIES)
-            .map(|(n, (name, entry))| (n, *name, *entry))
-            .filter(move |(_, name, _)| !thread || *name != "task")
+        (1..).zip(ENTRIES).map(|(n, (name, entry))| (n, *name, *entry)).filter(move |(_, name, _)| {
+            if thread { !OF_PROCESSES.contains(name) } else { *name != "children" }
+        })
     }
 }
 
@@ -407,6 +433,8 @@ impl Content for Text {
                 | FileText::Smaps
                 | FileText::SmapsRollup
                 | FileText::Personality
+                | FileText::Stack
+                | FileText::Syscall
         );
         let task = if private { subject.inspect(caller)? } else { subject.task()? };
         let caller_root = || task_of(caller).map(|c| c.fs().root()).ok_or(Errno::ENOENT);
@@ -447,7 +475,21 @@ impl Content for Text {
             FileText::IdMap(kind) => task.creds().user_ns.map_text(kind, &caller.creds().user_ns),
             FileText::Setgroups => task.creds().user_ns.setgroups_text().to_owned(),
             FileText::Wchan => "0".to_owned(),
-            FileText::Empty => "0 0 0\n".to_owned(),
+            FileText::Autogroup => format!("/autogroup-1 nice {}\n", task.scheduling().nice),
+            FileText::Children => children(subject, &task),
+            FileText::CoredumpFilter => "00000033\n".to_owned(),
+            FileText::Cpuset => "/\n".to_owned(),
+            FileText::ProjidMap => String::new(),
+            FileText::Sched => status::sched(subject, &task),
+            FileText::Schedstat => {
+                let (utime, stime) = task.cpu_times();
+                format!("{} 0 0\n", utime.saturating_add(stime))
+            }
+            FileText::Sessionid => u32::MAX.to_string(),
+            // The Sentry has no stack of the kernel to show.
+            FileText::Stack | FileText::Timers => String::new(),
+            FileText::Syscall => "running\n".to_owned(),
+            FileText::TimerSlack => format!("{}\n", task.timer_slack_ns()),
         };
         Ok(text.into_bytes())
     }
@@ -474,6 +516,18 @@ impl Content for Text {
                 task.group().set_oom_score_adj(value);
                 Ok(data.len())
             }
+            FileText::TimerSlack => {
+                if !caller.creds().has_cap_in(&task.creds().user_ns, cap::SYS_NICE)
+                    && task_of(caller).is_none_or(|c| c.pid() != task.pid())
+                {
+                    return Err(Errno::EPERM);
+                }
+                let text = core::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
+                let slack: u64 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+                task.set_timer_slack_ns(if slack == 0 { 50_000 } else { slack });
+                Ok(data.len())
+            }
+            FileText::CoredumpFilter | FileText::Autogroup => Ok(data.len()),
             FileText::IdMap(kind) => {
                 task.creds().user_ns.set_map(kind, data, &caller.creds())?;
                 Ok(data.len())
@@ -485,6 +539,15 @@ impl Content for Text {
             _ => Err(Errno::EINVAL),
         }
     }
+}
+
+/// The numbers of the children that a thread made, as in `/proc/PID/task/TID/children`.
+fn children(subject: &Subject, task: &Task) -> String {
+    let mut text = String::new();
+    for pid in task.children() {
+        let _ = write!(text, "{} ", subject.show(pid));
+    }
+    text
 }
 
 fn mounts(task: &Task, line: fn(&MountInfo) -> Vec<u8>) -> Result<Vec<u8>> {

@@ -125,6 +125,32 @@ pub(crate) fn stat(subject: &Subject, task: &Task, caller_tid: i32) -> String {
     out
 }
 
+/// `/proc/PID/sched`: what is known of it here.
+pub(crate) fn sched(subject: &Subject, task: &Task) -> String {
+    let (utime, stime) = task.cpu_times();
+    let runtime_ns = utime.saturating_add(stime);
+    let scheduling = task.scheduling();
+    let comm = String::from_utf8_lossy(&task.comm()).into_owned();
+    let mut out = format!(
+        "{comm} ({}, #threads: {})\n{}\n",
+        subject.show(task.tid()),
+        task.group().nr_threads().max(1),
+        "-".repeat(67)
+    );
+    let rows = [
+        ("se.sum_exec_runtime", format!("{}.{:06}", runtime_ns / 1_000_000, runtime_ns % 1_000_000)),
+        ("nr_switches", "0".to_owned()),
+        ("nr_voluntary_switches", "0".to_owned()),
+        ("nr_involuntary_switches", "0".to_owned()),
+        ("policy", scheduling.policy.to_string()),
+        ("prio", (120 + scheduling.nice).to_string()),
+    ];
+    for (name, value) in rows {
+        let _ = writeln!(out, "{name:<45}:{value:>21}");
+    }
+    out
+}
+
 pub(crate) fn statm(task: &Task) -> String {
     let m = memory(task);
     format!(

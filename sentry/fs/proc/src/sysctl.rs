@@ -16,13 +16,50 @@ const VM: &[(&str, &str)] = &[
     ("max_map_count", "65530\n"),
     ("mmap_min_addr", "65536\n"),
     ("swappiness", "60\n"),
+    ("admin_reserve_kbytes", "8192\n"),
+    ("dirty_background_bytes", "0\n"),
+    ("dirty_bytes", "0\n"),
+    ("dirty_expire_centisecs", "3000\n"),
     ("dirty_ratio", "20\n"),
+    ("dirty_writeback_centisecs", "500\n"),
+    ("laptop_mode", "0\n"),
+    ("legacy_va_layout", "0\n"),
+    ("lowmem_reserve_ratio", "256\t256\t32\t0\t0\n"),
+    ("min_free_kbytes", "67584\n"),
+    ("mmap_rnd_bits", "28\n"),
+    ("nr_overcommit_hugepages", "0\n"),
+    ("oom_dump_tasks", "1\n"),
+    ("oom_kill_allocating_task", "0\n"),
+    ("overcommit_kbytes", "0\n"),
+    ("page-cluster", "3\n"),
+    ("panic_on_oom", "0\n"),
+    ("unprivileged_userfaultfd", "0\n"),
+    ("user_reserve_kbytes", "131072\n"),
+    ("vfs_cache_pressure", "100\n"),
+    ("zone_reclaim_mode", "0\n"),
     ("dirty_background_ratio", "10\n"),
     ("nr_hugepages", "0\n"),
 ];
 
 const KERNEL: &[(&str, &str)] = &[
+    ("arch", "x86_64\n"),
+    ("ctrl-alt-del", "0\n"),
+    ("hung_task_timeout_secs", "120\n"),
+    ("io_uring_disabled", "2\n"),
+    ("modules_disabled", "1\n"),
+    ("nmi_watchdog", "0\n"),
+    ("numa_balancing", "0\n"),
     ("ostype", "Linux\n"),
+    ("panic_on_oops", "0\n"),
+    ("perf_event_max_sample_rate", "100000\n"),
+    ("perf_event_mlock_kb", "516\n"),
+    ("printk", "4\t4\t1\t7\n"),
+    ("sched_autogroup_enabled", "0\n"),
+    ("sched_rt_period_us", "1000000\n"),
+    ("sched_rt_runtime_us", "950000\n"),
+    ("shm_rmid_forced", "0\n"),
+    ("sysrq", "0\n"),
+    ("unprivileged_bpf_disabled", "2\n"),
     ("threads-max", "63000\n"),
     ("cap_last_cap", "40\n"),
     ("core_pattern", "core\n"),
@@ -59,13 +96,25 @@ const USER: &[&str] = &[
 ];
 
 const FS: &[(&str, &str)] = &[
+    ("aio-nr", "0\n"),
+    ("dentry-state", "0\t0\t45\t0\t0\t0\n"),
+    ("dir-notify-enable", "1\n"),
     ("file-max", "9223372036854775807\n"),
     ("file-nr", "0\t0\t9223372036854775807\n"),
+    ("inode-nr", "0\t0\n"),
+    ("inode-state", "0\t0\t0\t0\t0\t0\t0\n"),
+    ("lease-break-time", "45\n"),
+    ("leases-enable", "1\n"),
+    ("mount-max", "100000\n"),
     ("nr_open", "1048576\n"),
     ("pipe-max-size", "1048576\n"),
     ("pipe-user-pages-hard", "0\n"),
     ("pipe-user-pages-soft", "16384\n"),
     ("aio-max-nr", "65536\n"),
+    ("overflowgid", "65534\n"),
+    ("overflowuid", "65534\n"),
+    ("protected_fifos", "0\n"),
+    ("protected_regular", "0\n"),
     ("protected_hardlinks", "0\n"),
     ("protected_symlinks", "0\n"),
     ("suid_dumpable", "0\n"),
@@ -95,6 +144,8 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
             ("poolsize", fs.fixed("256\n")),
         ]),
     ));
+    let pty = fs.dir([("max", fs.fixed("4096\n")), ("nr", fs.fixed("0\n")), ("reserve", fs.fixed("1024\n"))]);
+    entries.push(("pty", pty));
     entries.push(("yama", fs.dir([("ptrace_scope", fs.fixed("0\n"))])));
     let inotify = fs.dir([
         ("max_queued_events", fs.fixed("16384\n")),
@@ -103,6 +154,7 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
     ]);
     let mut files = fixed(fs, FS);
     files.push(("inotify", inotify));
+    files.push(("epoll", fs.dir([("max_user_watches", fs.fixed("5000000\n"))])));
     let mqueue = [
         ("queues_max", fs.fixed("256\n")),
         ("msg_max", fs.fixed("10\n")),

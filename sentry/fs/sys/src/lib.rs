@@ -91,9 +91,37 @@ fn cpu_dir(fs: &Arc<PseudoFs>, cpus: u32) -> Arc<dyn Inode> {
             ("thread_siblings", fs.fixed(mask(1_u64 << (cpu % 64)))),
             ("core_siblings", fs.fixed(mask(all_mask(cpus)))),
         ]);
-        entries.push((format!("cpu{cpu}"), fs.dir([("topology", topology), ("online", fs.fixed("1\n"))])));
+        let entry =
+            fs.dir([("topology", topology), ("cache", cache_dir(fs, cpu)), ("online", fs.fixed("1\n"))]);
+        entries.push((format!("cpu{cpu}"), entry));
     }
     fs.dir(entries.iter().map(|(name, inode)| (name.as_str(), Arc::clone(inode))))
+}
+
+/// The caches that a processor of the common kind has; each CPU has its own here.
+fn cache_dir(fs: &Arc<PseudoFs>, cpu: u32) -> Arc<dyn Inode> {
+    let caches = [
+        ("1", "Data", "32K"),
+        ("1", "Instruction", "32K"),
+        ("2", "Unified", "1024K"),
+        ("3", "Unified", "16384K"),
+    ];
+    let indexes: Vec<(String, Arc<dyn Inode>)> = (0..)
+        .zip(caches)
+        .map(|(number, (level, kind, size))| {
+            let index = fs.dir([
+                ("coherency_line_size", fs.fixed("64\n")),
+                ("id", fs.fixed(format!("{cpu}\n"))),
+                ("level", fs.fixed(format!("{level}\n"))),
+                ("shared_cpu_list", fs.fixed(format!("{cpu}\n"))),
+                ("shared_cpu_map", fs.fixed(mask(1_u64 << (cpu % 64)))),
+                ("size", fs.fixed(format!("{size}\n"))),
+                ("type", fs.fixed(format!("{kind}\n"))),
+            ]);
+            (format!("index{number}"), index)
+        })
+        .collect();
+    fs.dir(indexes.iter().map(|(name, inode)| (name.as_str(), Arc::clone(inode))))
 }
 
 fn node_dir(fs: &Arc<PseudoFs>, cpus: u32) -> Arc<dyn Inode> {
@@ -101,6 +129,12 @@ fn node_dir(fs: &Arc<PseudoFs>, cpus: u32) -> Arc<dyn Inode> {
         ("cpulist", fs.fixed(cpu_list(cpus))),
         ("cpumap", fs.fixed(mask(all_mask(cpus)))),
         ("distance", fs.fixed("10\n")),
+        (
+            "numastat",
+            fs.fixed(
+                "numa_hit 0\nnuma_miss 0\nnuma_foreign 0\ninterleave_hit 0\nlocal_node 0\nother_node 0\n",
+            ),
+        ),
     ]);
     fs.dir([
         ("online", fs.fixed("0\n")),
@@ -175,9 +209,15 @@ fn kernel_dir(fs: &Arc<PseudoFs>) -> Arc<dyn Inode> {
         ("enabled", fs.fixed("always [madvise] never\n")),
         ("defrag", fs.fixed("always defer defer+madvise [madvise] never\n")),
         ("hpage_pmd_size", fs.fixed("2097152\n")),
+        ("shmem_enabled", fs.fixed("always within_size advise [never] deny force\n")),
+        ("use_zero_page", fs.fixed("1\n")),
     ]);
+    let pool = fs.dir(
+        ["free_hugepages", "nr_hugepages", "nr_overcommit_hugepages", "resv_hugepages", "surplus_hugepages"]
+            .map(|name| (name, fs.fixed("0\n"))),
+    );
     fs.dir([
-        ("mm", fs.dir([("transparent_hugepage", huge), ("hugepages", fs.dir([]))])),
+        ("mm", fs.dir([("transparent_hugepage", huge), ("hugepages", fs.dir([("hugepages-2048kB", pool)]))])),
         ("debug", fs.dir([])),
     ])
 }

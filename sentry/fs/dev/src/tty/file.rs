@@ -4,9 +4,9 @@ use core::any::Any;
 use std::sync::Arc;
 
 use abi::tty::{cc, lflag, pkt};
-use sentry_base::{Errno, Events, Nanos, Result, WaitQueue};
+use sentry_base::{Errno, Events, Nanos, Result, WaitQueue, mono_now};
 use sentry_memory::{UserReader, UserWriter};
-use sentry_vfs::{FileKind, FileOps, IoCtx, IoStart, Pos, WaitLimit};
+use sentry_vfs::{Caller, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, WaitLimit};
 
 use super::{State, Terminals, Tty};
 
@@ -49,18 +49,22 @@ impl State {
         }
     }
 
-    /// Whether a read of `want` bytes may return what there is.
-    ///
-    /// With both `VMIN` and `VTIME` set, whatever has come is given at once, as if the time between bytes were over: a
-    /// reader has to expect short reads there anyway.
-    fn satisfies(&self, want: usize) -> bool {
+    /// Whether a read of `want` bytes may return what there is. Who does not wait gets whatever has come.
+    fn satisfies(&self, want: usize, waits: bool) -> bool {
         let available = self.ldisc.available();
         let (min, time) = self.min_time();
         match (min, time) {
             (0, 0) => true,
+            (0, _) => available > 0,
+            _ if !waits => available > 0,
             (_, 0) => available >= min.min(want),
-            _ => available > 0,
+            // The time counts from byte to byte, and only once there is one.
+            _ => available >= min.min(want) || (available > 0 && self.is_idle_for(time)),
         }
+    }
+
+    fn is_idle_for(&self, time: Nanos) -> bool {
+        mono_now().saturating_sub(self.typed_at) >= time
     }
 }
 
@@ -98,7 +102,7 @@ impl FileOps for TtyFile {
         let (data, had_room) = {
             let state = self.tty.state.lock();
             let had_room = state.ldisc.input_room();
-            if !state.satisfies(want) {
+            if !state.satisfies(want, !io.flags.contains(OpenFlags::NONBLOCK)) {
                 return Ok(IoStart::WouldBlock);
             }
             drop(state);
@@ -144,7 +148,14 @@ impl FileOps for TtyFile {
         }
         let state = self.tty.state.lock();
         let (min, time) = state.min_time();
-        (min == 0 && time > 0).then_some(WaitLimit { ns: time, then: Ok(0) })
+        let counts = time > 0 && (min == 0 || state.ldisc.available() > 0);
+        counts.then_some(WaitLimit { ns: time, then: Ok(0) })
+    }
+
+    fn wait_stamp(&self) -> u64 {
+        let state = self.tty.state.lock();
+        let (min, time) = state.min_time();
+        if min > 0 && time > 0 { state.typed } else { 0 }
     }
 
     fn ioctl(&self, io: &IoCtx<'_>, command: u32, arg: u64) -> Result<i64> {
@@ -174,6 +185,11 @@ impl MasterFile {
 
     pub fn tty(&self) -> &Arc<Tty> {
         &self.tty
+    }
+
+    /// `TIOCGPTPEER`: the other side, whatever devpts it is in.
+    pub fn open_peer(&self, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
+        self.terminals.open_slave(self.tty.index(), flags, caller)
     }
 }
 

@@ -8,6 +8,9 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::{Tty, ldisc::Ldisc};
 
+/// Sends a signal to the foreground group, from the master.
+const TIOCSIG: u32 = 0x4004_5436;
+
 /// 38,400 baud, what `ispeed` and `ospeed` say.
 const SPEED: u32 = 38_400;
 
@@ -116,6 +119,17 @@ impl Tty {
             ioc::TIOCGPTLCK if master => {
                 let locked = i32::from(self.state.lock().locked);
                 put(mem, arg, &locked)
+            }
+            TIOCSIG if master => {
+                let signal = i32::try_from(arg).map_err(|_| Errno::EINVAL)?;
+                if !matches!(signal, libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP) {
+                    return Err(Errno::EINVAL);
+                }
+                let foreground = self.foreground();
+                if foreground > 0 {
+                    self.sink.signal_group(foreground, signal);
+                }
+                Ok(0)
             }
             ioc::TIOCPKT if master => {
                 let on: i32 = get(mem, arg)?;

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Weak};
 
 use abi::tty::{Winsize, lflag, pkt};
-use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank};
+use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank, mono_now};
 use sentry_vfs::{Attr, Caller, FileKind, SignalSink, Terminal};
 
 pub use file::{MasterFile, TtyFile};
@@ -65,6 +65,9 @@ struct State {
     /// The master is in packet mode, and has these status bits to see.
     packet: bool,
     status: u8,
+    /// When the last byte was typed, and how often that was, for `VTIME`.
+    typed_at: Nanos,
+    typed: u64,
 }
 
 impl Tty {
@@ -84,6 +87,8 @@ impl Tty {
                 exclusive: false,
                 packet: false,
                 status: 0,
+                typed_at: 0,
+                typed: 0,
             }),
             foreground: AtomicI32::new(0),
             session: AtomicI32::new(0),
@@ -146,6 +151,11 @@ impl Tty {
 
     /// Bytes typed on the other side; returns how many there was room for.
     fn input(&self, bytes: &[u8]) -> usize {
+        {
+            let mut state = self.state.lock();
+            state.typed_at = mono_now();
+            state.typed = state.typed.wrapping_add(1);
+        }
         let n = self.with_ldisc(|ldisc, effects| ldisc.receive(bytes, effects));
         self.slave_queue.notify(Events::READABLE);
         n
