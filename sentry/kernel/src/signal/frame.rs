@@ -283,7 +283,8 @@ fn sanitize(image: &mut [u8], own: &[u8]) -> Result<()> {
 /// takes.
 pub fn fuzz(bytes: &[u8]) {
     if let Ok((uc, _)) = UContext::read_from_prefix(bytes) {
-        let _ = (uc.mcontext.cs, stack_flags(&uc.stack, uc.mcontext.rsp), on_stack(&uc.stack, uc.mcontext.rsp));
+        let _ =
+            (uc.mcontext.cs, stack_flags(&uc.stack, uc.mcontext.rsp), on_stack(&uc.stack, uc.mcontext.rsp));
     }
     // The host's image: x87, SSE and AVX, 832 bytes and the closing magic.
     let mut own = vec![0_u8; 836];
