@@ -26,7 +26,6 @@ pub const DEBIAN_PACKAGES: &[&str] = &[
     "libc6-dev",
     "stress-ng",
     "strace",
-    "gdb",
 ];
 const SUITE: &str = "bookworm";
 /// Raised when the recipe changes in a way that the package list does not show.

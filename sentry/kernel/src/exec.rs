@@ -157,7 +157,9 @@ pub async fn execve(cx: &mut Current, spec: ExecSpec) -> Stop {
     cx.task.set_state(TaskState::ExecCreds);
     commit(cx, program);
     cx.regs.orig_rax = cx.syscall_nr;
-    crate::ptrace::exec_stop(cx, old_tid).await;
+    if cx.task.is_traced() {
+        Box::pin(crate::ptrace::exec_stop(cx, old_tid)).await;
+    }
     Stop::RegistersSet
 }
 

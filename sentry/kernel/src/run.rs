@@ -58,7 +58,7 @@ pub(crate) async fn run(mut cx: Current) {
     }
     if cx.task.is_traced() {
         let status = exit::status_of(&cx.task);
-        ptrace::exit_stop(&mut cx, status.0).await;
+        Box::pin(ptrace::exit_stop(&mut cx, status.0)).await;
     }
     exit::exit(cx);
 }
@@ -71,12 +71,12 @@ fn forces_trap(cx: &Current) -> bool {
 /// After a call that has made a child: the tracer learns of it, and a parent in `vfork` waits.
 async fn after_clone(cx: &mut Current) {
     if let Some((event, tid)) = cx.new_child.take() {
-        ptrace::child_stop(cx, event, tid).await;
+        Box::pin(ptrace::child_stop(cx, event, tid)).await;
     }
     if let Some((gate, tid)) = cx.vfork.take() {
         wait_for_vfork(cx, &gate).await;
         if cx.task.is_traced() && gate.is_open() {
-            ptrace::vfork_done(cx, tid).await;
+            Box::pin(ptrace::vfork_done(cx, tid)).await;
         }
     }
 }
@@ -99,8 +99,9 @@ fn number(cx: &Current) -> u64 {
 }
 
 async fn syscall(cx: &mut Current) {
-    if cx.task.trace_mode() & (mode::CALLS | mode::EMULATED) != 0 && !ptrace::calls_begin(cx).await {
-        ptrace::calls_end(cx).await;
+    if cx.task.trace_mode() & (mode::CALLS | mode::EMULATED) != 0 && !Box::pin(ptrace::calls_begin(cx)).await
+    {
+        Box::pin(ptrace::calls_end(cx)).await;
         return;
     }
     cx.syscall_nr = number(cx);
@@ -128,7 +129,7 @@ async fn syscall(cx: &mut Current) {
         after_clone(cx).await;
     }
     if cx.task.trace_mode() & (mode::CALLS | mode::STEP) != 0 {
-        ptrace::calls_end(cx).await;
+        Box::pin(ptrace::calls_end(cx)).await;
     }
 }
 

@@ -248,9 +248,6 @@ pub(crate) async fn vfork_done(cx: &mut Current, tid: i32) {
 
 /// A new program is in place; the task was `old_tid` before. Without the option an attached tracee gets a SIGTRAP.
 pub(crate) async fn exec_stop(cx: &mut Current, old_tid: i32) {
-    if !cx.task.is_traced() {
-        return;
-    }
     if wants(&cx.task, options::EVENT_EXEC) {
         event(cx, options::EVENT_EXEC, u64::from(old_tid.cast_unsigned())).await;
         return;

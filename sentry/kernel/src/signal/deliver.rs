@@ -41,7 +41,7 @@ pub(crate) async fn interrupt(cx: &mut Current) -> Outcome {
         }
         let Some(info) = next_signal(cx) else { continue };
         let info = if task.is_traced() && info.signo != sig::KILL {
-            match ptrace::signal_stop(cx, info).await {
+            match Box::pin(ptrace::signal_stop(cx, info)).await {
                 Some(info) => info,
                 None => continue,
             }
@@ -54,7 +54,9 @@ pub(crate) async fn interrupt(cx: &mut Current) -> Outcome {
             SIG_DFL => default_action(cx, info.signo),
             _ => {
                 run_handler(cx, &info, &action);
-                ptrace::after_handler(cx).await;
+                if task.is_traced() {
+                    Box::pin(ptrace::after_handler(cx)).await;
+                }
             }
         }
     }

@@ -99,7 +99,8 @@ impl ThreadGroup {
 
 /// Stops for job control or for the tracer, until continued or killed.
 pub(super) async fn stop(cx: &mut Current) {
-    if ptrace::group_stop(cx).await == ptrace::Group::Nothing {
+    // Boxed, as every stop for a tracer: what is rare does not make the future of each task larger.
+    if Box::pin(ptrace::group_stop(cx)).await == ptrace::Group::Nothing {
         stand_still(cx).await;
     }
     let task = Arc::clone(&cx.task);
