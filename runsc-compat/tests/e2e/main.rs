@@ -22,6 +22,7 @@ mod debugger;
 mod exit;
 mod host_command;
 mod hostile;
+mod ipc;
 mod jobs;
 mod languages;
 mod lifecycle;

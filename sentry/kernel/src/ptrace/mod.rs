@@ -23,7 +23,6 @@ pub use link::{attach, trace_me};
 pub use regs::{NR_USER_REGS, RegsError, USER_REGS_SIZE};
 pub use request::{Go, SyscallInfo, Tracee, check_options};
 
-
 pub(crate) use link::{TraceLink, inherit, let_go_of_tracees, move_link};
 pub(crate) use stop::{
     Group, after_handler, calls_begin, calls_end, child_stop, exec_stop, exit_stop, group_stop, new_child,
