@@ -49,7 +49,13 @@ impl Space {
     /// A space on `process`, whose first `nr_threads` slots have parked threads.
     fn new(platform: Arc<Inner>, process: Arc<Process>, nr_threads: u64) -> Self {
         process.spares.lock().extend(0..nr_threads);
-        Self { platform, process, next_slot: Mutex::new(nr_threads), helper: Mutex::new(None), scratch: Mutex::new(false) }
+        Self {
+            platform,
+            process,
+            next_slot: Mutex::new(nr_threads),
+            helper: Mutex::new(None),
+            scratch: Mutex::new(false),
+        }
     }
 
     pub(crate) fn platform(&self) -> &Inner {
@@ -190,7 +196,8 @@ impl Space {
         let mut all = Vec::with_capacity(calls.len() + 2);
         if !*mapped {
             let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE) as u64;
+            let flags =
+                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE) as u64;
             all.push(Call::new(libc::SYS_mmap, [SCRATCH, SCRATCH_LEN, prot, flags, u64::MAX, 0]));
             let advice = libc::MADV_DONTFORK as u64;
             all.push(Call::new(libc::SYS_madvise, [SCRATCH, SCRATCH_LEN, advice]));
@@ -204,7 +211,12 @@ impl Space {
         }
     }
 
-    fn ask_resident(&self, mapped: &mut bool, batch: &Batch, tell: &mut dyn FnMut(usize, &[u8])) -> Result<(), SpaceError> {
+    fn ask_resident(
+        &self,
+        mapped: &mut bool,
+        batch: &Batch,
+        tell: &mut dyn FnMut(usize, &[u8]),
+    ) -> Result<(), SpaceError> {
         let mut at = SCRATCH;
         let mut calls = Vec::with_capacity(batch.ranges.len());
         for (_, range) in &batch.ranges {
@@ -466,7 +478,8 @@ impl AddressSpace for Space {
         /// Offset of `ru_maxrss` (in KiB) in `struct rusage`.
         const MAXRSS: usize = 32;
         let mut usage = [0; MAXRSS + 8];
-        let asked = self.ask(&mut self.scratch.lock(), &[Call::new(libc::SYS_getrusage, [0, SCRATCH])], &mut usage);
+        let asked =
+            self.ask(&mut self.scratch.lock(), &[Call::new(libc::SYS_getrusage, [0, SCRATCH])], &mut usage);
         let kib = usage.get(MAXRSS..).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
         if asked.is_ok() { kib.saturating_mul(1024) } else { 0 }
     }

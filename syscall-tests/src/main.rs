@@ -3,7 +3,7 @@
 //! Purpose: the same binary runs on the host kernel and inside a sandbox, and every case that holds on the host
 //! must hold inside. A case is a plain function that makes system calls and returns what it found wrong.
 //! Invariants: each case runs in a forked child of its own, in a directory of its own, under a time limit; no case
-//! depends on another, on the network, or on any program but this one.
+//! depends on another, on a network beyond the loopback, or on any program but this one.
 //! Lock ranks: none. Threat: none, the program is itself the workload.
 #![allow(unsafe_code, reason = "the program exists to make raw system calls with good and bad arguments")]
 #![allow(
@@ -24,14 +24,17 @@
 #[macro_use]
 mod harness;
 mod areas;
+mod fsx;
 mod helpers;
+mod inet;
 mod sys;
 mod tracing;
 
 use harness::{Options, Selected};
 
 const USAGE: &str = "usage: syscall-tests list
-       syscall-tests run [--json] [--jobs N] [--timeout SECONDS] [--dir DIR] [--skip AREA/NAME]... (--all | AREA | AREA/NAME)...";
+       syscall-tests run [--json] [--jobs N] [--timeout SECONDS] [--dir DIR] [--skip AREA/NAME]... (--all | AREA | AREA/NAME)...
+       syscall-tests fsx [--seed N] [--seconds N] [--ops N] [--dir DIR]";
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -45,6 +48,7 @@ fn main() {
             }
         }
         Some("run") => std::process::exit(run(rest)),
+        Some("fsx") => std::process::exit(fsx::main(rest)),
         Some("helper") => std::process::exit(helpers::run(rest)),
         _ => {
             eprintln!("{USAGE}");

@@ -62,12 +62,30 @@ impl Waited {
         let (utime, stime) = process.group.cpu_times();
         let (cu, cs) = process.group.children_cpu_times();
         let uid = process.leader.creds().uid;
-        Self { pid: process.group.pid(), uid, status, code, value, utime: utime + cu, stime: stime + cs, peak_resident: peak_of(&process.group) }
+        Self {
+            pid: process.group.pid(),
+            uid,
+            status,
+            code,
+            value,
+            utime: utime + cu,
+            stime: stime + cs,
+            peak_resident: peak_of(&process.group),
+        }
     }
 
     fn of_tracee(task: &Task, status: WaitStatus, code: i32, value: i32) -> Self {
         let (utime, stime) = task.cpu_times();
-        Self { pid: task.tid(), uid: task.creds().uid, status, code, value, utime, stime, peak_resident: peak_of(task.group()) }
+        Self {
+            pid: task.tid(),
+            uid: task.creds().uid,
+            status,
+            code,
+            value,
+            utime,
+            stime,
+            peak_resident: peak_of(task.group()),
+        }
     }
 
     fn of_zombie(process: &Process, zombie: &Zombie) -> Self {

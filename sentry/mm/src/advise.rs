@@ -184,10 +184,12 @@ impl Mm {
             }
             let ahead = AddrRange { start: at, end: end.min(at.saturating_add(POPULATE_STEP)) };
             let next = vma.resident_ranges(ahead).first().map_or(end, |r| r.end);
-            self.space().advise(AddrRange { start: at, end: next }, advice).map_err(|e| match space_errno(e) {
-                Errno::ENOMEM => Errno::ENOMEM,
-                _ => Errno::EFAULT,
-            })?;
+            self.space().advise(AddrRange { start: at, end: next }, advice).map_err(
+                |e| match space_errno(e) {
+                    Errno::ENOMEM => Errno::ENOMEM,
+                    _ => Errno::EFAULT,
+                },
+            )?;
             at = next;
         }
         Ok(())

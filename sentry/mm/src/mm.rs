@@ -379,7 +379,8 @@ impl Mm {
     pub(crate) fn maps_for_writing(&self, file: &dyn Mappable) -> bool {
         let state = self.lock();
         state.tree.iter().any(|vma| {
-            vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE) && vma.file().is_some_and(|f| f.is_file(file))
+            vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE)
+                && vma.file().is_some_and(|f| f.is_file(file))
         })
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use platform::AddrRange;
 use sentry_base::{Errno, Result};
-use sentry_kernel::ptrace::{Access, may_access};
 use sentry_kernel::pidfd::PidFd;
+use sentry_kernel::ptrace::{Access, may_access};
 use sentry_kernel::{Current, Mm};
 use sentry_memory::{IoSeg, UserMemory, UserReader, UserWriter};
 use sentry_mm::{FileMapping, MappedFile, MmapArgs, VmFlags, madv, map_flags};
@@ -50,7 +50,8 @@ fn mmap(cx: &mut Current, addr: Ptr, len: u64, prot: Bits, flags: Bits, fd: i32,
     if flags.0 & map_flags::ANONYMOUS == 0 && fs_dev::is_zero(&**cx.file(fd)?.ops()) {
         flags.0 |= map_flags::ANONYMOUS;
     }
-    let file = if flags.0 & map_flags::ANONYMOUS == 0 { Some(mapping(cx, fd, prot, flags, offset)?) } else { None };
+    let file =
+        if flags.0 & map_flags::ANONYMOUS == 0 { Some(mapping(cx, fd, prot, flags, offset)?) } else { None };
     let args = MmapArgs { addr: addr.0, len, prot: prot.0, flags: flags.0, file };
     cx.mm().mmap(&args, &cx.mm_limits())
 }
@@ -65,7 +66,8 @@ fn mapping(cx: &Current, fd: i32, prot: Bits, flags: Bits, offset: u64) -> Resul
     }
     let open = file.flags();
     let mut writable = open.writes();
-    if flags.0 & map_flags::TYPE != map_flags::PRIVATE && open_tmpfs_file(file.ops()).is_some_and(|f| f.is_write_sealed())
+    if flags.0 & map_flags::TYPE != map_flags::PRIVATE
+        && open_tmpfs_file(file.ops()).is_some_and(|f| f.is_write_sealed())
     {
         if prot.0 & PROT_WRITE != 0 {
             return Err(Errno::EPERM);

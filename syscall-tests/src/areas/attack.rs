@@ -367,7 +367,11 @@ fn alternate_stack(map: &Map) -> Outcome {
 extern "C" fn eat_stack(_: i32, _: *mut siginfo_t, _: *mut c_void) {
     fn down(n: usize) -> usize {
         let page = std::hint::black_box([n as u8; 2048]);
-        if page.len() == n { n } else { down(n.wrapping_add(page[3] as usize | 1) & !2048) + page[4] as usize }
+        if page.len() == n {
+            n
+        } else {
+            down(n.wrapping_add(page[3] as usize | 1) & !2048) + page[4] as usize
+        }
     }
     std::hint::black_box(down(0));
 }

@@ -306,7 +306,10 @@ fn race(map: &Map, change: impl Fn(*mut u8) + Send) -> Outcome {
                 let mut left = put as usize;
                 while left > 0 {
                     let got = sys::fd_read(&rd, left)?;
-                    want!(!got.is_empty() && got.iter().all(|b| *b == 0 || *b == 7), "strange bytes in the pipe");
+                    want!(
+                        !got.is_empty() && got.iter().all(|b| *b == 0 || *b == 7),
+                        "strange bytes in the pipe"
+                    );
                     left -= got.len();
                 }
             }

@@ -294,7 +294,8 @@ fn mremap_of_size_zero_doubles_shared_memory() -> Outcome {
 fn mremap_dontunmap_leaves_an_empty_source() -> Outcome {
     let map = Map::anon(3 * PAGE)?;
     map.set(PAGE, 5);
-    let to = ok!(mremap(map.ptr.cast(), 3 * PAGE, 3 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0)).cast::<u8>();
+    let to =
+        ok!(mremap(map.ptr.cast(), 3 * PAGE, 3 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0)).cast::<u8>();
     want!(to != map.ptr, "it has not moved");
     same!((unsafe { to.add(PAGE).read_volatile() }, map.get(PAGE)), (5, 0));
     map.set(0, 1);
@@ -715,7 +716,8 @@ fn userfaultfd_is_refused() -> Outcome {
 /// A line of /proc/self/status, in KiB.
 fn status_kb(name: &str) -> Result<u64, String> {
     let text = sys::slurp("/proc/self/status")?;
-    let line = text.lines().find(|l| l.split(':').next() == Some(name)).ok_or_else(|| format!("no {name}"))?;
+    let line =
+        text.lines().find(|l| l.split(':').next() == Some(name)).ok_or_else(|| format!("no {name}"))?;
     line.split_whitespace().nth(1).and_then(|w| w.parse().ok()).ok_or_else(|| format!("{line:?}"))
 }
 
@@ -798,9 +800,26 @@ fn smaps_names_its_fields() -> Outcome {
     same!(block.get("Size"), Some(&56));
     same!(block.get("Rss"), Some(&12));
     for name in [
-        "KernelPageSize", "MMUPageSize", "Pss", "Pss_Dirty", "Shared_Clean", "Shared_Dirty", "Private_Clean",
-        "Private_Dirty", "Referenced", "Anonymous", "LazyFree", "AnonHugePages", "ShmemPmdMapped",
-        "FilePmdMapped", "Shared_Hugetlb", "Private_Hugetlb", "Swap", "SwapPss", "Locked", "THPeligible",
+        "KernelPageSize",
+        "MMUPageSize",
+        "Pss",
+        "Pss_Dirty",
+        "Shared_Clean",
+        "Shared_Dirty",
+        "Private_Clean",
+        "Private_Dirty",
+        "Referenced",
+        "Anonymous",
+        "LazyFree",
+        "AnonHugePages",
+        "ShmemPmdMapped",
+        "FilePmdMapped",
+        "Shared_Hugetlb",
+        "Private_Hugetlb",
+        "Swap",
+        "SwapPss",
+        "Locked",
+        "THPeligible",
         "VmFlags",
     ] {
         want!(block.contains_key(name), "no {name} in smaps");

@@ -4,6 +4,7 @@ use crate::harness::Area;
 
 mod attack;
 mod attr;
+mod copy;
 mod cred;
 mod dir;
 mod epoll;
@@ -13,17 +14,27 @@ mod execcred;
 mod fd;
 mod file;
 mod frames;
+mod fileio;
 mod futex;
 mod futex_pi;
 mod futexv;
+mod inet_dgram;
+mod inet_options;
+mod inet_raw;
+mod inet_stream;
+mod inet_wait;
+mod inotify;
 mod limits;
+mod lock;
 mod membarrier;
 mod memfd;
 mod mm;
 mod mm_limits;
 mod mount;
 mod mqueue;
+mod netdev;
 mod ns;
+mod openat2;
 mod path;
 mod pidfd;
 mod pidns;
@@ -44,8 +55,10 @@ mod sysv;
 mod thread;
 mod time;
 mod tmpfs;
+mod tree;
 mod tty;
 mod unix;
+mod xattr;
 
 /// Every area, in the order in which `list` prints them.
 pub const AREAS: &[Area] = &[
@@ -68,11 +81,24 @@ pub const AREAS: &[Area] = &[
     Area { name: "pipe", cases: pipe::CASES },
     Area { name: "event", cases: event::CASES },
     Area { name: "unix", cases: unix::CASES },
+    Area { name: "inet_stream", cases: inet_stream::CASES },
+    Area { name: "inet_dgram", cases: inet_dgram::CASES },
+    Area { name: "inet_wait", cases: inet_wait::CASES },
+    Area { name: "inet_raw", cases: inet_raw::CASES },
+    Area { name: "inet_options", cases: inet_options::CASES },
+    Area { name: "netdev", cases: netdev::CASES },
     Area { name: "tty", cases: tty::CASES },
     Area { name: "path", cases: path::CASES },
     Area { name: "dir", cases: dir::CASES },
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
+    Area { name: "tree", cases: tree::CASES },
+    Area { name: "openat2", cases: openat2::CASES },
+    Area { name: "fileio", cases: fileio::CASES },
+    Area { name: "copy", cases: copy::CASES },
+    Area { name: "lock", cases: lock::CASES },
+    Area { name: "xattr", cases: xattr::CASES },
+    Area { name: "inotify", cases: inotify::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
     Area { name: "ns", cases: ns::CASES },
     Area { name: "pidns", cases: pidns::CASES },

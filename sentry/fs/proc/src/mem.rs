@@ -7,9 +7,9 @@ use std::sync::Arc;
 use platform::{AddrRange, PAGE_SIZE};
 use sentry_base::{Errno, Result};
 use sentry_kernel::Mm;
-use sentry_mm::PagePresence;
 use sentry_kernel::ptrace::{Access, may_access};
 use sentry_memory::{UserReader, UserWriter};
+use sentry_mm::PagePresence;
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{
     Attr, Caller, FileKind, FileOps, FileSystem, Inode, IoCtx, IoStart, OpenFlags, Pos, SetAttr, Whence,
