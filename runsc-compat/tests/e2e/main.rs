@@ -23,6 +23,7 @@ mod exit;
 mod files;
 mod host_command;
 mod hostile;
+mod ipc;
 mod jobs;
 mod languages;
 mod lifecycle;

@@ -13,6 +13,7 @@ mod exec;
 mod execcred;
 mod fd;
 mod file;
+mod frames;
 mod fileio;
 mod futex;
 mod futex_pi;
@@ -115,6 +116,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "prctl", cases: prctl::CASES },
     Area { name: "sched", cases: sched::CASES },
     Area { name: "pidfd", cases: pidfd::CASES },
+    Area { name: "frames", cases: frames::CASES },
     Area { name: "limits", cases: limits::CASES },
     Area { name: "membarrier", cases: membarrier::CASES },
 ];

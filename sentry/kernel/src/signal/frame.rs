@@ -161,8 +161,6 @@ fn restore(cx: &mut Current) -> Result<()> {
         return Err(Errno::EFAULT);
     }
     // Any address may be gone to: one that is not the application's faults there, as it does on Linux.
-    let fpu = read_fpu(cx, saved.fpstate)?;
-    cx.context.set_fpu(&fpu).map_err(|_| Errno::EFAULT)?;
     let old = cx.regs;
     cx.regs = Regs {
         r15: saved.r15,
@@ -189,6 +187,13 @@ fn restore(cx: &mut Current) -> Result<()> {
         fs_base: old.fs_base,
         gs_base: old.gs_base,
     };
+    // After the registers, as on Linux: a handler of the SIGSEGV for a bad image sees where the frame led.
+    let restored =
+        read_fpu(cx, saved.fpstate).and_then(|fpu| cx.context.set_fpu(&fpu).map_err(|_| Errno::EFAULT));
+    if let Err(errno) = restored {
+        cx.context.set_fpu(&FpuState::default()).map_err(|_| Errno::EFAULT)?;
+        return Err(errno);
+    }
     // Linux ignores what is wrong with the stack, apart from memory that cannot be read.
     let _ = set_alt_stack(cx, uc.stack);
     Ok(())
