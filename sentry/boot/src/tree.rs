@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind, Root};
+use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind};
 use fs_dev::{DevPts, Terminals};
 use fs_gofer::{GoferFs, Session};
 use fs_overlay::OverlayFs;
