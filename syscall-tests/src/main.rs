@@ -3,7 +3,7 @@
 //! Purpose: the same binary runs on the host kernel and inside a sandbox, and every case that holds on the host
 //! must hold inside. A case is a plain function that makes system calls and returns what it found wrong.
 //! Invariants: each case runs in a forked child of its own, in a directory of its own, under a time limit; no case
-//! depends on another, on the network, or on any program but this one.
+//! depends on another, on a network beyond the loopback, or on any program but this one.
 //! Lock ranks: none. Threat: none, the program is itself the workload.
 #![allow(unsafe_code, reason = "the program exists to make raw system calls with good and bad arguments")]
 #![allow(
@@ -26,6 +26,7 @@ mod harness;
 mod areas;
 mod fsx;
 mod helpers;
+mod inet;
 mod sys;
 mod tracing;
 

@@ -1,7 +1,8 @@
 //! Which crate may depend on which: the architecture's direction of dependencies, checked.
 //!
 //! `abi ← hostsys ← platform ← platform-systrap`; `abi ← sentry/base ← memory ← mm ← vfs ← fs/*, net, ipc, loader ←
-//! kernel ← fs/proc, syscalls ← boot`; the life-cycle side (`runtime`, `runsc-compat`) never imports a sentry crate
+//! kernel ← fs/proc, syscalls ← boot`; `netstack` knows no Sentry type and is used by `net` and `boot`;
+//! the life-cycle side (`runtime`, `runsc-compat`) never imports a sentry crate
 //! and meets it in the control protocol; `casemate` alone links both.
 
 use anyhow::{Result, bail};
@@ -18,7 +19,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sentry-memory", &["abi", "hostsys", "platform", "sentry-base"]),
     ("sentry-mm", &["abi", "hostsys", "platform", "sentry-base", "sentry-memory"]),
     ("sentry-vfs", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm"]),
-    ("sentry-net", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
+    ("netstack", &[]),
+    (
+        "sentry-net",
+        &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs", "netstack"],
+    ),
     ("sentry-ipc", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
     ("sentry-loader", &["abi", "platform", "sentry-base", "sentry-memory", "sentry-mm", "sentry-vfs"]),
     // The device file system is a tmpfs whose nodes are devices.
@@ -96,6 +101,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sentry-syscalls",
             "fs-proc",
             "fs-*",
+            "netstack",
             "gofer-protocol",
             "control-protocol",
         ],

@@ -28,6 +28,7 @@ mod languages;
 mod lifecycle;
 mod lower;
 mod many;
+mod network;
 mod outside;
 mod posture;
 mod shell;

@@ -2,6 +2,7 @@
 
 use core::any::Any;
 use core::fmt::Debug;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use abi::net::Ucred;
@@ -10,6 +11,16 @@ use sentry_memory::{UserReader, UserWriter};
 use sentry_vfs::{
     Attr, Caller, FileDescription, FileKind, FileOps, Inode, IoCtx, IoStart, OpenFlags, Pos, WaitLimit, cap,
 };
+
+/// The device number of sockfs.
+const SOCKFS_DEV: u64 = 8;
+
+/// Attributes of a new socket of this owner.
+pub(crate) fn new_attr(uid: u32, gid: u32) -> Attr {
+    static NEXT_INO: AtomicU64 = AtomicU64::new(0x2000);
+    let ino = NEXT_INO.fetch_add(1, Ordering::Relaxed);
+    Attr { uid, gid, btime: None, ..Attr::new(FileKind::Socket, 0o777, ino, SOCKFS_DEV) }
+}
 
 /// How a socket reaches the file system for addresses that are paths.
 pub trait SocketPaths {
@@ -62,6 +73,16 @@ pub struct ControlIn {
     pub rights: Vec<Arc<FileDescription>>,
     /// `SCM_CREDENTIALS`, which [`check_credentials`] has passed.
     pub creds: Option<Ucred>,
+    /// Those of other levels, for the protocol to read.
+    pub other: Vec<ControlMessage>,
+}
+
+/// One control message (`cmsg(3)`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlMessage {
+    pub level: i32,
+    pub kind: i32,
+    pub data: Vec<u8>,
 }
 
 /// A message to send, or what is left of one.
@@ -86,13 +107,20 @@ pub struct RecvMsg<'m, 'd> {
     pub rights: Vec<Arc<FileDescription>>,
     /// The sender, where the socket asks for it (`SO_PASSCRED`).
     pub creds: Option<Ucred>,
+    /// What the protocol tells besides.
+    pub other: Vec<ControlMessage>,
     /// `MSG_TRUNC` and the like, to report.
     pub out_flags: i32,
 }
 
 impl<'m, 'd> RecvMsg<'m, 'd> {
     pub fn new(data: &'m mut UserWriter<'d>, flags: i32) -> Self {
-        Self { data, flags, from: None, rights: Vec::new(), creds: None, out_flags: 0 }
+        Self { data, flags, from: None, rights: Vec::new(), creds: None, other: Vec::new(), out_flags: 0 }
+    }
+
+    /// Adds a control message of a protocol.
+    pub(crate) fn describe(&mut self, level: i32, kind: i32, data: &[u8]) {
+        self.other.push(ControlMessage { level, kind, data: data.to_vec() });
     }
 }
 
@@ -124,6 +152,10 @@ pub trait Socket: Send + Sync + Debug {
     /// `struct sockaddr` of this end.
     fn local_address(&self) -> Result<Vec<u8>>;
     fn peer_address(&self) -> Result<Vec<u8>>;
+    /// The peer of a connection that was just accepted: known even if the peer has gone already.
+    fn accepted_peer(&self) -> Result<Vec<u8>> {
+        self.peer_address()
+    }
     /// The value of an option, at full length.
     fn get_option(&self, caller: &dyn Caller, level: i32, name: i32) -> Result<Vec<u8>>;
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()>;

@@ -6,7 +6,7 @@ use abi::net::{CmsgHdr, MsgHdr, Ucred};
 use sentry_base::{Errno, Result};
 use sentry_kernel::{Current, Task};
 use sentry_memory::UserMemory;
-use sentry_net::{ControlIn, check_credentials};
+use sentry_net::{ControlIn, ControlMessage, check_credentials};
 use sentry_vfs::FileDescription;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -83,6 +83,12 @@ pub(crate) fn read_control(cx: &Current, hdr: &MsgHdr) -> Result<ControlIn> {
                 }
                 _ => return Err(Errno::EINVAL),
             }
+        } else {
+            control.other.push(ControlMessage {
+                level: header.level,
+                kind: header.kind,
+                data: data.to_vec(),
+            });
         }
         rest = rest.get(align(len)..).unwrap_or_default();
     }
@@ -122,7 +128,7 @@ impl ControlOut {
         self.room.saturating_sub(self.bytes.len())
     }
 
-    fn put(&mut self, kind: i32, data: &[u8]) {
+    pub(crate) fn put(&mut self, level: i32, kind: i32, data: &[u8]) {
         let left = self.left();
         if left < CMSG_LEN {
             self.truncated = true;
@@ -131,7 +137,7 @@ impl ControlOut {
         let len = CMSG_LEN + data.len();
         let shown = len.min(left);
         self.truncated |= shown < len;
-        let header = CmsgHdr { len: shown as u64, level: libc::SOL_SOCKET, kind };
+        let header = CmsgHdr { len: shown as u64, level, kind };
         let end = (self.bytes.len() + align(len)).min(self.room);
         self.bytes.extend_from_slice(header.as_bytes());
         self.bytes.extend_from_slice(data.get(..shown - CMSG_LEN).unwrap_or_default());
@@ -139,7 +145,7 @@ impl ControlOut {
     }
 
     pub(crate) fn credentials(&mut self, creds: Ucred) {
-        self.put(libc::SCM_CREDENTIALS, creds.as_bytes());
+        self.put(libc::SOL_SOCKET, libc::SCM_CREDENTIALS, creds.as_bytes());
     }
 
     /// Enters the descriptors that there is room for; the others are closed (`scm_detach_fds`).
@@ -161,7 +167,7 @@ impl ControlOut {
             entered += 1;
         }
         if entered > 0 {
-            self.put(libc::SCM_RIGHTS, &data);
+            self.put(libc::SOL_SOCKET, libc::SCM_RIGHTS, &data);
         }
         if entered < files.len() {
             self.truncated = true;

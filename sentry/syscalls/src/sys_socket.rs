@@ -8,7 +8,8 @@ use sentry_base::{Errno, Events, Nanos, Result, mono_now};
 use sentry_kernel::{BlockEnd, Call, Current, IntoRax, Restart, Stop, SysResult, Task};
 use sentry_memory::{IoSeg, UserReader, UserWriter};
 use sentry_net::{
-    ControlIn, RecvMsg, SendMsg, SockCtx, Socket, SocketFile, SocketPaths, UnixNamespace, UnixSocket,
+    ControlIn, ControlMessage, Domain, NetlinkSocket, NetworkNamespace, RecvMsg, SendMsg, SockCtx, Socket,
+    SocketFile, SocketPaths, UnixSocket,
 };
 use sentry_vfs::{Access, FileDescription, Inode, IoStart, LookupFlags, OpenFlags, PathCx};
 
@@ -21,7 +22,7 @@ use crate::net_args::{ControlOut, read_address, read_control, store_address, sto
 use crate::table::syscalls;
 
 syscalls! {
-    41 socket(domain: i32, kind: i32, protocol: i32) [sync, "AF_UNIX only"];
+    41 socket(domain: i32, kind: i32, protocol: i32) [sync, "AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK"];
     42 connect(fd: i32, addr: Ptr, len: i32) [call];
     43 accept(fd: i32, addr: Ptr, len: Ptr) [call];
     44 sendto(fd: i32, buf: Ptr, len: usize, flags: i32, addr: Ptr, addr_len: i32) [call];
@@ -60,29 +61,35 @@ fn one_segment(buf: Ptr, len: usize) -> Vec<IoSeg> {
     vec![IoSeg { addr: buf.0, len: len.min(MAX_RW) as u64 }]
 }
 
-/// The names of a network namespace's sockets.
-#[derive(Debug, Default)]
-struct Names(Arc<UnixNamespace>);
-
-fn names(cx: &Current) -> Arc<UnixNamespace> {
-    Arc::clone(&cx.namespaces().net.extension::<Names>().0)
+fn network(cx: &Current) -> Arc<NetworkNamespace> {
+    let net = Arc::clone(&cx.namespaces().net);
+    let network = net.extension::<NetworkNamespace>();
+    let first = cx.kernel().task(1).is_none_or(|init| init.namespaces().net.ino() == net.ino());
+    network.belong_to(net.user_ns(), !first);
+    network
 }
 
 fn socket(cx: &mut Current, domain: i32, kind: i32, protocol: i32) -> Result<i32> {
     let (kind, status, cloexec) = split_kind(kind)?;
-    if domain != libc::AF_UNIX {
-        return Err(Errno::EAFNOSUPPORT);
-    }
-    let socket = UnixSocket::new(cx.task.as_ref(), &names(cx), kind, protocol)?;
+    let (network, task) = (network(cx), Arc::clone(&cx.task));
+    let socket: Arc<dyn Socket> = match domain {
+        libc::AF_UNIX => UnixSocket::new(task.as_ref(), network.unix(), kind, protocol)?,
+        libc::AF_INET => network.inet().socket(task.as_ref(), Domain::V4, kind, protocol)?,
+        libc::AF_INET6 => network.inet().socket(task.as_ref(), Domain::V6, kind, protocol)?,
+        libc::AF_NETLINK => NetlinkSocket::new(task.as_ref(), network.inet(), kind, protocol)?,
+        _ => return Err(Errno::EAFNOSUPPORT),
+    };
     add_file(cx, SocketFile::new(socket), status, cloexec)
 }
 
 fn socketpair(cx: &mut Current, domain: i32, kind: i32, protocol: i32, fds: Ptr) -> Result<()> {
     let (kind, status, cloexec) = split_kind(kind)?;
-    if domain != libc::AF_UNIX {
-        return Err(Errno::EAFNOSUPPORT);
+    match domain {
+        libc::AF_UNIX => {}
+        libc::AF_INET | libc::AF_INET6 => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EAFNOSUPPORT),
     }
-    let (a, b) = UnixSocket::pair(cx.task.as_ref(), &names(cx), kind, protocol)?;
+    let (a, b) = UnixSocket::pair(cx.task.as_ref(), network(cx).unix(), kind, protocol)?;
     let pid = cx.pid();
     let first = add_file(cx, SocketFile::new(a), status, cloexec)?;
     let second = match add_file(cx, SocketFile::new(b), status, cloexec) {
@@ -232,7 +239,11 @@ fn connect(cx: &mut Current, fd: i32, addr: Ptr, len: i32) -> Call<'_> {
         })
         .await
         .map(IntoRax::into_rax)
-        .map_err(|end| interrupted(&socket, true, end))
+        .map_err(|end| match end {
+            // The attempt goes on without the caller.
+            BlockEnd::TimedOut => Stop::Errno(Errno::EINPROGRESS),
+            end => interrupted(&socket, true, end),
+        })
     }))
 }
 
@@ -248,7 +259,7 @@ fn enter_accepted(
     addr: Ptr,
     len: Ptr,
 ) -> Result<i32> {
-    let peer = if addr.is_null() { None } else { Some(socket.peer_address()) };
+    let peer = if addr.is_null() { None } else { Some(socket.accepted_peer()) };
     let fd = add_file(cx, SocketFile::new(socket), status, cloexec)?;
     if let Some(peer) = peer {
         // A peer that has gone already has no address to tell.
@@ -460,6 +471,7 @@ struct Extras {
     from: Option<Vec<u8>>,
     rights: Vec<Arc<FileDescription>>,
     creds: Option<abi::net::Ucred>,
+    other: Vec<ControlMessage>,
     out_flags: i32,
 }
 
@@ -470,6 +482,7 @@ impl Extras {
             from: msg.from.take(),
             rights: core::mem::take(&mut msg.rights),
             creds: msg.creds.take(),
+            other: core::mem::take(&mut msg.other),
             out_flags: msg.out_flags,
         }
     }
@@ -479,6 +492,7 @@ impl Extras {
         msg.from = self.from;
         msg.rights = self.rights;
         msg.creds = self.creds;
+        msg.other = self.other;
         msg.out_flags = self.out_flags;
     }
 }
@@ -565,6 +579,9 @@ impl Incoming {
                 let mut control = ControlOut::new(hdr);
                 if let Some(creds) = extras.creds {
                     control.credentials(crate::net_args::shown_credentials(cx, creds));
+                }
+                for message in &extras.other {
+                    control.put(message.level, message.kind, &message.data);
                 }
                 control.rights(cx, extras.rights, self.flags & libc::MSG_CMSG_CLOEXEC != 0);
                 let (controllen, truncated) = control.store(&cx.task, hdr)?;

@@ -17,6 +17,11 @@ mod fileio;
 mod futex;
 mod futex_pi;
 mod futexv;
+mod inet_dgram;
+mod inet_options;
+mod inet_raw;
+mod inet_stream;
+mod inet_wait;
 mod inotify;
 mod limits;
 mod lock;
@@ -26,6 +31,7 @@ mod mm;
 mod mm_limits;
 mod mount;
 mod mqueue;
+mod netdev;
 mod ns;
 mod openat2;
 mod path;
@@ -74,6 +80,12 @@ pub const AREAS: &[Area] = &[
     Area { name: "pipe", cases: pipe::CASES },
     Area { name: "event", cases: event::CASES },
     Area { name: "unix", cases: unix::CASES },
+    Area { name: "inet_stream", cases: inet_stream::CASES },
+    Area { name: "inet_dgram", cases: inet_dgram::CASES },
+    Area { name: "inet_wait", cases: inet_wait::CASES },
+    Area { name: "inet_raw", cases: inet_raw::CASES },
+    Area { name: "inet_options", cases: inet_options::CASES },
+    Area { name: "netdev", cases: netdev::CASES },
     Area { name: "tty", cases: tty::CASES },
     Area { name: "path", cases: path::CASES },
     Area { name: "dir", cases: dir::CASES },

@@ -29,6 +29,11 @@ cases![
     internet_families_fail_clearly,
     accept4_flags,
     closed_listener_refuses,
+    peek_offset_of_a_stream,
+    peek_offset_of_datagrams,
+    seqpacket_over_an_abstract_name,
+    datagrams_over_abstract_names,
+    autobind_gives_a_name,
 ];
 
 fn stream_carries_bytes_both_ways() -> Outcome {
@@ -423,5 +428,76 @@ fn closed_listener_refuses() -> Outcome {
     let mut b = [0u8; 1];
     let n = unsafe { read(c.as_raw_fd(), b.as_mut_ptr().cast(), 1) };
     want!(n == 0 || (n == -1 && crate::harness::errno() == ECONNRESET), "read gave {n}");
+    Ok(())
+}
+
+fn peek_at(s: &OwnedFd, n: usize) -> Result<Vec<u8>, String> {
+    crate::inet::recv_flags(s, n, MSG_PEEK)
+}
+
+fn peek_offset_of_a_stream() -> Outcome {
+    let (a, b) = socketpair(SOCK_STREAM)?;
+    same!(crate::inet::get_int(&b, SOL_SOCKET, SO_PEEK_OFF)?, -1);
+    ok!(crate::inet::set_int(&b, SOL_SOCKET, SO_PEEK_OFF, 0));
+    fd_write(&a, b"abcd")?;
+    fd_write(&a, b"efgh")?;
+    same!(peek_at(&b, 3)?, b"abc");
+    same!(peek_at(&b, 3)?, b"def");
+    same!(crate::inet::get_int(&b, SOL_SOCKET, SO_PEEK_OFF)?, 6);
+    same!(fd_read(&b, 2)?, b"ab");
+    same!(crate::inet::get_int(&b, SOL_SOCKET, SO_PEEK_OFF)?, 4);
+    same!(peek_at(&b, 9)?, b"gh");
+    Ok(())
+}
+
+fn peek_offset_of_datagrams() -> Outcome {
+    let (a, b) = socketpair(SOCK_DGRAM)?;
+    ok!(crate::inet::set_int(&b, SOL_SOCKET, SO_PEEK_OFF, 0));
+    fd_write(&a, b"abcd")?;
+    same!(peek_at(&b, 2)?, b"ab");
+    same!(peek_at(&b, 9)?, b"cd");
+    same!(fd_read(&b, 9)?, b"abcd");
+    Ok(())
+}
+
+fn seqpacket_over_an_abstract_name() -> Outcome {
+    let name = unique("seq");
+    let s = socket_of(SOCK_SEQPACKET)?;
+    ok!(bind_to(&s, &name));
+    ok!(listen(s.as_raw_fd(), 1));
+    let stream = socket_of(SOCK_STREAM)?;
+    // Names of other types are apart.
+    fails!(ECONNREFUSED, connect_to(&stream, &name));
+    let c = socket_of(SOCK_SEQPACKET)?;
+    ok!(connect_to(&c, &name));
+    let a = accept_on(&s)?;
+    fd_write(&c, b"one")?;
+    fd_write(&c, b"two")?;
+    let mut buf = [0u8; 2];
+    same!(ok!(recv(a.as_raw_fd(), buf.as_mut_ptr().cast(), 2, MSG_TRUNC)), 3);
+    same!(fd_read(&a, 9)?, b"two");
+    Ok(())
+}
+
+fn datagrams_over_abstract_names() -> Outcome {
+    let (one, two) = (unique("d1"), unique("d2"));
+    let (a, b) = (socket_of(SOCK_DGRAM)?, socket_of(SOCK_DGRAM)?);
+    ok!(bind_to(&a, &one));
+    ok!(bind_to(&b, &two));
+    ok!(connect_to(&a, &two));
+    fd_write(&a, b"hello")?;
+    let m = crate::inet::recv_message(&b, 9, 0)?;
+    same!((m.data.as_slice(), m.name_len as usize), (&b"hello"[..], 2 + one.len()));
+    Ok(())
+}
+
+fn autobind_gives_a_name() -> Outcome {
+    let s = socket_of(SOCK_DGRAM)?;
+    let family = AF_UNIX as u16;
+    ok!(bind(s.as_raw_fd(), (&raw const family).cast(), 2));
+    let mut a: sockaddr_un = unsafe { std::mem::zeroed() };
+    let mut len = 110;
+    ok!(getsockname(s.as_raw_fd(), (&raw mut a).cast(), &raw mut len));
+    same!((len, a.sun_path[0]), (8, 0));
     Ok(())
 }

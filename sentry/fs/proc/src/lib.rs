@@ -12,6 +12,7 @@ mod fds;
 mod global;
 mod mem;
 mod namespaces;
+mod net;
 mod process;
 mod root;
 mod smaps;

@@ -171,37 +171,6 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("wchan", Entry::File(0o444, FileText::Wchan)),
 ];
 
-/// The network files that programs read when there is no network.
-const NET: &[(&str, &str)] = &[
-    ("arp", "IP address       HW type     Flags       HW address            Mask     Device\n"),
-    (
-        "dev",
-        "Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n",
-    ),
-    ("if_inet6", ""),
-    ("ipv6_route", ""),
-    ("netlink", "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"),
-    ("packet", "sk       RefCnt Type Proto  Iface R Rmem   User   Inode\n"),
-    ("route", "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"),
-    (
-        "tcp",
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n",
-    ),
-    (
-        "tcp6",
-        "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n",
-    ),
-    (
-        "udp",
-        "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n",
-    ),
-    (
-        "udp6",
-        "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n",
-    ),
-    ("unix", "Num       RefCount Protocol Flags    Type St Inode Path\n"),
-];
-
 /// The directory of one process or thread.
 pub(crate) struct TaskDir {
     fs: Arc<PseudoFs>,
@@ -241,7 +210,7 @@ impl TaskDir {
                 let attr = owned(FileKind::Directory, 0o511, number, &self.fs, &task);
                 NsDir::inode(&self.fs, self.subject.clone(), attr)
             }
-            Entry::Net => self.fs.dir(NET.iter().map(|(name, text)| (*name, self.fs.fixed(*text)))),
+            Entry::Net => crate::net::dir(&self.fs, &task),
             Entry::Mem | Entry::Pagemap => {
                 let pages = matches!(entry, Entry::Pagemap);
                 let mode = if pages { 0o400 } else { 0o600 };

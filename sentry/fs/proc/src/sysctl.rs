@@ -71,14 +71,6 @@ const FS: &[(&str, &str)] = &[
     ("suid_dumpable", "0\n"),
 ];
 
-const CORE: &[(&str, &str)] = &[
-    ("somaxconn", "4096\n"),
-    ("rmem_max", "212992\n"),
-    ("wmem_max", "212992\n"),
-    ("rmem_default", "212992\n"),
-    ("wmem_default", "212992\n"),
-];
-
 fn fixed(
     fs: &Arc<PseudoFs>,
     rows: &'static [(&'static str, &'static str)],
@@ -119,13 +111,11 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
         ("msgsize_default", fs.fixed("8192\n")),
     ];
     files.push(("mqueue", fs.dir(mqueue)));
-    let net = fs
-        .dir([("core", fs.dir(fixed(fs, CORE))), ("unix", fs.dir([("max_dgram_qlen", fs.fixed("512\n"))]))]);
     fs.dir([
         ("kernel", fs.dir(entries)),
         ("vm", fs.dir(fixed(fs, VM))),
         ("fs", fs.dir(files)),
-        ("net", net),
+        ("net", crate::net::sysctls(fs)),
         ("user", fs.dir(USER.iter().map(|name| (*name, fs.fixed("31500\n"))))),
     ])
 }

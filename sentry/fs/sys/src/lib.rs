@@ -22,11 +22,21 @@ pub fn new(dev: u64, cpus: u32) -> Arc<dyn FileSystem> {
     let root = fs.dir([
         ("block", empty(&fs)),
         ("bus", fs.dir([("pci", fs.dir([("devices", empty(&fs))])), ("cpu", empty(&fs))])),
-        ("class", fs.dir([("net", empty(&fs)), ("block", empty(&fs)), ("tty", empty(&fs))])),
+        (
+            "class",
+            fs.dir([
+                ("net", fs.dir([("lo", fs.link("../../devices/virtual/net/lo"))])),
+                ("block", empty(&fs)),
+                ("tty", empty(&fs)),
+            ]),
+        ),
         ("dev", fs.dir([("block", empty(&fs)), ("char", empty(&fs))])),
         (
             "devices",
-            fs.dir([("system", fs.dir([("cpu", cpu_dir(&fs, cpus)), ("node", node_dir(&fs, cpus))]))]),
+            fs.dir([
+                ("system", fs.dir([("cpu", cpu_dir(&fs, cpus)), ("node", node_dir(&fs, cpus))])),
+                ("virtual", fs.dir([("net", fs.dir([("lo", loopback_dir(&fs))]))])),
+            ]),
         ),
         ("firmware", empty(&fs)),
         ("fs", fs.dir([("cgroup", empty(&fs))])),
@@ -99,6 +109,65 @@ fn node_dir(fs: &Arc<PseudoFs>, cpus: u32) -> Arc<dyn Inode> {
         ("has_memory", fs.fixed("0\n")),
         ("node0", node),
     ])
+}
+
+/// The loopback interface (`net/core/net-sysfs.c`).
+fn loopback_dir(fs: &Arc<PseudoFs>) -> Arc<dyn Inode> {
+    const ATTRIBUTES: &[(&str, &str)] = &[
+        ("addr_assign_type", "0\n"),
+        ("addr_len", "6\n"),
+        ("address", "00:00:00:00:00:00\n"),
+        ("broadcast", "00:00:00:00:00:00\n"),
+        ("carrier", "1\n"),
+        ("carrier_changes", "0\n"),
+        ("dev_id", "0x0\n"),
+        ("dev_port", "0\n"),
+        ("dormant", "0\n"),
+        ("flags", "0x9\n"),
+        ("ifalias", ""),
+        ("ifindex", "1\n"),
+        ("iflink", "1\n"),
+        ("link_mode", "0\n"),
+        ("mtu", "65536\n"),
+        ("netdev_group", "0\n"),
+        ("operstate", "unknown\n"),
+        ("proto_down", "0\n"),
+        ("tx_queue_len", "1000\n"),
+        ("type", "772\n"),
+        ("uevent", "INTERFACE=lo\nIFINDEX=1\n"),
+    ];
+    const COUNTERS: &[&str] = &[
+        "collisions",
+        "multicast",
+        "rx_bytes",
+        "rx_compressed",
+        "rx_crc_errors",
+        "rx_dropped",
+        "rx_errors",
+        "rx_fifo_errors",
+        "rx_frame_errors",
+        "rx_length_errors",
+        "rx_missed_errors",
+        "rx_nohandler",
+        "rx_over_errors",
+        "rx_packets",
+        "tx_aborted_errors",
+        "tx_bytes",
+        "tx_carrier_errors",
+        "tx_compressed",
+        "tx_dropped",
+        "tx_errors",
+        "tx_fifo_errors",
+        "tx_heartbeat_errors",
+        "tx_packets",
+        "tx_window_errors",
+    ];
+    let mut entries: Vec<(&str, Arc<dyn Inode>)> =
+        ATTRIBUTES.iter().map(|(name, text)| (*name, fs.fixed(*text))).collect();
+    entries.push(("statistics", fs.dir(COUNTERS.iter().map(|name| (*name, fs.fixed("0\n"))))));
+    let queue = |name: &'static str| (name, fs.dir([]));
+    entries.push(("queues", fs.dir([queue("rx-0"), queue("tx-0")])));
+    fs.dir(entries)
 }
 
 fn kernel_dir(fs: &Arc<PseudoFs>) -> Arc<dyn Inode> {

@@ -1,7 +1,7 @@
 //! Addresses of `AF_UNIX`: none, a path, or a name in the abstract namespace (`unix(7)`).
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use abi::net::UNIX_PATH_MAX;
@@ -9,6 +9,7 @@ use sentry_base::{Errno, Mutex, Result, lock::rank};
 
 use super::Core;
 use super::garbage::Flying;
+use crate::Inet;
 
 /// `struct sockaddr_un` without its path.
 const FAMILY_LEN: usize = 2;
@@ -74,12 +75,16 @@ type Key = (i32, Arc<[u8]>);
 /// The abstract names of a sandbox, and its count of descriptors in flight.
 #[derive(Debug, Default)]
 pub struct UnixNamespace {
+    /// The network whose interfaces these sockets' ioctls are about.
+    pub(super) inet: Arc<Inet>,
     names: Mutex<HashMap<Key, Weak<Core>>, { rank::LEAF }>,
     next_auto: AtomicU32,
     in_flight: AtomicUsize,
     /// Sockets of this family that are in flight, by the id of their description.
     pub(super) flying: Mutex<HashMap<u64, Flying>, { rank::LEAF }>,
     pub(super) collecting: AtomicBool,
+    /// All sockets, by inode number, for `/proc/net/unix`.
+    pub(super) sockets: Mutex<BTreeMap<u64, Weak<Core>>, { rank::LEAF }>,
     /// Sockets that closed since the last search for garbage.
     pub(super) closes: AtomicUsize,
 }
@@ -87,6 +92,11 @@ pub struct UnixNamespace {
 impl UnixNamespace {
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// The names beside these Internet protocols.
+    pub(crate) fn beside(inet: &Arc<Inet>) -> Arc<Self> {
+        Arc::new(Self { inet: Arc::clone(inet), ..Self::default() })
     }
 
     pub(super) fn find(&self, kind: i32, name: &Arc<[u8]>) -> Option<Arc<Core>> {

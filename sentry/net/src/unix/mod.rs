@@ -8,10 +8,11 @@ mod connect;
 mod garbage;
 mod message;
 mod options;
+mod report;
 mod transfer;
 
 use core::any::Any;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
@@ -19,14 +20,12 @@ use abi::net::Ucred;
 use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank};
 use sentry_vfs::{Attachment, Attr, Caller, FileKind, Inode, IoStart};
 
+use crate::socket::new_attr;
 use crate::{RecvMsg, SendMsg, SockCtx, Socket};
 use addr::Address;
 pub use addr::UnixNamespace;
 use message::Message;
 use options::Options;
-
-/// The device number of sockfs.
-const SOCKFS_DEV: u64 = 8;
 
 /// `net.unix.max_dgram_qlen`: datagrams that wait at a receiver.
 const MAX_DATAGRAMS: usize = 10;
@@ -107,10 +106,8 @@ struct Bound(Weak<Core>);
 
 impl Core {
     fn new(kind: Kind, ns: &Arc<UnixNamespace>, uid: u32, gid: u32, state: State) -> Arc<Self> {
-        static NEXT_INO: AtomicU64 = AtomicU64::new(0x2000);
-        let ino = NEXT_INO.fetch_add(1, Ordering::Relaxed);
-        let attr = Attr { uid, gid, btime: None, ..Attr::new(FileKind::Socket, 0o777, ino, SOCKFS_DEV) };
-        Arc::new_cyclic(|me| Self {
+        let attr = new_attr(uid, gid);
+        let core = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             kind,
             ns: Arc::clone(ns),
@@ -120,7 +117,9 @@ impl Core {
             sent: AtomicUsize::new(0),
             options: Options::default(),
             embryo: AtomicBool::new(false),
-        })
+        });
+        ns.sockets.lock().insert(attr.ino, Arc::downgrade(&core));
+        core
     }
 
     /// Whether the buffer is at most a quarter full: what `poll` calls writable (`unix_writable`).
@@ -144,6 +143,7 @@ impl Core {
 
     /// Closes (`unix_release_sock`): what is unread is lost, and a connected peer learns of it.
     fn release(&self) {
+        self.ns.sockets.lock().remove(&self.attr.ino);
         let (state, peer) = {
             let mut state = self.state.lock();
             state.dead = true;

@@ -1,6 +1,6 @@
 //! Socket options (`socket(7)`, `net/core/sock.c`).
 
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::collections::BTreeMap;
 
 use abi::net::SockTimeval;
@@ -28,6 +28,7 @@ pub(super) struct Options {
     pass_credentials: AtomicBool,
     receive_timeout: AtomicU64,
     send_timeout: AtomicU64,
+    peek_offset: AtomicI32,
     /// Options that are kept and shown but mean nothing here, by name.
     kept: Mutex<BTreeMap<i32, Vec<u8>>, { rank::LEAF }>,
 }
@@ -40,6 +41,7 @@ impl Default for Options {
             pass_credentials: AtomicBool::new(false),
             receive_timeout: AtomicU64::new(FOREVER),
             send_timeout: AtomicU64::new(FOREVER),
+            peek_offset: AtomicI32::new(-1),
             kept: Mutex::new(BTreeMap::new()),
         }
     }
@@ -52,6 +54,21 @@ impl Options {
 
     pub(super) fn passes_credentials(&self) -> bool {
         self.pass_credentials.load(Ordering::Relaxed)
+    }
+
+    /// Where the next peek begins (`SO_PEEK_OFF`).
+    pub(super) fn peek_offset(&self) -> usize {
+        usize::try_from(self.peek_offset.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
+    /// Moves that place, where one is set: on by a peek, back by a read.
+    pub(super) fn move_peek_offset(&self, n: usize, peek: bool) {
+        let now = self.peek_offset.load(Ordering::Relaxed);
+        if now >= 0 && n > 0 {
+            let n = i32::try_from(n).unwrap_or(i32::MAX);
+            let next = if peek { now.saturating_add(n) } else { (now - n).max(0) };
+            self.peek_offset.store(next, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn timeout(&self, sending: bool) -> Option<Nanos> {
@@ -121,10 +138,10 @@ impl Core {
             libc::SO_SNDTIMEO => return Ok(timeval(options.send_timeout.load(Ordering::Relaxed))),
             libc::SO_PEERCRED => return Ok(self.peer_credentials().as_bytes().to_vec()),
             libc::SO_SNDLOWAT => 1,
+            libc::SO_PEEK_OFF => options.peek_offset.load(Ordering::Relaxed),
             _ => {
                 let default = match name {
                     libc::SO_RCVLOWAT => 1_i32.to_ne_bytes().to_vec(),
-                    libc::SO_PEEK_OFF => (-1_i32).to_ne_bytes().to_vec(),
                     libc::SO_LINGER => vec![0; 8],
                     _ if is_kept(name) => vec![0; 4],
                     _ => return Err(Errno::ENOPROTOOPT),
@@ -174,7 +191,8 @@ impl Core {
             | libc::SO_ACCEPTCONN
             | libc::SO_PEERCRED
             | libc::SO_SNDLOWAT => return Err(Errno::ENOPROTOOPT),
-            _ if is_kept(name) || name == libc::SO_RCVLOWAT || name == libc::SO_PEEK_OFF => {
+            libc::SO_PEEK_OFF => options.peek_offset.store(int(value)?, Ordering::Relaxed),
+            _ if is_kept(name) || name == libc::SO_RCVLOWAT => {
                 let value = int(value)?.to_ne_bytes().to_vec();
                 options.kept.lock().insert(name, value);
             }

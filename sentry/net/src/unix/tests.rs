@@ -22,7 +22,7 @@ fn send_with(
     rights: Vec<Arc<FileDescription>>,
 ) -> Result<IoStart<usize>> {
     let mut reader = UserReader::buffer(data);
-    let control = ControlIn { rights, creds: None };
+    let control = ControlIn { rights, ..ControlIn::default() };
     socket.try_send(&cx(caller), &mut SendMsg { data: &mut reader, flags: 0, to, control })
 }
 

@@ -10,6 +10,7 @@ use sentry_vfs::{Caller, IoStart};
 use super::addr::Address;
 use super::message::{Charge, Message, OVERHEAD, Rights};
 use super::{Core, Kind, MAX_DATAGRAMS, State};
+use crate::inet::netdev;
 use crate::{RecvMsg, SendMsg, SockCtx};
 
 /// A piece of a stream is at most this long: Linux's limit for data without pages of its own.
@@ -109,6 +110,8 @@ impl Core {
         let mut copied = 0;
         let mut failed = None;
         let mut at = 0;
+        // Where a peek begins (`SO_PEEK_OFF`).
+        let mut skip = if peek { self.options.peek_offset() } else { 0 };
         let mut state = self.state.lock();
         if !state.connected {
             return Err(Errno::EINVAL);
@@ -119,7 +122,14 @@ impl Core {
             if msg.creds.is_some_and(|creds| creds != message.creds) {
                 break;
             }
-            let n = match msg.data.write(message.rest()) {
+            let Some(rest) = message.rest().get(skip..).filter(|rest| !rest.is_empty()) else {
+                skip -= message.rest().len();
+                at += 1;
+                continue;
+            };
+            let len = rest.len();
+            skip = 0;
+            let n = match msg.data.write(rest) {
                 Ok(n) => n,
                 Err(errno) => {
                     failed = Some(errno);
@@ -133,7 +143,7 @@ impl Core {
                 msg.from = Some(message.from.sender_bytes());
             }
             copied += n;
-            let whole = n == message.rest().len();
+            let whole = n == len;
             if peek {
                 msg.rights = message.rights.peek();
                 at += 1;
@@ -160,6 +170,7 @@ impl Core {
         };
         drop(state);
         drop(freed);
+        self.options.move_peek_offset(copied, peek);
         outcome
     }
 
@@ -274,9 +285,12 @@ impl Core {
             let end = state.shut_read && (self.kind == Kind::SeqPacket || !cx.nonblock);
             return Ok(if end { IoStart::Done(0) } else { IoStart::WouldBlock });
         };
-        let len = message.data.len();
+        let whole = message.data.len();
+        let skip = if peek { self.options.peek_offset().min(whole) } else { 0 };
+        let shown = message.data.get(skip..).unwrap_or_default();
+        let len = shown.len();
         let room = msg.data.remaining();
-        let copied = if len == 0 || room == 0 { Ok(0) } else { msg.data.write(&message.data) };
+        let copied = if len == 0 || room == 0 { Ok(0) } else { msg.data.write(shown) };
         if len > room {
             msg.out_flags |= libc::MSG_TRUNC;
         }
@@ -290,7 +304,7 @@ impl Core {
             None
         } else {
             msg.rights = message.rights.take();
-            state.unread = state.unread.saturating_sub(len);
+            state.unread = state.unread.saturating_sub(whole);
             waiting = take(&mut state.waiting);
             state.inbox.pop_front()
         };
@@ -298,6 +312,7 @@ impl Core {
         drop(freed);
         Self::wake_waiting(waiting);
         let n = copied?;
+        self.options.move_peek_offset(n, peek);
         Ok(IoStart::Done(if msg.flags & libc::MSG_TRUNC != 0 { len } else { n }))
     }
 
@@ -355,7 +370,7 @@ impl Core {
                 }
             }
             SIOCOUTQ => self.sent.load(core::sync::atomic::Ordering::Relaxed),
-            _ => return Err(Errno::ENOTTY),
+            _ => return netdev::ioctl(&self.ns.inet, caller, command, arg),
         };
         caller.mem().copy_out(arg, &i32::try_from(value).unwrap_or(i32::MAX).to_ne_bytes())?;
         Ok(0)

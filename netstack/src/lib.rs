@@ -1,0 +1,42 @@
+//! The network of a sandbox: transport protocols, ports, interfaces and routes, as plain values.
+//!
+//! **What it is for.** Everything about the Internet protocols that needs no knowledge of tasks, files or waiting. The
+//! Sentry's sockets wrap these values in their own locks, copy the application's bytes, and tell their wait queues
+//! what a call here says has become ready. Links to the outside and the flow table join here beside the loopback.
+//!
+//! **What is here.** [`stream`] is TCP over the loopback, a pair of queues without packets; [`ports`] says who may have
+//! which port; [`datagram`] is a bounded queue of messages; [`icmp`] reads and makes echo messages; [`iface`] holds
+//! interfaces, addresses and the choice of a route.
+//!
+//! **Invariants.** No type here locks, blocks, allocates without a bound that its owner has set, or makes a system
+//! call; time comes in as an argument. Addresses are in one form: an IPv4 address mapped into IPv6 is an IPv4 address.
+//!
+//! **Locks.** None.
+//!
+//! **Threat.** Both ends of a connection are untrusted, and hostile to one another: what one may make the other hold is
+//! bounded by the receiver's and the sender's buffer sizes.
+
+pub mod buffer;
+pub mod datagram;
+pub mod error;
+pub mod icmp;
+pub mod iface;
+pub mod ports;
+pub mod stats;
+pub mod stream;
+
+pub use buffer::{BufferPool, Chunk};
+pub use error::Error;
+
+bitflags::bitflags! {
+    /// Readiness, with the values of `poll(2)`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Ready: u32 {
+        const IN = 0x041;
+        const PRI = 0x002;
+        const OUT = 0x104;
+        const ERR = 0x008;
+        const HUP = 0x010;
+        const RDHUP = 0x2000;
+    }
+}

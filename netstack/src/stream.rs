@@ -1,0 +1,606 @@
+//! TCP over the loopback: a connection is a pair of queues and two states, with no packet in between.
+//!
+//! What a segment would do at the other end is done at once, under the owner's lock: bytes enter the peer's queue, a
+//! FIN or a reset changes its state. So there is no loss, no retransmission and no window to probe; the states are
+//! those that a connection over Linux's loopback passes through as programs see it (`tcp(7)`, `net/ipv4/tcp.c`,
+//! `net/ipv4/tcp_input.c`).
+
+use std::collections::VecDeque;
+
+use crate::{Chunk, Error, Ready};
+
+/// A state of RFC 793, with its number in `/proc/net/tcp` and `TCP_INFO`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TcpState {
+    Established = 1,
+    SynSent = 2,
+    SynRecv = 3,
+    FinWait1 = 4,
+    FinWait2 = 5,
+    TimeWait = 6,
+    Close = 7,
+    CloseWait = 8,
+    LastAck = 9,
+    Listen = 10,
+    Closing = 11,
+}
+
+impl TcpState {
+    fn carries(self) -> bool {
+        matches!(self, Self::Established | Self::CloseWait)
+    }
+}
+
+/// One of the two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The one that connected.
+    Client,
+    /// The one that was accepted.
+    Server,
+}
+
+impl End {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+/// The urgent byte (`MSG_OOB`).
+#[derive(Debug, Clone, Copy)]
+struct Urgent {
+    /// Its place in the stream.
+    at: u64,
+    byte: u8,
+    /// Taken by `MSG_OOB`; the place stays marked until the reader is past it.
+    read: bool,
+}
+
+#[derive(Debug)]
+struct Side {
+    state: TcpState,
+    shut_read: bool,
+    shut_write: bool,
+    /// Reported once (`sk_err`).
+    fault: Option<Error>,
+    /// A FIN has come (`SOCK_DONE`).
+    done: bool,
+    /// Closed by its owner.
+    orphan: bool,
+    /// What the peer has sent.
+    inbox: VecDeque<Chunk>,
+    /// Unread bytes, those of a chunk that a reader has in hand included.
+    unread: usize,
+    /// Bytes taken so far: the place of the next one to read.
+    taken: u64,
+    /// Bytes sent so far.
+    sent: u64,
+    receive_limit: usize,
+    send_limit: usize,
+    /// A writer has met a full queue.
+    no_space: bool,
+    urgent: Option<Urgent>,
+    /// The urgent byte stays in the stream (`SO_OOBINLINE`).
+    urgent_inline: bool,
+    /// Bytes that make the socket readable (`SO_RCVLOWAT`).
+    low_water: usize,
+}
+
+impl Side {
+    fn new(receive_limit: usize, send_limit: usize) -> Self {
+        Self {
+            state: TcpState::Established,
+            shut_read: false,
+            shut_write: false,
+            fault: None,
+            done: false,
+            orphan: false,
+            inbox: VecDeque::new(),
+            unread: 0,
+            taken: 0,
+            sent: 0,
+            receive_limit,
+            send_limit,
+            no_space: false,
+            urgent: None,
+            urgent_inline: false,
+            low_water: 1,
+        }
+    }
+
+    /// A reset has come (`tcp_reset`).
+    fn reset(&mut self) -> Ready {
+        if self.state == TcpState::Close {
+            return Ready::empty();
+        }
+        self.fault = Some(if self.state == TcpState::CloseWait { Error::Broken } else { Error::Reset });
+        self.finish();
+        Ready::all()
+    }
+
+    fn finish(&mut self) {
+        self.state = TcpState::Close;
+        self.shut_read = true;
+        self.shut_write = true;
+    }
+
+    /// A FIN has come (`tcp_fin`). True if this end has to stay in TIME_WAIT.
+    fn receive_fin(&mut self) -> bool {
+        self.shut_read = true;
+        self.done = true;
+        match self.state {
+            TcpState::Established => {
+                self.state = TcpState::CloseWait;
+                false
+            }
+            TcpState::FinWait1 | TcpState::FinWait2 => {
+                self.finish();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes up to the urgent byte, where there is one ahead that stops a read.
+    fn until_urgent(&self) -> Option<u64> {
+        self.urgent.and_then(|u| u.at.checked_sub(self.taken))
+    }
+}
+
+/// What a call changed: what to tell each end's waiters, and who stays in TIME_WAIT.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Change {
+    pub client: Ready,
+    pub server: Ready,
+    /// This end's address must rest before it is used again.
+    pub time_wait: Option<End>,
+    /// The peer is to hear of urgent data (`SIGURG`).
+    pub urgent: bool,
+    /// Bytes that have left a queue, read or thrown away.
+    pub freed: usize,
+}
+
+impl Change {
+    fn tell(&mut self, end: End, what: Ready) {
+        match end {
+            End::Client => self.client |= what,
+            End::Server => self.server |= what,
+        }
+    }
+}
+
+/// What a reader finds.
+#[derive(Debug)]
+pub enum Taken {
+    /// Bytes, of which up to `limit` may be used; hand the chunk to [`LoopStream::give_back`].
+    Chunk { chunk: Chunk, limit: usize },
+    /// Nothing yet.
+    WouldBlock,
+    /// The urgent byte stops this read here.
+    Mark,
+    /// The end of the stream.
+    End,
+}
+
+/// A connection over the loopback.
+#[derive(Debug)]
+pub struct LoopStream {
+    client: Side,
+    server: Side,
+}
+
+impl LoopStream {
+    /// A whole connection. The limits are in bytes: what a receiver takes in, and what a sender may have queued besides.
+    pub fn new(client_limits: (usize, usize), server_limits: (usize, usize)) -> Self {
+        Self {
+            client: Side::new(client_limits.0, client_limits.1),
+            server: Side::new(server_limits.0, server_limits.1),
+        }
+    }
+
+    fn both(&mut self, end: End) -> (&mut Side, &mut Side) {
+        match end {
+            End::Client => (&mut self.client, &mut self.server),
+            End::Server => (&mut self.server, &mut self.client),
+        }
+    }
+
+    fn ends(&self, end: End) -> (&Side, &Side) {
+        match end {
+            End::Client => (&self.client, &self.server),
+            End::Server => (&self.server, &self.client),
+        }
+    }
+
+    pub fn state(&self, end: End) -> TcpState {
+        self.ends(end).0.state
+    }
+
+    /// Bytes that `end` has sent and its peer has not read.
+    pub fn unread_by_peer(&self, end: End) -> usize {
+        self.ends(end).1.unread
+    }
+
+    /// Bytes that a read would find (`SIOCINQ`): up to the urgent byte, if one stops it.
+    pub fn readable(&self, end: End) -> usize {
+        let side = self.ends(end).0;
+        match side.until_urgent() {
+            Some(ahead) if !side.urgent_inline => {
+                usize::try_from(ahead).unwrap_or(usize::MAX).min(side.unread)
+            }
+            _ => side.unread,
+        }
+    }
+
+    /// Bytes sent and received so far.
+    pub fn totals(&self, end: End) -> (u64, u64) {
+        let side = self.ends(end).0;
+        (side.sent, side.taken + side.unread as u64)
+    }
+
+    pub fn set_limits(&mut self, end: End, receive: usize, send: usize) {
+        let side = self.both(end).0;
+        side.receive_limit = receive;
+        side.send_limit = send;
+    }
+
+    pub fn set_low_water(&mut self, end: End, bytes: usize) {
+        let side = self.both(end).0;
+        side.low_water = bytes.clamp(1, side.receive_limit.max(1));
+    }
+
+    pub fn set_urgent_inline(&mut self, end: End, inline: bool) {
+        self.both(end).0.urgent_inline = inline;
+    }
+
+    /// Bytes that wait in both directions.
+    pub fn unread(&self) -> usize {
+        self.client.unread + self.server.unread
+    }
+
+    /// Whether the next byte to read is the urgent one (`SIOCATMARK`).
+    pub fn at_mark(&self, end: End) -> bool {
+        self.ends(end).0.until_urgent() == Some(0)
+    }
+
+    /// Takes the pending error (`SO_ERROR`).
+    pub fn take_fault(&mut self, end: End) -> Option<Error> {
+        self.both(end).0.fault.take()
+    }
+
+    /// Whether the peer's queue has enough room to call this end writable (`sk_stream_is_writeable`).
+    fn writable(&self, end: End) -> bool {
+        let (me, peer) = self.ends(end);
+        let capacity = me.send_limit + peer.receive_limit;
+        capacity.saturating_sub(peer.unread) >= capacity / 3
+    }
+
+    /// `tcp_poll`.
+    pub fn readiness(&mut self, end: End) -> Ready {
+        let writable = self.writable(end);
+        let me = self.both(end).0;
+        let mut ready = Ready::empty();
+        if (me.shut_read && me.shut_write) || me.state == TcpState::Close {
+            ready |= Ready::HUP;
+        }
+        if me.shut_read {
+            ready |= Ready::IN | Ready::RDHUP;
+        }
+        let readable = match me.until_urgent() {
+            // The urgent byte itself is not there for ordinary reads.
+            Some(0) if !me.urgent_inline => me.unread.saturating_sub(1),
+            _ => me.unread,
+        };
+        if readable >= me.low_water {
+            ready |= Ready::IN;
+        }
+        if me.shut_write || writable {
+            ready |= Ready::OUT;
+        } else {
+            me.no_space = true;
+        }
+        if me.urgent.is_some_and(|u| !u.read) {
+            ready |= Ready::PRI;
+        }
+        if me.fault.is_some() {
+            ready |= Ready::ERR;
+        }
+        ready
+    }
+
+    /// Bytes that may be sent now; 0 when the sender has to wait. `pressed`: memory is short, and a connection gets what
+    /// one buffer holds.
+    pub fn room(&mut self, end: End, pressed: bool) -> Result<usize, Error> {
+        let (me, peer) = self.both(end);
+        if !me.state.carries() || me.fault.is_some() || me.shut_write {
+            return Err(me.fault.take().unwrap_or(Error::Broken));
+        }
+        let limit = me.send_limit + peer.receive_limit;
+        let limit = if pressed { limit.min(crate::buffer::LARGE) } else { limit };
+        let room = limit.saturating_sub(peer.unread);
+        if room == 0 {
+            me.no_space = true;
+        }
+        Ok(room)
+    }
+
+    /// Sends a chunk, however large: ask [`LoopStream::room`] first. A buffer that was not needed comes back.
+    pub fn push(&mut self, end: End, chunk: Chunk) -> Result<(Change, Option<Vec<u8>>), Error> {
+        let (me, peer) = self.both(end);
+        if !me.state.carries() || me.fault.is_some() || me.shut_write {
+            return Err(me.fault.take().unwrap_or(Error::Broken));
+        }
+        let n = chunk.len();
+        let mut change = Change::default();
+        if n == 0 {
+            return Ok((change, Some(chunk.into_buffer())));
+        }
+        let half_closed = peer.shut_read && !peer.state.carries();
+        if peer.orphan || half_closed {
+            // Nobody will read this: the answer is a reset.
+            change.tell(end.other(), peer.reset());
+            change.tell(end, me.reset());
+            return Ok((change, Some(chunk.into_buffer())));
+        }
+        me.sent += n as u64;
+        peer.unread += n;
+        change.tell(end.other(), Ready::IN);
+        if let Some(last) = peer.inbox.back_mut()
+            && last.append(chunk.bytes())
+        {
+            return Ok((change, Some(chunk.into_buffer())));
+        }
+        peer.inbox.push_back(chunk);
+        Ok((change, None))
+    }
+
+    /// Marks the byte that was sent last as urgent.
+    pub fn mark_urgent(&mut self, end: End, byte: u8) -> Change {
+        let (me, peer) = self.both(end);
+        let mut change = Change::default();
+        if peer.orphan || me.state == TcpState::Close {
+            return change;
+        }
+        peer.urgent =
+            Some(Urgent { at: peer.taken + peer.unread.saturating_sub(1) as u64, byte, read: false });
+        change.tell(end.other(), Ready::PRI | Ready::IN);
+        change.urgent = true;
+        change
+    }
+
+    /// Takes the urgent byte (`tcp_recv_urg`); `None` where none was sent, or it has been read, or is in the stream.
+    pub fn take_urgent(&mut self, end: End, peek: bool) -> Option<u8> {
+        let me = self.both(end).0;
+        let inline = me.urgent_inline;
+        let urgent = me.urgent.as_mut().filter(|urgent| !inline && !urgent.read)?;
+        urgent.read = !peek;
+        Some(urgent.byte)
+    }
+
+    /// Takes the chunk at the front. `some` says that this call has read bytes already; `least` how many must be there for
+    /// it to begin, unless no more will come.
+    pub fn take(&mut self, end: End, some: bool, least: usize) -> Result<Taken, Error> {
+        let me = self.both(end).0;
+        if me.urgent.is_some_and(|u| u.at < me.taken) {
+            me.urgent = None;
+        }
+        if me.until_urgent() == Some(0) && me.unread > 0 {
+            if some {
+                return Ok(Taken::Mark);
+            }
+            if !me.urgent_inline {
+                me.skip(1);
+            }
+            me.urgent = None;
+        }
+        let over = me.done || me.fault.is_some() || me.shut_read || me.state == TcpState::Close;
+        let few = me.unread < me.low_water.min(least) && !some && !over;
+        if !few && let Some(chunk) = me.inbox.pop_front() {
+            let ahead = me.until_urgent().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+            let limit = chunk.len().min(ahead);
+            return Ok(Taken::Chunk { chunk, limit });
+        }
+        if some {
+            return Ok(Taken::WouldBlock);
+        }
+        if me.done {
+            return Ok(Taken::End);
+        }
+        if let Some(fault) = me.fault.take() {
+            return Err(fault);
+        }
+        if me.shut_read || me.state == TcpState::Close {
+            return Ok(Taken::End);
+        }
+        Ok(Taken::WouldBlock)
+    }
+
+    /// Returns a chunk of which `used` bytes have been read. An empty chunk's buffer comes back to be used again.
+    pub fn give_back(&mut self, end: End, mut chunk: Chunk, used: usize) -> (Change, Option<Vec<u8>>) {
+        let me = self.both(end).0;
+        let used = used.min(chunk.len());
+        chunk.consume(used);
+        let freed = used.min(me.unread);
+        me.unread -= freed;
+        me.taken += used as u64;
+        let mut spare = None;
+        if chunk.is_empty() {
+            spare = Some(chunk.into_buffer());
+        } else {
+            me.inbox.push_front(chunk);
+        }
+        (Change { freed, ..self.tell_room(end) }, spare)
+    }
+
+    /// Tells the sender to `end` of room, where it waits for some and there is enough.
+    fn tell_room(&mut self, end: End) -> Change {
+        let mut change = Change::default();
+        let writable = self.writable(end.other());
+        let peer = self.both(end).1;
+        if peer.no_space && writable {
+            peer.no_space = false;
+            change.tell(end.other(), Ready::OUT);
+        }
+        change
+    }
+
+    /// Shows up to `want` unread bytes from `offset` on, in pieces; they stay. Gives the number shown.
+    pub fn peek<E>(
+        &self,
+        end: End,
+        offset: usize,
+        want: usize,
+        mut sink: impl FnMut(&[u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let me = self.ends(end).0;
+        let (mut skip, mut shown) = (offset, 0);
+        let ahead = me.until_urgent().filter(|_| !me.urgent_inline).and_then(|n| usize::try_from(n).ok());
+        let mut want = match ahead {
+            Some(0) => {
+                skip += 1;
+                want
+            }
+            Some(n) => want.min(n.saturating_sub(offset)),
+            None => want,
+        };
+        for chunk in &me.inbox {
+            let bytes = chunk.bytes();
+            let Some(bytes) = bytes.get(skip..) else {
+                skip -= bytes.len();
+                continue;
+            };
+            skip = 0;
+            let part = bytes.get(..bytes.len().min(want)).unwrap_or_default();
+            if part.is_empty() {
+                continue;
+            }
+            let n = match sink(part) {
+                Ok(n) => n,
+                Err(e) if shown == 0 => return Err(e),
+                Err(_) => break,
+            };
+            shown += n;
+            want -= n.min(want);
+            if n < part.len() || want == 0 {
+                break;
+            }
+        }
+        Ok(shown)
+    }
+
+    /// What a peek that finds nothing gives: like [`LoopStream::take`] without a chunk.
+    pub fn outcome_when_empty(&mut self, end: End) -> Result<Taken, Error> {
+        let me = self.both(end).0;
+        if me.done {
+            return Ok(Taken::End);
+        }
+        if let Some(fault) = me.fault.take() {
+            return Err(fault);
+        }
+        let over = me.shut_read || me.state == TcpState::Close;
+        Ok(if over { Taken::End } else { Taken::WouldBlock })
+    }
+
+    /// `shutdown(2)`.
+    pub fn shutdown(&mut self, end: End, read: bool, write: bool) -> Change {
+        let mut change = Change::default();
+        let me = self.both(end).0;
+        me.shut_read |= read;
+        if write && !me.shut_write {
+            me.shut_write = true;
+            self.send_fin(end, &mut change);
+        }
+        change.tell(end, Ready::IN | Ready::OUT | Ready::RDHUP | Ready::HUP);
+        change
+    }
+
+    /// Sends a FIN, which the other end acknowledges at once.
+    fn send_fin(&mut self, end: End, change: &mut Change) {
+        let (me, peer) = self.both(end);
+        match me.state {
+            TcpState::Established => me.state = TcpState::FinWait2,
+            TcpState::CloseWait => me.finish(),
+            _ => return,
+        }
+        if peer.receive_fin() {
+            change.time_wait = Some(end.other());
+        }
+        change.tell(end.other(), Ready::IN | Ready::RDHUP | Ready::HUP | Ready::OUT);
+    }
+
+    /// The owner closed its socket (`tcp_close`): unread bytes, or `abort` (`SO_LINGER` of zero), make it a reset.
+    pub fn close(&mut self, end: End, abort: bool) -> Change {
+        let mut change = Change::default();
+        let (me, peer) = self.both(end);
+        me.orphan = true;
+        let unread = me.unread > 0;
+        change.freed = me.unread;
+        me.inbox.clear();
+        me.unread = 0;
+        if me.state == TcpState::Close {
+            return change;
+        }
+        me.shut_read = true;
+        if abort || unread {
+            me.finish();
+            change.tell(end.other(), peer.reset());
+            if peer.orphan {
+                peer.finish();
+            }
+        } else if me.shut_write {
+            // FIN_WAIT2 without an owner: the peer still may close in peace.
+        } else {
+            me.shut_write = true;
+            self.send_fin(end, &mut change);
+        }
+        change
+    }
+
+    /// Ends the connection from within, as `connect(AF_UNSPEC)` does: the peer is reset, this end is as new.
+    pub fn disconnect(&mut self, end: End) -> Change {
+        let mut change = Change::default();
+        let (me, peer) = self.both(end);
+        let whole = me.state != TcpState::Close;
+        change.freed = me.unread;
+        me.inbox.clear();
+        me.unread = 0;
+        me.orphan = true;
+        me.finish();
+        if whole {
+            change.tell(end.other(), peer.reset());
+        }
+        change
+    }
+
+    /// The unused buffers of an end that is closed are dropped with it; this says whether the connection is over.
+    pub fn is_over(&self) -> bool {
+        self.client.state == TcpState::Close && self.server.state == TcpState::Close
+    }
+}
+
+impl Side {
+    /// Passes over `n` bytes of the queue: the urgent byte, which is out of the stream.
+    fn skip(&mut self, n: usize) {
+        let mut left = n.min(self.unread);
+        self.unread -= left;
+        self.taken += left as u64;
+        while left > 0 {
+            let Some(front) = self.inbox.front_mut() else { break };
+            let step = left.min(front.len());
+            front.consume(step);
+            left -= step;
+            if front.is_empty() {
+                self.inbox.pop_front();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

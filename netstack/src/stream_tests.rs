@@ -1,0 +1,135 @@
+//! The states of a loopback connection, and what readers and writers see in them.
+
+use super::*;
+use crate::BufferPool;
+
+fn stream() -> LoopStream {
+    LoopStream::new((100, 100), (100, 100))
+}
+
+fn send(s: &mut LoopStream, end: End, data: &[u8]) -> Result<Change, Error> {
+    let mut buffer = BufferPool::fresh(data.len());
+    buffer[..data.len()].copy_from_slice(data);
+    s.push(end, Chunk::new(buffer, data.len())).map(|(change, _)| change)
+}
+
+fn read(s: &mut LoopStream, end: End, max: usize) -> Result<Option<Vec<u8>>, Error> {
+    let mut out = Vec::new();
+    loop {
+        match s.take(end, !out.is_empty(), max)? {
+            Taken::Chunk { chunk, limit } => {
+                let n = limit.min(max - out.len());
+                out.extend_from_slice(&chunk.bytes()[..n]);
+                let _ = s.give_back(end, chunk, n);
+                if out.len() == max {
+                    return Ok(Some(out));
+                }
+            }
+            Taken::End => return Ok(Some(out)),
+            Taken::WouldBlock | Taken::Mark if out.is_empty() => return Ok(None),
+            Taken::WouldBlock | Taken::Mark => return Ok(Some(out)),
+        }
+    }
+}
+
+use End::{Client, Server};
+
+#[test]
+fn bytes_arrive_in_order_and_small_ones_share_a_buffer() {
+    let mut s = stream();
+    assert_eq!(send(&mut s, Client, b"ab").unwrap().server, Ready::IN);
+    let _ = send(&mut s, Client, b"cd").unwrap();
+    assert_eq!(s.server.inbox.len(), 1);
+    assert_eq!(read(&mut s, Server, 3).unwrap().unwrap(), b"abc");
+    assert_eq!(read(&mut s, Server, 3).unwrap().unwrap(), b"d");
+    assert_eq!(read(&mut s, Server, 3).unwrap(), None);
+}
+
+#[test]
+fn a_full_queue_stops_the_writer_until_a_third_is_free() {
+    let mut s = stream();
+    assert_eq!(s.room(Client, false), Ok(200));
+    let _ = send(&mut s, Client, &[1; 200]).unwrap();
+    assert_eq!(s.room(Client, false), Ok(0));
+    assert!(!s.readiness(Client).contains(Ready::OUT));
+    let Taken::Chunk { chunk, .. } = s.take(Server, false, 200).unwrap() else { panic!("no chunk") };
+    let (change, _) = s.give_back(Server, chunk, 10);
+    assert_eq!(change.client, Ready::empty());
+    let Taken::Chunk { chunk, .. } = s.take(Server, false, 200).unwrap() else { panic!("no chunk") };
+    let (change, _) = s.give_back(Server, chunk, 100);
+    assert_eq!(change.client, Ready::OUT);
+}
+
+#[test]
+fn half_close_then_close_leaves_the_first_in_time_wait() {
+    let mut s = stream();
+    let _ = s.shutdown(Client, false, true);
+    assert_eq!((s.state(Client), s.state(Server)), (TcpState::FinWait2, TcpState::CloseWait));
+    assert_eq!(s.room(Client, false), Err(Error::Broken));
+    assert_eq!(read(&mut s, Server, 1).unwrap().unwrap(), b"");
+    let _ = send(&mut s, Server, b"late").unwrap();
+    assert_eq!(read(&mut s, Client, 9).unwrap().unwrap(), b"late");
+    assert_eq!(s.close(Server, false).time_wait, Some(Client));
+    assert!(s.is_over());
+}
+
+#[test]
+fn closing_with_unread_bytes_resets_the_peer() {
+    let mut s = stream();
+    let _ = send(&mut s, Client, b"x").unwrap();
+    let _ = send(&mut s, Server, b"y").unwrap();
+    let _ = s.close(Server, false);
+    assert!(s.readiness(Client).contains(Ready::ERR | Ready::HUP | Ready::IN));
+    // What had come is still there to be read.
+    assert_eq!(read(&mut s, Client, 9).unwrap().unwrap(), b"y");
+    assert_eq!(read(&mut s, Client, 9), Err(Error::Reset));
+    assert_eq!(read(&mut s, Client, 9).unwrap().unwrap(), b"");
+    assert_eq!(s.room(Client, false), Err(Error::Broken));
+}
+
+#[test]
+fn writing_to_a_closed_end_works_once() {
+    let mut s = stream();
+    let _ = s.close(Server, false);
+    let _ = send(&mut s, Client, b"x").unwrap();
+    assert_eq!(s.room(Client, false), Err(Error::Broken));
+    assert_eq!(read(&mut s, Client, 9).unwrap().unwrap(), b"");
+}
+
+#[test]
+fn the_urgent_byte_stands_beside_the_stream() {
+    let mut s = stream();
+    let _ = send(&mut s, Client, b"ab!").unwrap();
+    let change = s.mark_urgent(Client, b'!');
+    assert!(change.urgent && change.server.contains(Ready::PRI));
+    let _ = send(&mut s, Client, b"cd").unwrap();
+    assert_eq!(s.readable(Server), 2);
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"ab");
+    assert!(s.at_mark(Server));
+    assert_eq!(s.take_urgent(Server, false), Some(b'!'));
+    assert_eq!(s.take_urgent(Server, false), None);
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"cd");
+    assert!(!s.at_mark(Server));
+}
+
+#[test]
+fn a_low_water_mark_holds_readers_back_until_the_end() {
+    let mut s = stream();
+    s.set_low_water(Server, 3);
+    let _ = send(&mut s, Client, b"ab").unwrap();
+    assert!(!s.readiness(Server).contains(Ready::IN));
+    assert_eq!(read(&mut s, Server, 9).unwrap(), None);
+    let _ = s.shutdown(Client, false, true);
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"ab");
+}
+
+#[test]
+fn short_memory_leaves_a_connection_one_buffer() {
+    let mut s = LoopStream::new((1 << 20, 1 << 20), (1 << 20, 1 << 20));
+    assert_eq!(s.room(Client, true), Ok(crate::buffer::LARGE));
+    for _ in 0..2 {
+        let _ = send(&mut s, Client, &[0; 40_000]).unwrap();
+    }
+    assert_eq!(s.room(Client, true), Ok(0));
+    assert_eq!(s.close(Server, false).freed, 80_000);
+}

@@ -1,0 +1,177 @@
+//! `AF_INET` and `AF_INET6` sockets over the network stack (`ip(7)`, `tcp(7)`, `udp(7)`, `net/ipv4/af_inet.c`).
+//!
+//! Each socket is a handle that an open file (or a listener's backlog) owns, and a core behind it that tables, peers and
+//! waiters may keep a while longer. Dropping the handle closes.
+
+pub(crate) mod addr;
+mod control;
+mod info;
+pub(crate) mod netdev;
+pub(crate) mod options;
+mod raw;
+pub(crate) mod report;
+mod tcp;
+mod tcp_connect;
+mod tcp_io;
+mod tcp_options;
+mod udp;
+mod udp_io;
+
+use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock, Weak};
+
+use netstack::iface::Interfaces;
+use netstack::ports::PortTable;
+use netstack::stats::Stats;
+use netstack::{BufferPool, Ready};
+use sentry_base::{Errno, Events, Mutex, Result, lock::rank};
+use sentry_vfs::{Caller, UserNs, cap};
+
+use crate::Socket;
+use crate::netlink::NetlinkTable;
+pub use addr::Domain;
+use raw::{RawSocket, RawTable};
+use tcp::{TcpCore, TcpSocket};
+use udp::{UdpCore, UdpSocket};
+
+/// The Internet protocols of one network: who has which port, the interfaces, the counters.
+#[derive(Debug)]
+pub struct Inet {
+    pub(crate) tcp: Mutex<PortTable<Weak<TcpCore>>, { rank::LEAF }>,
+    pub(crate) udp: Mutex<PortTable<Weak<UdpCore>>, { rank::LEAF }>,
+    pub(crate) interfaces: Mutex<Interfaces, { rank::LEAF }>,
+    /// All TCP sockets that are open, by inode number, for `/proc/net/tcp`.
+    tcp_sockets: Mutex<BTreeMap<u64, Weak<TcpCore>>, { rank::LEAF }>,
+    raws: RawTable,
+    pub(crate) netlink: NetlinkTable,
+    buffers: Mutex<BufferPool, { rank::LEAF }>,
+    /// Bytes that wait in TCP streams.
+    queued: AtomicUsize,
+    pub(crate) stats: Stats,
+    /// `net.ipv4.ip_unprivileged_port_start`.
+    unprivileged_port_start: AtomicU16,
+    /// The user namespace whose capabilities count here.
+    owner: OnceLock<Arc<UserNs>>,
+}
+
+/// Bytes in TCP streams above which each connection is held to one buffer (`net.ipv4.tcp_mem`).
+const QUEUED_MAX: usize = 256 << 20;
+
+impl Default for Inet {
+    fn default() -> Self {
+        Self {
+            tcp: Mutex::default(),
+            udp: Mutex::default(),
+            interfaces: Mutex::default(),
+            tcp_sockets: Mutex::default(),
+            raws: Mutex::default(),
+            netlink: NetlinkTable::default(),
+            buffers: Mutex::default(),
+            queued: AtomicUsize::new(0),
+            stats: Stats::default(),
+            unprivileged_port_start: AtomicU16::new(1024),
+            owner: OnceLock::new(),
+        }
+    }
+}
+
+impl Inet {
+    /// The lowest port that needs no capability.
+    pub fn unprivileged_port_start(&self) -> u16 {
+        self.unprivileged_port_start.load(Ordering::Relaxed)
+    }
+
+    pub fn set_unprivileged_port_start(&self, port: u16) {
+        self.unprivileged_port_start.store(port, Ordering::Relaxed);
+    }
+
+    /// Whether the caller may bind to a port.
+    fn check_port(&self, caller: &dyn Caller, port: u16) -> Result<()> {
+        let free = port == 0 || port >= self.unprivileged_port_start();
+        if free || self.allows(caller, cap::NET_BIND_SERVICE) { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// Whether the caller has a capability over this network.
+    pub(crate) fn allows(&self, caller: &dyn Caller, cap: u32) -> bool {
+        let creds = caller.creds();
+        self.owner.get().map_or_else(|| creds.has_cap(cap), |owner| creds.has_cap_in(owner, cap))
+    }
+
+    /// Notes once to which user namespace this network belongs. In one that is `fresh` the loopback is down until
+    /// somebody brings it up.
+    pub(crate) fn belong_to(&self, owner: &Arc<UserNs>, fresh: bool) {
+        self.owner.get_or_init(|| {
+            if fresh {
+                self.interfaces.lock().take_down();
+            }
+            Arc::clone(owner)
+        });
+    }
+
+    /// `socket(AF_INET or AF_INET6, kind, protocol)`; `kind` without its flags.
+    pub fn socket(
+        self: &Arc<Self>,
+        caller: &dyn Caller,
+        domain: Domain,
+        kind: i32,
+        protocol: i32,
+    ) -> Result<Arc<dyn Socket>> {
+        if !(0..=255).contains(&protocol) && protocol != libc::IPPROTO_MPTCP {
+            return Err(Errno::EINVAL);
+        }
+        match (kind, protocol) {
+            (libc::SOCK_STREAM, libc::IPPROTO_IP | libc::IPPROTO_TCP) => {
+                Ok(TcpSocket::new(caller, self, domain))
+            }
+            (libc::SOCK_DGRAM, libc::IPPROTO_IP | libc::IPPROTO_UDP) => {
+                Ok(UdpSocket::new(caller, self, domain))
+            }
+            (libc::SOCK_DGRAM, libc::IPPROTO_ICMP) if domain == Domain::V4 => {
+                Ok(RawSocket::new(caller, self, domain, true, 1))
+            }
+            (libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6) if domain == Domain::V6 => {
+                Ok(RawSocket::new(caller, self, domain, true, 58))
+            }
+            (libc::SOCK_RAW, 0) => Err(Errno::EPROTONOSUPPORT),
+            (libc::SOCK_RAW, _) if !self.allows(caller, cap::NET_RAW) => Err(Errno::EPERM),
+            (libc::SOCK_RAW, protocol) => {
+                let protocol = u8::try_from(protocol).map_err(|_| Errno::EPROTONOSUPPORT)?;
+                Ok(RawSocket::new(caller, self, domain, false, protocol))
+            }
+            (libc::SOCK_STREAM | libc::SOCK_DGRAM, _) => Err(Errno::EPROTONOSUPPORT),
+            (libc::SOCK_SEQPACKET | libc::SOCK_RDM, _) => Err(Errno::ESOCKTNOSUPPORT),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Whether the streams hold so much that each of them must do with less.
+    fn is_pressed(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > QUEUED_MAX
+    }
+
+    /// A buffer for about `want` bytes.
+    fn buffer(&self, want: usize) -> Vec<u8> {
+        let pooled = self.buffers.lock().get(want);
+        pooled.unwrap_or_else(|| BufferPool::fresh(want))
+    }
+
+    fn recycle(&self, buffer: Option<Vec<u8>>) {
+        if let Some(buffer) = buffer {
+            self.buffers.lock().put(buffer);
+        }
+    }
+}
+
+/// Readiness of the network stack as the Sentry names it: the values are the same.
+fn events(ready: Ready) -> Events {
+    Events::from_bits_truncate(ready.bits())
+}
+
+/// Sends the caller SIGPIPE, unless it asked not to.
+fn broken_pipe(caller: &dyn Caller, flags: i32) -> Errno {
+    if flags & libc::MSG_NOSIGNAL == 0 {
+        caller.signal_self(libc::SIGPIPE);
+    }
+    Errno::EPIPE
+}

@@ -1,0 +1,473 @@
+//! Names and connections of TCP: bind, listen, connect, accept, shutdown, close (`net/ipv4/af_inet.c`,
+//! `net/ipv4/inet_connection_sock.c`).
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use netstack::iface::or_this_host;
+use netstack::ports::BindingId;
+use netstack::stream::{End, LoopStream};
+use sentry_base::{Errno, Events, Result, mono_now};
+use sentry_vfs::IoStart;
+
+use super::addr::{self, Domain, errno};
+use super::options::Options;
+use super::tcp::{Connection, Link, Listening, Phase, Side, State, TcpCore, TcpSocket};
+use crate::{SockCtx, Socket};
+
+/// `net.core.somaxconn`.
+const SOMAXCONN: usize = 4096;
+/// Connects that wait at a listener whose queue is full; more are refused.
+const MAX_WAITING: usize = 1024;
+
+/// How an attempt to reach a listener ended.
+enum Attempt {
+    Connected,
+    Refused,
+    Full,
+}
+
+impl TcpCore {
+    /// `__inet_bind`.
+    pub(super) fn bind(&self, cx: &SockCtx<'_>, address: &[u8]) -> Result<()> {
+        let at = addr::parse_for_bind(self.domain, address)?;
+        let ip = self.check_bind_address(at.ip())?;
+        self.net.check_port(cx.caller, at.port())?;
+        let state = self.state.lock();
+        if !matches!(state.phase, Phase::Closed) || state.binding.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        drop(state);
+        let later = at.port() == 0 && self.options.flag(libc::IPPROTO_IP, 24);
+        let binding = if later {
+            None
+        } else {
+            let (local, sharing) = (self.local(ip), self.sharing());
+            let mut table = self.net.tcp.lock();
+            Some(table.bind(local, at.port(), sharing, self.me.clone(), mono_now()).map_err(errno)?)
+        };
+        let mut state = self.state.lock();
+        if state.binding.is_some() || !matches!(state.phase, Phase::Closed) {
+            drop(state);
+            if let Some(id) = binding {
+                self.net.tcp.lock().release(id);
+            }
+            return Err(Errno::EINVAL);
+        }
+        state.binding = binding;
+        state.local = SocketAddr::new(ip, binding.map_or(0, |id| id.port));
+        state.bound_port = at.port() != 0;
+        state.bound_ip = !ip.is_unspecified();
+        Ok(())
+    }
+
+    fn check_bind_address(&self, ip: IpAddr) -> Result<IpAddr> {
+        if self.v6_only() && ip.is_ipv4() {
+            return Err(Errno::EINVAL);
+        }
+        let free = self.options.flag(libc::IPPROTO_IP, libc::IP_FREEBIND)
+            || self.options.flag(libc::IPPROTO_IP, libc::IP_TRANSPARENT);
+        if free || self.net.interfaces.lock().may_bind(ip) { Ok(ip) } else { Err(Errno::EADDRNOTAVAIL) }
+    }
+
+    /// Takes any free port, for a listener that has none.
+    fn autobind(&self) -> Result<()> {
+        let ip = {
+            let state = self.state.lock();
+            if state.binding.is_some() {
+                return Ok(());
+            }
+            state.local.ip()
+        };
+        let (local, sharing) = (self.local(ip), self.sharing());
+        let id = self.net.tcp.lock().bind(local, 0, sharing, self.me.clone(), mono_now()).map_err(errno)?;
+        let mut state = self.state.lock();
+        if state.binding.is_some() {
+            drop(state);
+            self.net.tcp.lock().release(id);
+            return Ok(());
+        }
+        state.binding = Some(id);
+        state.local.set_port(id.port);
+        Ok(())
+    }
+
+    /// `inet_listen`.
+    pub(super) fn listen(&self, backlog: i32) -> Result<()> {
+        let limit = usize::try_from(backlog).unwrap_or(SOMAXCONN).min(SOMAXCONN);
+        {
+            let mut state = self.state.lock();
+            match &mut state.phase {
+                Phase::Closed => {}
+                Phase::Listening(listening) => {
+                    listening.limit = limit;
+                    return Ok(());
+                }
+                _ => return Err(Errno::EINVAL),
+            }
+        }
+        self.autobind()?;
+        let mut state = self.state.lock();
+        let id = state.binding.ok_or(Errno::EINVAL)?;
+        if !matches!(state.phase, Phase::Closed) {
+            return Err(Errno::EINVAL);
+        }
+        let sharing = self.sharing();
+        {
+            let mut table = self.net.tcp.lock();
+            if let Some(binding) = table.get_mut(id) {
+                binding.sharing = sharing;
+            }
+            table.listen(id).map_err(errno)?;
+        }
+        state.shut_read = false;
+        state.shut_write = false;
+        state.phase = Phase::Listening(Listening { limit, queue: VecDeque::new(), waiting: VecDeque::new() });
+        Ok(())
+    }
+
+    /// `__inet_stream_connect`.
+    pub(super) fn try_connect(&self, cx: &SockCtx<'_>, address: &[u8]) -> Result<IoStart<()>> {
+        if addr::family(address)? == libc::AF_UNSPEC {
+            return self.disconnect().map(IoStart::Done);
+        }
+        {
+            let mut state = self.state.lock();
+            match &mut state.phase {
+                Phase::Connected { told, .. } if !*told => {
+                    *told = true;
+                    return Ok(IoStart::Done(()));
+                }
+                Phase::Connected { .. } | Phase::Listening(_) => return Err(Errno::EISCONN),
+                Phase::Connecting(_) if cx.nonblock => return Err(Errno::EALREADY),
+                Phase::Connecting(_) => return Ok(IoStart::WouldBlock),
+                Phase::Failed => {
+                    state.phase = Phase::Closed;
+                    return Err(state.fault.take().unwrap_or(Errno::ECONNABORTED));
+                }
+                Phase::Closed => {}
+            }
+        }
+        let to = addr::parse(self.domain, address)?;
+        self.start_connect(to)?;
+        self.net.stats.tcp_active_opens.add(1);
+        match self.attempt() {
+            Attempt::Connected if cx.nonblock => {
+                if let Phase::Connected { told, .. } = &mut self.state.lock().phase {
+                    *told = false;
+                }
+                // As Linux has it: the answer comes when the call is over.
+                self.queue.notify(Events::WRITABLE);
+                Err(Errno::EINPROGRESS)
+            }
+            Attempt::Connected => Ok(IoStart::Done(())),
+            Attempt::Refused => {
+                self.fail(Errno::ECONNREFUSED);
+                if cx.nonblock {
+                    return Err(Errno::EINPROGRESS);
+                }
+                let mut state = self.state.lock();
+                state.phase = Phase::Closed;
+                Err(state.fault.take().unwrap_or(Errno::ECONNREFUSED))
+            }
+            Attempt::Full if cx.nonblock => Err(Errno::EINPROGRESS),
+            Attempt::Full => Ok(IoStart::WouldBlock),
+        }
+    }
+
+    /// Chooses the route, the address and the port of a connection.
+    fn start_connect(&self, to: SocketAddr) -> Result<()> {
+        let to = SocketAddr::new(or_this_host(to.ip()), to.port());
+        let mapped = self.domain == Domain::V6 && to.is_ipv4();
+        if mapped && self.v6_only() || to.ip().is_multicast() {
+            return Err(Errno::ENETUNREACH);
+        }
+        let (binding, local) = {
+            let state = self.state.lock();
+            (state.binding, state.local)
+        };
+        let given = Some(local.ip()).filter(|ip| !ip.is_unspecified());
+        if given.is_some_and(|ip| ip.is_ipv4() != to.is_ipv4()) {
+            return Err(Errno::EAFNOSUPPORT);
+        }
+        let route = self.net.interfaces.lock().route(to.ip(), given).map_err(errno)?;
+        let (now, sharing) = (mono_now(), self.sharing());
+        let id = {
+            let mut table = self.net.tcp.lock();
+            match binding {
+                Some(id) if table.is_connected(id, route.source, to, now) => {
+                    return Err(Errno::EADDRNOTAVAIL);
+                }
+                Some(id) => {
+                    if let Some(binding) = table.get_mut(id) {
+                        binding.local.ip = route.source;
+                        binding.peer = Some(to);
+                    }
+                    id
+                }
+                None => table
+                    .bind_for_connection(route.source, to, sharing, self.me.clone(), now)
+                    .map_err(errno)?,
+            }
+        };
+        let mut state = self.state.lock();
+        state.binding = Some(id);
+        state.local = SocketAddr::new(route.source, id.port);
+        state.shut_read = false;
+        state.shut_write = false;
+        state.phase = Phase::Connecting(to);
+        Ok(())
+    }
+
+    /// A connect has failed: the port is free again, and the error waits to be read.
+    fn fail(&self, errno: Errno) {
+        self.net.stats.tcp_failed.add(1);
+        let freed = {
+            let mut state = self.state.lock();
+            state.phase = Phase::Failed;
+            state.fault = Some(errno);
+            self.unbind(&mut state)
+        };
+        self.release_binding(freed);
+        self.queue.notify(Events::ERR | Events::HUP | Events::READABLE | Events::WRITABLE);
+    }
+
+    /// Forgets a connection's address, as far as `bind` did not set it. What it gives is to be released.
+    fn unbind(&self, state: &mut State) -> Option<BindingId> {
+        if !state.bound_ip {
+            state.local.set_ip(self.domain.any());
+        }
+        if state.bound_port {
+            let mut table = self.net.tcp.lock();
+            if let Some(binding) = state.binding.and_then(|id| table.get_mut(id)) {
+                binding.local.ip = state.local.ip();
+                binding.peer = None;
+                binding.listening = false;
+            }
+            return None;
+        }
+        state.local.set_port(0);
+        state.binding.take()
+    }
+
+    fn release_binding(&self, id: Option<BindingId>) {
+        if let Some(id) = id {
+            self.net.tcp.lock().release(id);
+        }
+    }
+
+    /// Tries to enter the queue of the listener at the address that this socket connects to.
+    fn attempt(&self) -> Attempt {
+        let (to, from, id) = {
+            let state = self.state.lock();
+            match (&state.phase, state.binding) {
+                (Phase::Connecting(to), Some(id)) => (*to, state.local, id),
+                (Phase::Connected { .. }, _) => return Attempt::Connected,
+                _ => return Attempt::Refused,
+            }
+        };
+        self.net.stats.packet(60);
+        let listener = {
+            let table = self.net.tcp.lock();
+            let found = table.find(to, from, |binding| u32::from(binding.listening));
+            found.and_then(|binding| binding.owner.upgrade())
+        };
+        let Some(listener) = listener else {
+            self.net.stats.tcp_resets.add(1);
+            return Attempt::Refused;
+        };
+        let Some(me) = self.me.upgrade() else { return Attempt::Refused };
+        let mut theirs = listener.state.lock();
+        let Phase::Listening(listening) = &mut theirs.phase else { return Attempt::Refused };
+        if listening.queue.len() > listening.limit {
+            if listening.waiting.len() >= MAX_WAITING {
+                return Attempt::Refused;
+            }
+            self.net.stats.listen_overflows.add(1);
+            listening.waiting.push_back(Arc::downgrade(&me));
+            return Attempt::Full;
+        }
+        let (server, link) = listener.accepted(self, (from, id), to);
+        listening.queue.push_back(server);
+        drop(theirs);
+        {
+            let mut state = self.state.lock();
+            let connection = Connection { link, end: End::Client, peer: to };
+            state.phase = Phase::Connected { connection, told: true };
+        }
+        self.net.stats.tcp_passive_opens.add(1);
+        listener.queue.notify(Events::READABLE);
+        Attempt::Connected
+    }
+
+    /// Makes the server's end of a connection that `client` opens, and the connection.
+    fn accepted(
+        &self,
+        client: &TcpCore,
+        (from, id): (SocketAddr, BindingId),
+        to: SocketAddr,
+    ) -> (Arc<TcpSocket>, Arc<Link>) {
+        let options = Options::inherit(&self.options);
+        let attr = crate::socket::new_attr(self.attr.uid, self.attr.gid);
+        let state = State {
+            phase: Phase::Closed,
+            binding: None,
+            local: to,
+            bound_port: true,
+            bound_ip: true,
+            fault: None,
+            shut_read: false,
+            shut_write: false,
+        };
+        let server = TcpCore::make(&self.net, self.domain, attr, options, state);
+        let sharing = self.sharing();
+        let server_id = self.net.tcp.lock().adopt(to.port(), to.ip(), from, sharing, server.me.clone());
+        let mut stream = LoopStream::new(client.limits(), server.limits());
+        client.configure_stream(&mut stream, End::Client);
+        server.configure_stream(&mut stream, End::Server);
+        let client_side = Side { queue: Arc::clone(&client.queue), binding: id };
+        let server_side = Side { queue: Arc::clone(&server.queue), binding: server_id };
+        let link = Link::new(&self.net, stream, client_side, server_side);
+        {
+            let mut state = server.state.lock();
+            let connection = Connection { link: Arc::clone(&link), end: End::Server, peer: from };
+            state.phase = Phase::Connected { connection, told: true };
+            state.binding = Some(server_id);
+        }
+        (Arc::new(TcpSocket(server)), link)
+    }
+
+    pub(super) fn try_accept(&self) -> Result<IoStart<Arc<dyn Socket>>> {
+        let (socket, waiting) = {
+            let mut state = self.state.lock();
+            let Phase::Listening(listening) = &mut state.phase else { return Err(Errno::EINVAL) };
+            match listening.queue.pop_front() {
+                Some(socket) => (socket, listening.waiting.pop_front()),
+                None => return Ok(IoStart::WouldBlock),
+            }
+        };
+        if let Some(core) = waiting.and_then(|core| core.upgrade()) {
+            core.retry();
+        }
+        Ok(IoStart::Done(socket))
+    }
+
+    /// Tries again to connect, when a listener may have room or is gone.
+    fn retry(&self) {
+        if !matches!(self.state.lock().phase, Phase::Connecting(_)) {
+            return;
+        }
+        match self.attempt() {
+            Attempt::Connected => {
+                if let Phase::Connected { told, .. } = &mut self.state.lock().phase {
+                    *told = false;
+                }
+                self.queue.notify(Events::WRITABLE);
+            }
+            Attempt::Refused => self.fail(Errno::ECONNREFUSED),
+            Attempt::Full => {}
+        }
+    }
+
+    /// `connect` to an address of no family: whatever the socket was, it is closed and may be used anew.
+    fn disconnect(&self) -> Result<()> {
+        self.end(true);
+        self.state.lock().fault = None;
+        Ok(())
+    }
+
+    /// `inet_shutdown`.
+    pub(super) fn shutdown(&self, how: i32) -> Result<()> {
+        let (read, write) = match how {
+            libc::SHUT_RD => (true, false),
+            libc::SHUT_WR => (false, true),
+            libc::SHUT_RDWR => (true, true),
+            _ => return Err(Errno::EINVAL),
+        };
+        let connection = {
+            let mut state = self.state.lock();
+            match &state.phase {
+                Phase::Connected { connection, .. } => connection.clone(),
+                Phase::Listening(_) if read => {
+                    drop(state);
+                    self.end(true);
+                    self.queue.notify(Events::READABLE | Events::WRITABLE | Events::HUP);
+                    return Ok(());
+                }
+                Phase::Listening(_) => return Ok(()),
+                Phase::Connecting(_) => {
+                    drop(state);
+                    self.end(true);
+                    return Ok(());
+                }
+                Phase::Closed | Phase::Failed => {
+                    state.shut_read |= read;
+                    state.shut_write |= write;
+                    return Err(Errno::ENOTCONN);
+                }
+            }
+        };
+        let change = {
+            let mut stream = connection.link.stream.lock();
+            if stream.state(connection.end) == netstack::stream::TcpState::Close {
+                return Err(Errno::ENOTCONN);
+            }
+            stream.shutdown(connection.end, read, write)
+        };
+        connection.link.apply(change);
+        Ok(())
+    }
+
+    /// Ends whatever the socket does. `abort`: reset the peer; else as `close` does.
+    fn end(&self, abort: bool) {
+        let (phase, freed) = {
+            let mut state = self.state.lock();
+            let phase = core::mem::take(&mut state.phase);
+            (phase, self.unbind(&mut state))
+        };
+        match phase {
+            Phase::Closed | Phase::Failed | Phase::Connecting(_) => {}
+            Phase::Listening(listening) => {
+                // Nobody will accept these: their peers are reset.
+                for socket in listening.queue {
+                    socket.0.end(true);
+                }
+                self.release_binding(freed);
+                for core in listening.waiting {
+                    if let Some(core) = core.upgrade() {
+                        core.retry();
+                    }
+                }
+                return;
+            }
+            Phase::Connected { connection, .. } => {
+                let change = {
+                    let mut stream = connection.link.stream.lock();
+                    if abort {
+                        stream.disconnect(connection.end)
+                    } else {
+                        stream.close(connection.end, false)
+                    }
+                };
+                connection.link.apply(change);
+                let state = connection.link.stream.lock().state(connection.end);
+                if state == netstack::stream::TcpState::FinWait2 {
+                    self.net.tcp.lock().rest(connection.link.side(connection.end).binding, mono_now());
+                }
+            }
+        }
+        self.release_binding(freed);
+    }
+
+    /// The last descriptor is closed.
+    pub(super) fn release(&self) {
+        self.net.tcp_sockets.lock().remove(&self.attr.ino);
+        {
+            let mut state = self.state.lock();
+            state.bound_port = false;
+            state.bound_ip = false;
+        }
+        self.end(self.options.linger() == Some(0));
+    }
+}

@@ -1,0 +1,437 @@
+//! `NETLINK_ROUTE`: interfaces, addresses and routes, shown and changed (`rtnetlink(7)`, `net/core/rtnetlink.c`).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use abi::net::{IfAddrMsg, IfInfoMsg, NlMsgHdr, RtMsg};
+use netstack::iface::{Interface, InterfaceAddress, UP};
+use sentry_base::{Errno, Result};
+use sentry_vfs::{Caller, cap};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::wire::{Message, NLM_F_DUMP, NLM_F_MULTI, attributes};
+use crate::Inet;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+const RTM_GETNEIGH: u16 = 30;
+const RTM_NEWRULE: u16 = 32;
+const RTM_GETRULE: u16 = 34;
+const RTM_GETQDISC: u16 = 38;
+const RTM_GETNEIGHTBL: u16 = 66;
+const RTM_GETADDRLABEL: u16 = 74;
+const RTM_GETNETCONF: u16 = 82;
+/// The largest type that Linux knows.
+const RTM_MAX: u16 = 123;
+
+/// Multicast groups, as numbers (`RTNLGRP_*`).
+pub(super) const GROUP_LINK: u32 = 1;
+pub(super) const GROUP_V4_ADDRESS: u32 = 5;
+pub(super) const GROUP_V6_ADDRESS: u32 = 9;
+
+const FAMILY_V4: u8 = 2;
+const FAMILY_V6: u8 = 10;
+
+const TABLE_MAIN: u8 = 254;
+const TABLE_LOCAL: u8 = 255;
+/// `RTPROT_KERNEL`.
+const BY_KERNEL: u8 = 2;
+const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_LINK: u8 = 253;
+const SCOPE_HOST: u8 = 254;
+const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
+const RTN_BROADCAST: u8 = 3;
+
+/// What a request gives: replies, and what to tell listeners of a group.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) messages: Vec<Vec<u8>>,
+    pub(super) told: Vec<(u32, Vec<u8>)>,
+}
+
+/// Serves one request.
+pub(super) fn serve(
+    net: &Inet,
+    caller: &dyn Caller,
+    header: &NlMsgHdr,
+    body: &[u8],
+    pid: u32,
+) -> Result<Answer> {
+    if !(RTM_NEWLINK..=RTM_MAX).contains(&header.kind) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    // Of each four types the third is the one that only looks.
+    let looks = header.kind % 4 == 2;
+    if !looks && !net.allows(caller, cap::NET_ADMIN) {
+        return Err(Errno::EPERM);
+    }
+    let family = *body.first().ok_or(Errno::EINVAL)?;
+    let dump = header.flags & NLM_F_DUMP == NLM_F_DUMP;
+    let reply = Reply { header, pid, flags: if dump { NLM_F_MULTI } else { 0 } };
+    let mut answer = Answer::default();
+    match header.kind {
+        RTM_GETLINK if dump => {
+            let interfaces = net.interfaces.lock();
+            answer.messages = interfaces.iter().map(|i| reply.link(net, i)).collect();
+        }
+        RTM_GETLINK => {
+            let interfaces = net.interfaces.lock();
+            let found = wanted_link(&interfaces, body)?;
+            answer.messages.push(reply.link(net, found));
+        }
+        RTM_GETADDR if dump => {
+            for interface in net.interfaces.lock().iter() {
+                for address in interface.addresses.iter().filter(|a| of_family(a.ip, family)) {
+                    answer.messages.push(reply.address(interface, address, RTM_NEWADDR));
+                }
+            }
+        }
+        RTM_GETROUTE if dump => answer.messages = reply.routes(net, family),
+        RTM_GETROUTE => answer.messages.push(reply.route_to(net, body)?),
+        RTM_GETRULE if dump => answer.messages = reply.rules(family),
+        RTM_GETQDISC if dump => answer.messages.push(reply.qdisc()),
+        RTM_GETNEIGH | RTM_GETNEIGHTBL | RTM_GETADDRLABEL | RTM_GETNETCONF if dump => {}
+        RTM_NEWLINK | RTM_SETLINK => set_link(net, body, &reply, &mut answer)?,
+        RTM_NEWADDR => add_address(net, body, &reply, &mut answer)?,
+        RTM_DELADDR => delete_address(net, body, &reply, &mut answer)?,
+        _ => return Err(Errno::EOPNOTSUPP),
+    }
+    Ok(answer)
+}
+
+fn of_family(ip: IpAddr, family: u8) -> bool {
+    match family {
+        FAMILY_V4 => ip.is_ipv4(),
+        FAMILY_V6 => ip.is_ipv6(),
+        _ => true,
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn parse_ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => bytes.first_chunk::<4>().map(|b| IpAddr::from(*b)),
+        16 => bytes.first_chunk::<16>().map(|b| IpAddr::from(*b)),
+        _ => None,
+    }
+}
+
+fn family_of(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 }
+}
+
+/// The interface that a link request names by number or name.
+fn wanted_link<'i>(interfaces: &'i netstack::iface::Interfaces, body: &[u8]) -> Result<&'i Interface> {
+    let (info, _) = IfInfoMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+    if info.index != 0 {
+        let index = u32::try_from(info.index).map_err(|_| Errno::ENODEV)?;
+        return interfaces.by_index(index).ok_or(Errno::ENODEV);
+    }
+    // IFLA_IFNAME, IFLA_ALT_IFNAME
+    let attributes = attributes(body, size_of::<IfInfoMsg>());
+    let name = attributes.iter().find(|(kind, _)| [3, 53].contains(kind)).ok_or(Errno::EINVAL)?.1;
+    let name = name.split(|b| *b == 0).next().unwrap_or_default();
+    interfaces.by_name(name).ok_or(Errno::ENODEV)
+}
+
+/// Brings an interface up or down, and sets its MTU. Interfaces of other kinds cannot be made.
+fn set_link(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> Result<()> {
+    let (info, _) = IfInfoMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+    let mut interfaces = net.interfaces.lock();
+    let index = match wanted_link(&interfaces, body) {
+        Ok(found) => found.index,
+        // A new interface is asked for.
+        Err(_) if reply.header.kind == RTM_NEWLINK && info.index == 0 => return Err(Errno::EOPNOTSUPP),
+        Err(errno) => return Err(errno),
+    };
+    let interface = interfaces.by_index_mut(index).ok_or(Errno::ENODEV)?;
+    let change = if info.change == 0 { info.flags } else { info.change };
+    if change & UP != 0 {
+        interface.set_up(info.flags & UP != 0);
+    }
+    for (kind, data) in attributes(body, size_of::<IfInfoMsg>()) {
+        if let (4, Some(mtu)) = (kind, data.first_chunk().map(|b| u32::from_ne_bytes(*b))) {
+            interface.mtu = mtu;
+        }
+    }
+    let note = Reply { flags: 0, ..*reply }.link(net, interface);
+    answer.told.push((GROUP_LINK, note));
+    Ok(())
+}
+
+/// The address, and its interface, that an address request names.
+fn wanted_address(body: &[u8]) -> Result<(u32, InterfaceAddress)> {
+    let (info, _) = IfAddrMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+    let attributes = attributes(body, size_of::<IfAddrMsg>());
+    let find =
+        |wanted: u16| attributes.iter().find(|(kind, _)| *kind == wanted).and_then(|(_, d)| parse_ip(d));
+    // IFA_LOCAL, else IFA_ADDRESS.
+    let ip = find(2).or_else(|| find(1)).ok_or(Errno::EINVAL)?;
+    let most = if ip.is_ipv4() { 32 } else { 128 };
+    if info.prefixlen > most || info.family != family_of(ip) {
+        return Err(Errno::EINVAL);
+    }
+    Ok((info.index, InterfaceAddress { ip, prefix: info.prefixlen, scope: info.scope }))
+}
+
+fn address_group(ip: IpAddr) -> u32 {
+    if ip.is_ipv4() { GROUP_V4_ADDRESS } else { GROUP_V6_ADDRESS }
+}
+
+fn add_address(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> Result<()> {
+    let (index, address) = wanted_address(body)?;
+    let mut interfaces = net.interfaces.lock();
+    if interfaces.by_index(index).is_none() {
+        return Err(Errno::ENODEV);
+    }
+    if !interfaces.add_address(index, address) {
+        return Err(Errno::EEXIST);
+    }
+    let interface = interfaces.by_index(index).ok_or(Errno::ENODEV)?;
+    answer.told.push((address_group(address.ip), reply.address(interface, &address, RTM_NEWADDR)));
+    Ok(())
+}
+
+fn delete_address(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> Result<()> {
+    let (index, address) = wanted_address(body)?;
+    let mut interfaces = net.interfaces.lock();
+    let interface = interfaces.by_index_mut(index).ok_or(Errno::ENODEV)?;
+    let same = |a: &InterfaceAddress| a.ip == address.ip && a.prefix == address.prefix;
+    let at = interface.addresses.iter().position(same).ok_or(Errno::EADDRNOTAVAIL)?;
+    let gone = interface.addresses.remove(at);
+    answer.told.push((address_group(gone.ip), reply.address(interface, &gone, RTM_DELADDR)));
+    Ok(())
+}
+
+/// How replies to one request are headed.
+struct Reply<'h> {
+    header: &'h NlMsgHdr,
+    pid: u32,
+    flags: u16,
+}
+
+impl Clone for Reply<'_> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl Copy for Reply<'_> {}
+
+impl Reply<'_> {
+    fn message(&self, kind: u16) -> Message {
+        Message::new(kind, self.flags, self.header, self.pid)
+    }
+
+    /// `rtnl_fill_ifinfo`.
+    fn link(&self, net: &Inet, interface: &Interface) -> Vec<u8> {
+        let mut message = self.message(RTM_NEWLINK);
+        let info = IfInfoMsg {
+            kind: interface.kind,
+            index: i32::try_from(interface.index).unwrap_or(0),
+            flags: interface.flags,
+            ..IfInfoMsg::default()
+        };
+        let (packets, bytes) = (net.stats.packets.get(), net.stats.bytes.get());
+        let mut wide = [0_u64; 25];
+        let mut narrow = [0_u32; 24];
+        for (at, value) in [(0, packets), (1, packets), (2, bytes), (3, bytes)] {
+            if let (Some(wide), Some(narrow)) = (wide.get_mut(at), narrow.get_mut(at)) {
+                *wide = value;
+                // The old counters wrap.
+                *narrow = u32::try_from(value & u64::from(u32::MAX)).unwrap_or(0);
+            }
+        }
+        message
+            .fixed(info.as_bytes())
+            .text(3, &interface.name)
+            .u32(13, interface.tx_queue_len)
+            .attr(16, &[0]) // IFLA_OPERSTATE: unknown
+            .attr(17, &[0]) // IFLA_LINKMODE
+            .u32(4, interface.mtu)
+            .u32(50, 0) // IFLA_MIN_MTU
+            .u32(51, 0) // IFLA_MAX_MTU
+            .u32(27, 0) // IFLA_GROUP
+            .u32(30, 0) // IFLA_PROMISCUITY
+            .u32(31, 1) // IFLA_NUM_TX_QUEUES
+            .u32(40, 65_535) // IFLA_GSO_MAX_SEGS
+            .u32(41, 65_536) // IFLA_GSO_MAX_SIZE
+            .u32(32, 1) // IFLA_NUM_RX_QUEUES
+            .attr(33, &[1]) // IFLA_CARRIER
+            .text(6, "noqueue")
+            .u32(35, 0) // IFLA_CARRIER_CHANGES
+            .attr(14, &[0; 32]) // IFLA_MAP
+            .attr(1, &interface.hardware)
+            .attr(2, &[0; 6])
+            .attr(23, wide.as_bytes())
+            .attr(7, narrow.as_bytes());
+        message.finish()
+    }
+
+    /// `inet_fill_ifaddr` and `inet6_fill_ifaddr`.
+    fn address(&self, interface: &Interface, address: &InterfaceAddress, kind: u16) -> Vec<u8> {
+        /// `IFA_F_PERMANENT`.
+        const PERMANENT: u8 = 0x80;
+        let mut message = self.message(kind);
+        let info = IfAddrMsg {
+            family: family_of(address.ip),
+            prefixlen: address.prefix,
+            flags: PERMANENT,
+            scope: address.scope,
+            index: interface.index,
+        };
+        let bytes = octets(address.ip);
+        message.fixed(info.as_bytes()).attr(1, &bytes);
+        if address.ip.is_ipv4() {
+            message.attr(2, &bytes).text(3, &interface.name);
+        }
+        let forever = [u32::MAX, u32::MAX, 0, 0];
+        message.u32(8, u32::from(PERMANENT)).attr(6, forever.as_bytes());
+        message.finish()
+    }
+
+    fn route(
+        &self,
+        route: RtMsg,
+        to: IpAddr,
+        index: u32,
+        source: Option<IpAddr>,
+        metric: Option<u32>,
+    ) -> Vec<u8> {
+        let mut message = self.message(RTM_NEWROUTE);
+        message.fixed(route.as_bytes()).u32(15, u32::from(route.table));
+        if route.dst_len > 0 {
+            message.attr(1, &octets(to));
+        }
+        if let Some(metric) = metric {
+            message.u32(6, metric);
+        }
+        if let Some(source) = source {
+            message.attr(7, &octets(source));
+        }
+        message.u32(4, index);
+        if route.family == FAMILY_V6 {
+            message.attr(12, &[0; 32]).attr(20, &[0]);
+        }
+        message.finish()
+    }
+
+    /// The routes that interfaces' addresses make.
+    fn routes(&self, net: &Inet, family: u8) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        for interface in net.interfaces.lock().iter().filter(|i| i.is_up()) {
+            for address in interface.addresses.iter().filter(|a| of_family(a.ip, family)) {
+                let base = RtMsg {
+                    family: family_of(address.ip),
+                    table: TABLE_LOCAL,
+                    protocol: BY_KERNEL,
+                    scope: SCOPE_HOST,
+                    kind: RTN_LOCAL,
+                    ..RtMsg::default()
+                };
+                let index = interface.index;
+                match address.ip {
+                    IpAddr::V4(ip) => {
+                        let mask = address.netmask().to_bits();
+                        let network = Ipv4Addr::from_bits(ip.to_bits() & mask);
+                        let all = Ipv4Addr::from_bits(ip.to_bits() | !mask);
+                        let source = Some(address.ip);
+                        let route =
+                            |base: RtMsg, to: Ipv4Addr| self.route(base, IpAddr::V4(to), index, source, None);
+                        if interface.is_loopback() && address.prefix < 32 {
+                            out.push(route(RtMsg { dst_len: address.prefix, ..base }, network));
+                        }
+                        out.push(route(RtMsg { dst_len: 32, ..base }, ip));
+                        if address.prefix < 31 {
+                            let base = RtMsg { dst_len: 32, scope: SCOPE_LINK, kind: RTN_BROADCAST, ..base };
+                            out.push(route(base, all));
+                        }
+                    }
+                    IpAddr::V6(_) => {
+                        let base = RtMsg { dst_len: 128, scope: SCOPE_UNIVERSE, ..base };
+                        out.push(self.route(base, address.ip, index, None, Some(0)));
+                        let main =
+                            RtMsg { table: TABLE_MAIN, kind: RTN_UNICAST, dst_len: address.prefix, ..base };
+                        out.push(self.route(main, address.ip, index, None, Some(256)));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// The route to one address (`inet_rtm_getroute`).
+    fn route_to(&self, net: &Inet, body: &[u8]) -> Result<Vec<u8>> {
+        let (asked, _) = RtMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+        let attributes = attributes(body, size_of::<RtMsg>());
+        let to = attributes.iter().find(|(kind, _)| *kind == 1).and_then(|(_, data)| parse_ip(data));
+        let to = to.unwrap_or(if asked.family == FAMILY_V6 {
+            IpAddr::V6(Ipv6Addr::LOCALHOST)
+        } else {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        });
+        let route = net.interfaces.lock().route(to, None).map_err(|_| Errno::ENETUNREACH)?;
+        let answer = RtMsg {
+            family: family_of(to),
+            dst_len: if to.is_ipv4() { 32 } else { 128 },
+            table: TABLE_LOCAL,
+            scope: SCOPE_UNIVERSE,
+            kind: RTN_LOCAL,
+            // RTM_F_CLONED, and that the route is a local one.
+            flags: if to.is_ipv4() { 0x8000_0200 } else { 0 },
+            protocol: if to.is_ipv4() { 0 } else { BY_KERNEL },
+            ..RtMsg::default()
+        };
+        let metric = to.is_ipv6().then_some(0);
+        Ok(self.route(answer, to, route.interface, Some(route.source), metric))
+    }
+
+    /// The three rules of a fresh network, two for IPv6.
+    fn rules(&self, family: u8) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        for (of, tables) in [
+            (FAMILY_V4, &[(255_u8, 0_u32), (254, 32_766), (253, 32_767)][..]),
+            (FAMILY_V6, &[(255, 0), (254, 32_766)][..]),
+        ] {
+            if family != 0 && family != of {
+                continue;
+            }
+            for (table, priority) in tables {
+                let mut message = self.message(RTM_NEWRULE);
+                // struct fib_rule_hdr: action FR_ACT_TO_TBL.
+                message.fixed(&[of, 0, 0, 0, *table, 0, 0, 1, 0, 0, 0, 0]).u32(15, u32::from(*table));
+                message.u32(14, u32::MAX);
+                if *priority > 0 {
+                    message.u32(6, *priority);
+                }
+                out.push(message.finish());
+            }
+        }
+        out
+    }
+
+    fn qdisc(&self) -> Vec<u8> {
+        let mut message = self.message(36);
+        // struct tcmsg: interface 1, parent the root.
+        let mut fixed = [0_u32; 5];
+        for (at, value) in [(1, 1), (3, u32::MAX), (4, 2)] {
+            if let Some(word) = fixed.get_mut(at) {
+                *word = value;
+            }
+        }
+        message.fixed(fixed.as_bytes()).text(1, "noqueue");
+        message.finish()
+    }
+}
