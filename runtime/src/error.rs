@@ -15,6 +15,8 @@ pub enum Error {
     NoConfig,
     #[error("config.json: {0}")]
     Config(String),
+    #[error("invalid --filestore {0:?}: {1}")]
+    Filestore(String, &'static str),
     #[error("invalid rootfs: {0}")]
     Rootfs(String),
     #[error("invalid container ID format: {0:?} (letters, digits and \"_+.-\" are allowed)")]

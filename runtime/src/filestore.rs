@@ -63,8 +63,8 @@ impl Filestore {
     }
 }
 
-fn wrong(text: &str, why: &str) -> Error {
-    Error::Config(format!("invalid --filestore {text:?}: {why}"))
+fn wrong(text: &str, why: &'static str) -> Error {
+    Error::Filestore(text.to_owned(), why)
 }
 
 fn bytes(text: &str) -> Option<u64> {

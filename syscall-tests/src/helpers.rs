@@ -85,6 +85,7 @@ pub fn run(args: &[String]) -> i32 {
                 let _ = std::fs::metadata("/etc/no-such-file");
             }
         }
+        Some("bombs") => bombs(),
         Some("journal") => {
             let path = rest.first().map_or("journal", String::as_str);
             let Ok(mut file) = std::fs::File::create(path) else { return 1 };
@@ -157,4 +158,55 @@ fn signals(list: &[String]) {
             print!("{kind}{}{} ", if blocked { "b" } else { "" }, if pending { "p" } else { "" });
         }
     }
+}
+
+/// Takes objects of each kind until the kernel refuses, says with what errno, and gives them all back; then makes names
+/// come and go. Ends with a wait, so that the kernel can be looked at.
+fn bombs() {
+    let refusal = |what: &str, take: &mut dyn FnMut() -> i64| {
+        let mut taken = Vec::new();
+        let errno = loop {
+            match take() {
+                -1 => break crate::harness::errno_name(crate::harness::errno()),
+                fd => taken.push(fd as i32),
+            }
+            if taken.len() > 100_000 {
+                break "none".to_string();
+            }
+        };
+        for fd in taken {
+            unsafe { libc::close(fd) };
+        }
+        println!("{what} {errno}");
+    };
+    let _ = std::fs::create_dir("bombs");
+    unsafe {
+        refusal("files", &mut || libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY).into());
+        refusal("pipes", &mut || {
+            let mut ends = [0; 2];
+            if libc::pipe(ends.as_mut_ptr()) != 0 {
+                return -1;
+            }
+            libc::close(ends[1]);
+            ends[0].into()
+        });
+        refusal("epolls", &mut || libc::epoll_create1(0).into());
+        refusal("eventfds", &mut || libc::eventfd(0, 0).into());
+        refusal("timers", &mut || libc::timerfd_create(libc::CLOCK_MONOTONIC, 0).into());
+        refusal("inotifies", &mut || libc::inotify_init1(0).into());
+        refusal("sockets", &mut || libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).into());
+        refusal("memfds", &mut || libc::memfd_create(c"bomb".as_ptr(), 0).into());
+    }
+    for n in 0..60_000_u32 {
+        let path = format!("bombs/{n}");
+        if n % 4 == 0 {
+            drop(std::fs::File::create(&path));
+            let _ = std::fs::remove_file(&path);
+        } else {
+            let _ = std::fs::metadata(&path);
+        }
+    }
+    println!("churned");
+    let _ = std::io::stdout().flush();
+    std::thread::sleep(std::time::Duration::from_secs(60));
 }

@@ -1,9 +1,9 @@
-//! How often files cost a request to the gofer: counts, which are the same on every machine.
+//! Files: what they cost in requests to the gofer, random operations, bombs, what the host may do meanwhile.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -12,7 +12,7 @@ use xtask::programs::INSIDE;
 use xtask::shell;
 use xtask::trial::{Trial, kill};
 
-use crate::common::{busybox, long, parts};
+use crate::common::{busybox, debian, long, parts};
 
 /// Runs a helper of the test program in a root and gives what it printed and the requests that the gofer answered.
 fn requests(trial: &Trial, root: &Path, words: &[&str]) -> Result<(String, u64)> {
@@ -128,5 +128,83 @@ fn a_filestore_on_disk_is_limited_and_vanishes() -> Result<()> {
     let out = trial.casemate(words).run()?.expect(0)?;
     ensure!(out.out() == "written\nNo space left on device\nfits\n49152\n", "{out}");
     ensure!(fs::read_dir(&store)?.next().is_none(), "something is left in {}", store.display());
+    trial.finish()
+}
+
+/// Bombs of kernel objects end with the errno that Linux gives, and neither the Sentry's memory nor its descriptors grow
+/// with them.
+#[test]
+fn bombs_of_files_are_refused() -> Result<()> {
+    let trial = Trial::new("file-bombs")?;
+    let program = format!("{INSIDE}/syscall-tests");
+    let mut running = trial.run(&Bundle::new(busybox()?, [program.as_str(), "helper", "bombs"]))?.start()?;
+    running.until_says("churned\n")?;
+    let parts = parts(&mut running)?;
+    let status = fs::read_to_string(format!("/proc/{}/status", parts.sentry.pid))?;
+    let resident =
+        status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let resident = resident.context("no VmRSS")?;
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", parts.sentry.pid))?.count();
+    let said = running.so_far();
+    kill(parts.sentry.pid, Signal::KILL)?;
+    running.wait()?;
+    for line in said.lines().filter(|line| *line != "churned") {
+        ensure!(line.ends_with(" EMFILE"), "{said}");
+    }
+    ensure!(resident < 200 * 1024, "the Sentry has {resident} KiB resident");
+    ensure!(descriptors < 200, "the Sentry has {descriptors} descriptors");
+    trial.finish()
+}
+
+/// FIFOs, sockets and devices of the host are names in a bind mount and nothing more.
+#[test]
+fn special_files_of_the_host_are_out_of_reach() -> Result<()> {
+    let trial = Trial::new("special")?;
+    let data = trial.path().join("data");
+    fs::create_dir(&data)?;
+    shell::output(Command::new("mkfifo").arg(data.join("fifo")))?;
+    shell::output(Command::new("mknod").arg(data.join("disk")).args(["b", "8", "0"]))?;
+    let _listener = std::os::unix::net::UnixListener::bind(data.join("socket"))?;
+    let mut fifo = fs::OpenOptions::new().read(true).write(true).open(data.join("fifo"))?;
+    std::io::Write::write_all(&mut fifo, b"secret of the host")?;
+    let script = "
+        timeout 20 dd if=/data/fifo iflag=nonblock bs=1 count=1 2>/dev/null | wc -c
+        head -c1 /data/disk 2>&1 | grep -o 'No such device or address'
+        perl -MSocket -e 'socket(S, PF_UNIX, SOCK_STREAM, 0); print connect(S, sockaddr_un(q(/data/socket))) ? 1 : 0'
+    ";
+    let bundle = Bundle::bash(debian()?, script).bind(&data, "/data", "rw");
+    trial.run(&bundle)?.run()?.expect(0)?.expect_out("0\nNo such device or address\n0")?;
+    trial.finish()
+}
+
+/// A directory of a bind mount that the host swaps for a link leads nowhere but into the mount.
+#[test]
+fn swapped_directories_lead_nowhere() -> Result<()> {
+    let trial = Trial::new("swapped")?;
+    let (data, outside) = (trial.path().join("data"), trial.path().join("outside"));
+    for (dir, text) in [(data.join("d"), "inside\n"), (outside.clone(), "secret\n")] {
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("f"), text)?;
+    }
+    let script = "i=0; while [ $i -lt 1500 ]; do cat /data/d/f; echo x >/data/d/new; rm -f /data/d/new
+        ln /data/d/f /data/d/h; mv /data/d/h /data/g; i=$((i+1)); done 2>/dev/null | sort -u; echo end";
+    let mut running =
+        trial.run(&Bundle::new(busybox()?, ["sh", "-c", script]).bind(&data, "/data", "rw"))?.start()?;
+    let (real, link) = (data.join("d"), data.join("link"));
+    let aside = data.join("aside");
+    let end = Instant::now() + Duration::from_secs(60);
+    while !running.so_far().contains("end") && Instant::now() < end {
+        fs::rename(&real, &aside)?;
+        std::os::unix::fs::symlink(&outside, &link)?;
+        fs::rename(&link, &real)?;
+        std::thread::sleep(Duration::from_millis(1));
+        fs::remove_file(&real)?;
+        fs::rename(&aside, &real)?;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let out = running.wait()?.expect(0)?;
+    ensure!(!out.out().contains("secret"), "{out}");
+    let left: Vec<_> = fs::read_dir(&outside)?.flatten().map(|e| e.file_name()).collect();
+    ensure!(left == ["f"] && fs::read_to_string(outside.join("f"))? == "secret\n", "outside: {left:?}");
     trial.finish()
 }
