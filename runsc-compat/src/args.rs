@@ -377,7 +377,7 @@ pub fn parse(args: Vec<OsString>) -> Parsed {
             _ => Parsed::Wrong {
                 log: value_of(&args, "--log").map(PathBuf::from),
                 json: value_of(&args, "--log-format").is_some_and(|format| format == "json"),
-                message: sentence(&error, &args),
+                message: sentence(&error, &args, &program),
                 // urfave/cli's, which runc's callers know.
                 code: if error.kind() == ErrorKind::InvalidSubcommand { 3 } else { 1 },
             },
@@ -424,7 +424,8 @@ fn value_of(args: &[OsString], flag: &str) -> Option<OsString> {
 }
 
 /// One line that says what is wrong.
-fn sentence(error: &clap::Error, args: &[OsString]) -> String {
+fn sentence(error: &clap::Error, args: &[OsString], program: &Path) -> String {
+    let program = program.display();
     let command = args.iter().skip(1).find(|arg| {
         Arguments::command().get_subcommands().any(|command| Some(command.get_name()) == arg.to_str())
     });
@@ -436,14 +437,16 @@ fn sentence(error: &clap::Error, args: &[OsString]) -> String {
     };
     match error.kind() {
         ErrorKind::MissingRequiredArgument if command == "do" => {
-            "\"do\" requires a minimum of 1 argument(s)".to_owned()
+            format!("{program}: \"do\" requires a minimum of 1 argument(s)")
         }
         ErrorKind::MissingRequiredArgument if ["kill", "exec", "ps"].contains(&command.as_str()) => {
-            format!("\"{command}\" requires a minimum of 1 argument(s)")
+            format!("{program}: \"{command}\" requires a minimum of 1 argument(s)")
         }
-        ErrorKind::MissingRequiredArgument => format!("\"{command}\" requires exactly 1 argument(s)"),
+        ErrorKind::MissingRequiredArgument => {
+            format!("{program}: \"{command}\" requires exactly 1 argument(s)")
+        }
         ErrorKind::UnknownArgument if !value(ContextKind::InvalidArg).starts_with('-') => {
-            format!("\"{command}\" requires exactly 1 argument(s)")
+            format!("{program}: \"{command}\" requires exactly 1 argument(s)")
         }
         ErrorKind::UnknownArgument => {
             let flag = value(ContextKind::InvalidArg);
@@ -473,9 +476,9 @@ mod tests {
 
     #[test]
     fn errors_are_runc_s() {
-        assert_eq!(wrong("casemate run"), "\"run\" requires exactly 1 argument(s)");
-        assert_eq!(wrong("casemate delete a b"), "\"delete\" requires exactly 1 argument(s)");
-        assert_eq!(wrong("casemate kill"), "\"kill\" requires a minimum of 1 argument(s)");
+        assert_eq!(wrong("casemate run"), "casemate: \"run\" requires exactly 1 argument(s)");
+        assert_eq!(wrong("casemate delete a b"), "casemate: \"delete\" requires exactly 1 argument(s)");
+        assert_eq!(wrong("casemate kill"), "casemate: \"kill\" requires a minimum of 1 argument(s)");
         assert_eq!(wrong("casemate list --bogus"), "flag provided but not defined: -bogus");
         assert_eq!(wrong("casemate bogus"), "No help topic for 'bogus'");
     }

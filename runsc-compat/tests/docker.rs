@@ -118,11 +118,13 @@ impl Did {
     }
 
     #[track_caller]
-    fn fails(self, code: i32, err: &str) -> Result<()> {
+    fn fails(self, code: i32, said: &str) -> Result<()> {
         let place = std::panic::Location::caller();
+        // `docker exec` says what went wrong on standard output.
+        let all = format!("{}{}", self.out, self.err);
         ensure!(
-            self.code == code && self.err.contains(err),
-            "{place}: expected code {code} and {err:?}: {self}"
+            self.code == code && all.contains(said),
+            "{place}: expected code {code} and {said:?}: {self}"
         );
         Ok(())
     }
@@ -234,6 +236,7 @@ fn background(daemon: &Daemon) -> Result<()> {
         daemon.docker(["inspect", "-f", "{{.State.Status}}", "one"])?.expect(0, "paused\n")?;
         daemon.docker(["unpause", "one"])?.expect(0, "one\n")?;
     }
+    written(daemon)?;
     daemon.docker(["update", "--memory", "200m", "--memory-swap", "200m", "one"])?.expect(0, "one\n")?;
     let passwd = daemon.path("passwd");
     let copied = daemon.docker([OsString::from("cp"), "one:/etc/passwd".into(), passwd.clone().into()])?;
@@ -246,6 +249,34 @@ fn background(daemon: &Daemon) -> Result<()> {
     daemon.docker(["wait", "one"])?.expect(0, "137\n")?;
     daemon.docker(["rm", "one"])?.expect(0, "one\n")?;
     interactive(daemon)
+}
+
+/// What a container writes is there for the engine, and the other way round.
+fn written(daemon: &Daemon) -> Result<()> {
+    daemon
+        .docker(["exec", "one", "sh", "-c", "mkdir /made; echo inside > /made/file; chown 5:6 /made/file"])?
+        .expect(0, "")?;
+    daemon.docker(["diff", "one"])?.expect(0, "A /made\nA /made/file\n")?;
+    let file = daemon.path("from-outside");
+    fs::write(&file, "outside\n")?;
+    let copied = daemon.docker([OsString::from("cp"), file.into(), "one:/made/".into()])?;
+    ensure!(copied.code == 0, "{copied}");
+    daemon.docker(["exec", "one", "cat", "/made/from-outside"])?.expect(0, "outside\n")?;
+    let committed = daemon.docker(["commit", "one", "changed"])?;
+    ensure!(committed.code == 0, "{committed}");
+    daemon
+        .docker([
+            "run",
+            "--runtime=casemate",
+            "--network=none",
+            "--rm",
+            "changed",
+            "sh",
+            "-c",
+            "cat /made/*; stat -c %u:%g /made/file",
+        ])?
+        .expect(0, "inside\noutside\n5:6\n")?;
+    Ok(())
 }
 
 /// A shell on a terminal, whose end `script(1)` holds.

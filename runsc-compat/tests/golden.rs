@@ -80,7 +80,7 @@ const LINES: &[Line] = &[
     ("create --bundle /nonesuch a", Out::Same, Some("the sentence names the bundle")),
     ("create --bundle {missing} a", Out::Same, SAME),
     ("state a", Out::Same, SAME),
-    ("create --bundle {absolute} a", Out::Same, SAME),
+    ("create --bundle {noargs} a", Out::Same, Some("the sentence names the file and the field")),
     ("state a", Out::Same, SAME),
     ("create -bundle {bundle} -pid-file {dir}/pid a", Out::Same, SAME),
     ("create --bundle {bundle} a", Out::Same, SAME),
@@ -136,8 +136,8 @@ const LINES: &[Line] = &[
     ("kill a TERM", Out::Same, SAME),
     ("kill -a a KILL", Out::Same, SAME),
     ("kill --all a KILL", Out::Same, SAME),
-    ("pause a", Out::Same, SAME),
-    ("resume a", Out::Same, SAME),
+    ("pause a", Out::Any, Some("a stopped container cannot be paused; runc freezes its empty group")),
+    ("resume a", Out::Any, Some("it was not paused")),
     (
         "ps a",
         Out::Any,
@@ -187,7 +187,7 @@ impl Place {
             "{process}" => self.dir.join("process.json").display().to_string(),
             other => {
                 let mut text = other.replace("{dir}", &self.dir.display().to_string());
-                for name in ["bundle", "missing", "absolute", "nonesuch", "noexec", "seven", "tty"] {
+                for name in ["bundle", "missing", "noargs", "nonesuch", "noexec", "seven", "tty"] {
                     text = text.replace(&format!("{{{name}}}"), &self.bundle(name).display().to_string());
                 }
                 text
@@ -213,7 +213,11 @@ impl Place {
         Ok(Did {
             code: status.code(),
             out: fs::read_to_string(&out)?,
-            error: error.trim().replace("casemate", "runc").replace(&self.dir.display().to_string(), "DIR"),
+            error: error
+                .trim()
+                .replace(&self.program.display().to_string(), "runc")
+                .replace(&self.dir.display().to_string(), "DIR")
+                .replace("casemate", "runc"),
         })
     }
 }
@@ -221,16 +225,24 @@ impl Place {
 fn prepare(dir: &Path, program: PathBuf) -> Result<Place> {
     let place = Place { dir: dir.to_owned(), program };
     let busybox = rootfs::busybox()?;
+    // Both make a container of the same name: their control groups must not be the same.
+    let group = format!("/{}", dir.display().to_string().trim_start_matches('/').replace('/', "-"));
+    let write = |name: &str, bundle: &Bundle| {
+        let mut config = bundle.config();
+        config["linux"]["cgroupsPath"] = group.clone().into();
+        if name == "noargs" {
+            config["process"]["args"] = Value::Array(Vec::new());
+        }
+        xtask::bundle::write_config(&place.bundle(name), &config)
+    };
     let sleep = Bundle::new(&busybox, ["sleep", "1000"]);
-    sleep.write(&place.bundle("bundle"))?;
-    Bundle::new(&busybox, ["nonesuch"]).write(&place.bundle("nonesuch"))?;
-    Bundle::new(&busybox, ["/etc/passwd"]).write(&place.bundle("noexec"))?;
-    Bundle::new(&busybox, ["sh", "-c", "echo seven; exit 7"]).write(&place.bundle("seven"))?;
-    sleep.clone().terminal().write(&place.bundle("tty"))?;
+    write("bundle", &sleep)?;
+    write("nonesuch", &Bundle::new(&busybox, ["nonesuch"]))?;
+    write("noexec", &Bundle::new(&busybox, ["/etc/passwd"]))?;
+    write("seven", &Bundle::new(&busybox, ["sh", "-c", "echo seven; exit 7"]))?;
+    write("tty", &sleep.clone().terminal())?;
+    write("noargs", &sleep)?;
     fs::create_dir_all(place.bundle("missing"))?;
-    let mut config = sleep.config();
-    config["process"]["args"] = Value::Array(Vec::new());
-    xtask::bundle::write_config(&place.bundle("absolute"), &config)?;
     let mut process = sleep.config()["process"].take();
     process["args"] = serde_json::json!(["sh", "-c", "echo from a file; exit 9"]);
     fs::write(place.dir.join("process.json"), serde_json::to_vec(&process)?)?;

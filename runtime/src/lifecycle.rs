@@ -64,6 +64,7 @@ pub fn create(
     let mut dir = root.create(&plan.boot.id)?;
     let (mut cgroup, warnings) = ControlGroup::create(&plan.limits);
     log.warnings(warnings);
+    dir.write_group(cgroup.group())?;
 
     let mut to_sentry: Vec<_> = preserved(creation.preserved).collect();
     let mut descriptors: Vec<(Role, OwnedFd)> = Vec::new();
@@ -230,7 +231,7 @@ pub fn processes(root: &StateRoot, id: &str) -> Result<(State, Vec<ProcessInfo>)
 /// Removes a stopped container; with `force` also a running one, a half-made one, or none at all.
 pub fn delete(root: &StateRoot, id: &str, force: bool, log: &Log) -> Result<()> {
     let state = match root.load(id) {
-        Err(Error::DoesNotExist) if force => return root.remove(id),
+        Err(Error::DoesNotExist) if force => return root.remove_half_made(id),
         state => state?,
     };
     match state.status() {

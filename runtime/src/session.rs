@@ -291,9 +291,8 @@ pub(crate) fn run_quietly(
             Err(_) if until.is_none() => continue,
             Err(_) => return Err(Error::Hook("it runs past its time limit".into())),
         }
-        match channel.receive::<Event>(true)? {
-            Some(Event::Exited(report)) => return Ok(report.status),
-            _ => continue,
+        if let Some(Event::Exited(report)) = channel.receive::<Event>(true)? {
+            return Ok(report.status);
         }
     }
 }

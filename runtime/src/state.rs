@@ -145,18 +145,17 @@ impl State {
 #[derive(Debug, Clone)]
 pub struct StateRoot {
     path: PathBuf,
-    is_default: bool,
 }
 
 impl StateRoot {
     /// `path`, or the default. Nothing is created yet.
     pub fn new(path: Option<&Path>) -> Result<Self> {
-        let Some(given) = path else { return Ok(Self { path: default_root(), is_default: true }) };
+        let Some(given) = path else { return Ok(Self { path: default_root() }) };
         let path = std::path::absolute(given).context(|| format!("--root {}", show(given)))?;
         if crate::mounts::clean(&path) == Path::new("/") {
             return Err(Error::Config("--root: must not be the root directory".into()));
         }
-        Ok(Self { path, is_default: false })
+        Ok(Self { path })
     }
 
     /// Makes the directory of a new container. Whoever makes it owns the ID.
@@ -189,7 +188,7 @@ impl StateRoot {
     /// Every container, by ID.
     pub fn list(&self) -> Result<Vec<State>> {
         let entries = match fs::read_dir(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_default => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.context(|| format!("open {}", show(&self.path)))?,
         };
         let mut states = Vec::new();
@@ -204,6 +203,16 @@ impl StateRoot {
         }
         states.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(states)
+    }
+
+    /// Removes what was left by a command that died while it made a container.
+    pub fn remove_half_made(&self, id: &str) -> Result<()> {
+        check_id(id)?;
+        let noted = fs::read(self.path.join(id).join(GROUP)).ok();
+        if let Some(group) = noted.and_then(|text| serde_json::from_slice::<Group>(&text).ok()) {
+            group.remove();
+        }
+        self.remove(id)
     }
 
     /// Removes what is left of a container; what is not there is no error.
@@ -222,6 +231,9 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 const STATE: &str = "state.json";
+
+/// The control group of a container that is being made.
+const GROUP: &str = "cgroup.json";
 
 /// A file that is there until the container is started.
 const HELD: &str = "created";
@@ -259,6 +271,13 @@ impl ContainerDir {
     pub fn write(&self, state: &State) -> Result<()> {
         let text = serde_json::to_vec(state).map_err(|error| Error::Config(error.to_string()))?;
         let path = self.path.join(STATE);
+        write_whole(&path, &text, 0o600).context(|| format!("write {}", show(&path)))
+    }
+
+    /// Notes the control group before anything else is known, so that it can be removed whatever happens to us.
+    pub fn write_group(&self, group: &Group) -> Result<()> {
+        let text = serde_json::to_vec(group).map_err(|error| Error::Config(error.to_string()))?;
+        let path = self.path.join(GROUP);
         write_whole(&path, &text, 0o600).context(|| format!("write {}", show(&path)))
     }
 
