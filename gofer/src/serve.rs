@@ -82,8 +82,14 @@ fn perform(tree: &Tree, request: &Request<'_>, reply: &mut ReplyWriter<'_>) -> R
         Request::Link { from, to } => {
             tree.writable(from.fid)?;
             tree.same_mount(from.fid, to.fid)?;
-            let (from, to) = (tree.entry(from)?, tree.entry(to)?);
-            rustix::fs::linkat(&from.dir, from.name(), &to.dir, to.name(), AtFlags::empty())?;
+            let to = tree.entry(to)?;
+            if from.path.is_empty() {
+                let Node::Kept(file) = tree.node(from)? else { return Err(Errno::PERM) };
+                rustix::fs::linkat(&file, c"", &to.dir, to.name(), AtFlags::EMPTY_PATH)?;
+            } else {
+                let from = tree.entry(from)?;
+                rustix::fs::linkat(&from.dir, from.name(), &to.dir, to.name(), AtFlags::empty())?;
+            }
             reply.attr(&to.attr()?);
         }
         Request::Unlink { at, directory } => {
@@ -150,6 +156,14 @@ fn perform(tree: &Tree, request: &Request<'_>, reply: &mut ReplyWriter<'_>) -> R
         Request::Sync { at } => {
             tree.writable(at.fid)?;
             rustix::fs::syncfs(tree.open_to_read(at)?)?;
+        }
+        Request::MakeTemp { at, mode, uid, gid } => {
+            tree.writable(at.fid)?;
+            let flags = OFlags::RDWR | OFlags::TMPFILE;
+            let file = regular_only(tree.open(at, flags, Mode::from_raw_mode(mode))?)?;
+            own(file.as_fd(), uid, gid, Some(mode))?;
+            let how = FileHow::READ | FileHow::WRITE | FileHow::KEEP;
+            return hand_out(tree, at, how, file, reply).map(Some);
         }
         Request::Close { fid } => tree.close(fid)?,
     }
@@ -246,6 +260,18 @@ fn open_flags(how: FileHow) -> OFlags {
 fn open(tree: &Tree, at: Place<'_>, how: FileHow, reply: &mut ReplyWriter<'_>) -> Result<OwnedFd> {
     if how.contains(FileHow::WRITE) {
         tree.writable(at.fid)?;
+    }
+    if at.path.is_empty()
+        && let Ok(Node::Kept(file)) = tree.node(at)
+    {
+        // It has no name to be opened by: what is open already is all that there is.
+        let open = rustix::fs::fcntl_getfl(&file)?;
+        if how.contains(FileHow::WRITE) && !open.intersects(OFlags::WRONLY | OFlags::RDWR) {
+            return Err(Errno::ACCESS);
+        }
+        reply.value(Fid::NONE.0);
+        reply.attr(&attr_of(file.as_fd())?);
+        return file.try_clone().map_err(|_| Errno::MFILE);
     }
     let file = tree.open_regular(at, open_flags(how))?;
     hand_out(tree, at, how, file, reply)

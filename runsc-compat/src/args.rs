@@ -36,6 +36,9 @@ pub struct Global {
     /// Append log lines to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+    /// Where what is written on the container's root is kept: "memory" or a directory, then ",size=N" for a limit
+    #[arg(long, value_name = "memory|DIR[,size=N]", default_value = "memory")]
+    pub filestore: String,
     /// "text" or "json"
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
@@ -388,8 +391,9 @@ fn shows_version(args: &[OsString]) -> bool {
     while let Some(arg) = args.next() {
         match arg.to_string_lossy().as_ref() {
             "--version" | "-v" | "-version" => return true,
-            "--log" | "--log-format" | "--root" | "--rootless" | "--cgroup-manager" | "--writes" => {
-                drop(args.next())
+            "--log" | "--log-format" | "--root" | "--rootless" | "--cgroup-manager" | "--filestore"
+            | "--writes" => {
+                args.next();
             }
             flag if flag.starts_with('-') => {}
             _ => return false,

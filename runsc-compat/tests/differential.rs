@@ -1,7 +1,7 @@
 //! The differential suite: every case that holds on the host kernel must hold in the sandbox.
 //!
-//! `syscall-tests` runs natively, in a bundle on the overlay root, and in one with its files in memory. A case that
-//! fails inside only must be in `differential-known.txt` with its reason; one that is there and passes must leave.
+//! `syscall-tests` runs natively, in a bundle on the overlay root, in one with its files in memory, and in one with them
+//! on a directory of the host. A case that fails inside only must be in `differential-known.txt` with its reason; one that is there and passes must leave.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +18,11 @@ use xtask::{place, rootfs, test};
 /// What a case said: `ok`, `fail` or `skip`, and why.
 type Verdicts = BTreeMap<String, (String, String)>;
 
-/// Known differences: the case, the place (`overlay`, `tmpfs` or `both`), the reason.
+/// Known differences: the case, the place (one of [`PLACES`], or `all`), the reason.
 type Known = BTreeMap<String, (String, String)>;
+
+/// Where the cases' files are: on the overlay root, in a tmpfs, in a directory of the host that is mounted for writing.
+const PLACES: [&str; 3] = ["overlay", "tmpfs", "bind"];
 
 fn known() -> Result<Known> {
     let path = place::workspace().join("runsc-compat/tests/differential-known.txt");
@@ -31,9 +34,10 @@ fn known() -> Result<Known> {
         }
         let mut words = line.splitn(3, ' ');
         let (Some(case), Some(place), Some(reason)) = (words.next(), words.next(), words.next()) else {
-            bail!("{}: {line:?}: write CASE overlay|tmpfs|both REASON", path.display());
+            bail!("{}: {line:?}: write CASE overlay|tmpfs|bind|all REASON", path.display());
         };
-        ensure!(["overlay", "tmpfs", "both"].contains(&place), "{}: {line:?}: no such place", path.display());
+        let is_place = place == "all" || PLACES.contains(&place);
+        ensure!(is_place, "{}: {line:?}: no such place", path.display());
         known.insert(case.to_owned(), (place.to_owned(), reason.to_owned()));
     }
     Ok(known)
@@ -60,11 +64,20 @@ fn arguments(dir: &str) -> Vec<String> {
     std::iter::once(program).chain(words.map(str::to_owned)).collect()
 }
 
+/// A directory of the trial, to be mounted for the cases' files.
+fn host_directory(trial: &Trial) -> Result<std::path::PathBuf> {
+    let dir = trial.path().join("work");
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
 fn inside(place: &str, root: &Path) -> Result<Verdicts> {
     let trial = Trial::new(&format!("diff-{place}"))?;
     let mut bundle = Bundle::new(root, arguments("/work")).all_capabilities();
-    if place == "tmpfs" {
-        bundle = bundle.tmpfs("/work");
+    match place {
+        "tmpfs" => bundle = bundle.tmpfs("/work"),
+        "bind" => bundle = bundle.bind(&host_directory(&trial)?, "/work", "rw"),
+        _ => {}
     }
     let out = trial.run(&bundle)?.limit(Duration::from_mins(15)).run()?;
     ensure!(out.code() <= 1, "the suite itself failed inside ({place}): {out}");
@@ -80,8 +93,10 @@ fn native(place: &str, root: &Path) -> Result<Verdicts> {
         INSIDE,
         "ro",
     );
-    if place == "tmpfs" {
-        native = native.tmpfs("/work");
+    match place {
+        "tmpfs" => native = native.tmpfs("/work"),
+        "bind" => native = native.bind(&host_directory(&trial)?, "/work", "rw"),
+        _ => {}
     }
     let out = trial.host(native.command(arguments("/work"))).limit(Duration::from_mins(15)).run()?;
     ensure!(out.code() <= 1, "the suite itself failed natively ({place}): {out}");
@@ -105,7 +120,7 @@ fn compare(
         }
         let area = areas.entry(case.split('/').next().unwrap_or_default()).or_default();
         area[0] += 1;
-        let listed = known.get(case).filter(|(at, _)| at == place || at == "both");
+        let listed = known.get(case).filter(|(at, _)| at == place || at == "all");
         let (inside, reason) = match sandbox.get(case) {
             Some((verdict, reason)) => (verdict.as_str(), reason.as_str()),
             None => ("missing", "no verdict: the suite ended before"),
@@ -139,7 +154,7 @@ fn cases_that_hold_on_the_host_hold_inside() -> Result<()> {
         String::from("Differential cases: those that hold on the host, of those that hold in the sandbox.\n");
     let mut wrong = Vec::new();
     let mut every = BTreeSet::new();
-    for place in ["overlay", "tmpfs"] {
+    for place in PLACES {
         let host = native(place, &root)?;
         for (case, (verdict, reason)) in &host {
             if verdict == "fail" {

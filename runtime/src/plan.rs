@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability;
 use crate::config::Config;
 use crate::error::Result;
+use crate::filestore::Filestore;
 use crate::mounts::{self, Attachment};
 use crate::validate::resource_number;
 
@@ -22,6 +23,9 @@ pub struct Plan {
     pub boot: Boot,
     /// Attach points of the gofer; the first one is the root.
     pub attachments: Vec<Attachment>,
+    /// Where what the container writes on its root is kept.
+    #[serde(default)]
+    pub filestore: Filestore,
     /// Limits of the sandbox's control group, if it is to have one.
     #[serde(skip)]
     pub limits: Limits,
@@ -97,7 +101,7 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
         held: false,
         descriptors: Vec::new(),
     };
-    Ok(Plan { boot, attachments, limits })
+    Ok(Plan { boot, attachments, filestore: Filestore::default(), limits })
 }
 
 fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Limits {
@@ -255,5 +259,5 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         descriptors: Vec::new(),
     };
     let attachments = vec![Attachment { source: PathBuf::from("/"), read_only: true }];
-    Plan { boot, attachments, limits: Limits::default() }
+    Plan { boot, attachments, filestore: Filestore::default(), limits: Limits::default() }
 }

@@ -145,6 +145,10 @@ impl Sandbox {
         let sentry = start_sentry(&sentry_control, sentry_stderr.as_fd(), cgroup, &mut warnings)?;
         drop((sentry_control, sentry_stderr));
 
+        if let Some(file) = plan.filestore.open()? {
+            descriptors.push((Descriptor::Filestore, file));
+        }
+        plan.boot.options.filestore_limit = plan.filestore.limit.unwrap_or(0);
         for connection in running.connections {
             descriptors.push((Descriptor::Gofer, connection));
         }

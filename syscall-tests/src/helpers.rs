@@ -73,6 +73,36 @@ pub fn run(args: &[String]) -> i32 {
             print!("{:x}", &raw const here as usize);
         }
         Some("caps") => print!("{}", caps()),
+        Some("warm") => {
+            let times = rest.first().and_then(|s| s.parse().ok()).unwrap_or(0);
+            for _ in 0..times {
+                for path in ["/etc/passwd", "/bin/busybox"] {
+                    let _ = std::fs::File::open(path).and_then(|f| f.metadata());
+                    let _ = std::fs::metadata(path);
+                }
+                unsafe { libc::access(c"/bin/busybox".as_ptr(), libc::X_OK) };
+                let _ = std::fs::read_link("/bin/sh");
+                let _ = std::fs::metadata("/etc/no-such-file");
+            }
+        }
+        Some("journal") => {
+            let path = rest.first().map_or("journal", String::as_str);
+            let Ok(mut file) = std::fs::File::create(path) else { return 1 };
+            for n in 0_u64.. {
+                // A record is told of once it is on the disk.
+                if writeln!(file, "{n:064}").and_then(|()| file.sync_all()).is_err() {
+                    return 1;
+                }
+                println!("record {n}");
+                let _ = std::io::stdout().flush();
+            }
+        }
+        Some("list") => {
+            let found = std::fs::read_dir(rest.first().map_or(".", String::as_str));
+            let sizes =
+                found.map(|dir| dir.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.len()).sum::<u64>());
+            print!("{}", sizes.unwrap_or(0));
+        }
         Some("sleep") => std::thread::sleep(std::time::Duration::from_secs(60)),
         _ => {
             eprintln!("unknown helper {args:?}");

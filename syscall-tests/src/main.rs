@@ -24,6 +24,7 @@
 #[macro_use]
 mod harness;
 mod areas;
+mod fsx;
 mod helpers;
 mod inet;
 mod sys;
@@ -32,7 +33,8 @@ mod tracing;
 use harness::{Options, Selected};
 
 const USAGE: &str = "usage: syscall-tests list
-       syscall-tests run [--json] [--jobs N] [--timeout SECONDS] [--dir DIR] [--skip AREA/NAME]... (--all | AREA | AREA/NAME)...";
+       syscall-tests run [--json] [--jobs N] [--timeout SECONDS] [--dir DIR] [--skip AREA/NAME]... (--all | AREA | AREA/NAME)...
+       syscall-tests fsx [--seed N] [--seconds N] [--ops N] [--dir DIR]";
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -46,6 +48,7 @@ fn main() {
             }
         }
         Some("run") => std::process::exit(run(rest)),
+        Some("fsx") => std::process::exit(fsx::main(rest)),
         Some("helper") => std::process::exit(helpers::run(rest)),
         _ => {
             eprintln!("{USAGE}");

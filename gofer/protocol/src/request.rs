@@ -65,6 +65,7 @@ pub enum Request<'a> {
         to: Place<'a>,
         flags: u32,
     },
+    /// Gives an object one more name. `from` is an entry or a kept file.
     Link {
         from: Place<'a>,
         to: Place<'a>,
@@ -103,6 +104,14 @@ pub enum Request<'a> {
     Sync {
         at: Place<'a>,
     },
+    /// Makes a regular file without a name in the file system of a directory (`O_TMPFILE`) and keeps it open; gives
+    /// its fid, a descriptor and attributes.
+    MakeTemp {
+        at: Place<'a>,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
     /// Forgets a kept open file.
     Close {
         fid: Fid,
@@ -128,6 +137,7 @@ const SET_XATTR: u32 = 16;
 const REMOVE_XATTR: u32 = 17;
 const SYNC: u32 = 18;
 const CLOSE: u32 = 19;
+const MAKE_TEMP: u32 = 20;
 
 /// The longest symbolic link (`PATH_MAX` without its NUL).
 const MAX_TARGET: usize = 4095;
@@ -196,7 +206,7 @@ impl<'a> Request<'a> {
                 to: entry(r)?,
                 flags: within(r.u32()?, libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE)?,
             },
-            LINK => Self::Link { from: entry(r)?, to: entry(r)? },
+            LINK => Self::Link { from: place(r)?, to: entry(r)? },
             UNLINK => Self::Unlink { at: entry(r)?, directory: within(r.u32()?, 1)? == 1 },
             SET_ATTR => {
                 let at = place(r)?;
@@ -222,6 +232,9 @@ impl<'a> Request<'a> {
             }
             REMOVE_XATTR => Self::RemoveXattr { at: place(r)?, name: r.name()? },
             SYNC => Self::Sync { at: place(r)? },
+            MAKE_TEMP => {
+                Self::MakeTemp { at: place(r)?, mode: permissions(r)?, uid: r.u32()?, gid: r.u32()? }
+            }
             CLOSE => Self::Close { fid: r.fixed()? },
             kind => return Err(DecodeError::Kind(kind)),
         };
@@ -307,6 +320,10 @@ impl RequestWriter {
                 w.bytes(name.as_bytes());
             }
             Request::Sync { at } => Self::place(w, SYNC, at),
+            Request::MakeTemp { at, mode, uid, gid } => {
+                Self::place(w, MAKE_TEMP, at);
+                w.fixed(&[mode, uid, gid]);
+            }
             Request::Close { fid } => {
                 w.fixed(&CLOSE);
                 w.fixed(&fid);
@@ -366,6 +383,7 @@ mod tests {
             Request::SetXattr { at: a, name, value: b"v", flags: 1 },
             Request::RemoveXattr { at: a, name },
             Request::Sync { at: a },
+            Request::MakeTemp { at: a, mode: 0o600, uid: 1, gid: 2 },
             Request::Close { fid: Fid(9) },
         ]
     }

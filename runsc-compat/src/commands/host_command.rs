@@ -30,7 +30,8 @@ pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
         terminal: on_terminal.then(TerminalSize::default),
     };
     let id = format!("do-{}", std::process::id());
-    let plan = runtime::of_host_command(&id, command, super::options(global, log));
+    let mut plan = runtime::of_host_command(&id, command, super::options(global, log));
+    plan.filestore = runtime::Filestore::parse(&global.filestore)?;
     let report = runtime::run(plan, None, log)?;
     for call in &report.unsupported {
         eprintln!("casemate: {call}");

@@ -76,6 +76,7 @@ fn load(making: &Making, id: &str, global: &Global, keeps: bool, log: &Log) -> R
     let config = Config::load(&making.bundle)?;
     log.warnings(config.warnings.iter().cloned());
     let mut plan = runtime::of_bundle(id, &config, options(global, log), global.systemd_cgroup)?;
+    plan.filestore = runtime::Filestore::parse(&global.filestore)?;
     if global.writes.as_deref().map_or(keeps, |writes| writes == "keep") {
         plan.write_through();
     }

@@ -20,6 +20,7 @@ mod configuration;
 mod deaths;
 mod debugger;
 mod exit;
+mod files;
 mod host_command;
 mod hostile;
 mod jobs;

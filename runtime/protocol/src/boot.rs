@@ -41,6 +41,8 @@ pub enum Descriptor {
     Log,
     /// A stream socket to relay to the master side of the process' terminal.
     Console,
+    /// A sparse file for the contents of what the container writes on its root.
+    Filestore,
     /// A listening socket: each connection carries one [`crate::Request`].
     Listener,
 }
@@ -161,4 +163,6 @@ pub struct Options {
     pub tasks: u64,
     /// Memory that the container is told of, in bytes; 0 for the host's.
     pub memory: u64,
+    /// Bytes that the files which the container writes on its root may take; 0 for no limit.
+    pub filestore_limit: u64,
 }

@@ -10,6 +10,7 @@
 pub mod clock;
 pub mod errno;
 pub mod executor;
+pub mod hash;
 pub mod lock;
 pub mod rand;
 pub mod timer;
@@ -20,6 +21,7 @@ pub use hostsys::cpu;
 pub use clock::{Nanos, boot_now, mono_now, real_now};
 pub use errno::{Errno, Result};
 pub use executor::{Executor, Reactor};
+pub use hash::{KeyedMap, KeyedSet, KeyedState};
 pub use lock::{Mutex, MutexGuard, RwLock};
 pub use timer::{TimerId, TimerTarget, Timers};
 pub use wait::{Events, Observer, Sleeper, WaitClass, WaitEnd, WaitId, WaitQueue};

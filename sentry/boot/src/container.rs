@@ -38,6 +38,7 @@ pub struct Ground {
 /// A container whose init is ready to run.
 #[derive(Debug)]
 pub struct Container {
+    pub log: Log,
     pub kernel: Arc<Kernel>,
     pub gofer: Arc<Session>,
     pub factory: Arc<Factory>,
@@ -89,7 +90,21 @@ impl Container {
         vfs.register_type("sysfs", Arc::new(fs_sys::SysType { cpus: kernel.nr_cpus() }));
         vfs.register_type("devpts", Arc::new(fs_dev::DevPtsType { terminals: Arc::clone(&terminals) }));
 
-        let parts = Parts { kernel: &kernel, memory: &ground.memory, gofer: &gofer, terminals: &terminals };
+        let disk = match fds.filestore {
+            Some(file) => Some(
+                MemoryFile::on_disk(file)
+                    .map_err(|errno| failed(Phase::Mount, format!("cannot map the filestore: {errno}")))?,
+            ),
+            None => None,
+        };
+        let filestore = disk.as_ref().unwrap_or(&ground.memory);
+        let parts = Parts {
+            kernel: &kernel,
+            memory: &ground.memory,
+            filestore,
+            gofer: &gofer,
+            terminals: &terminals,
+        };
         let tree = Tree::build(boot, &parts).map_err(|error| failed(Phase::Mount, error))?;
         log.debug("the mounts stand");
 
@@ -98,7 +113,16 @@ impl Container {
         let init = factory.make(Kind::Init, &boot.process, fds.guest, fds.console, ended)?;
         log.debug("init is ready");
         let Made { prepared, terminal, console, .. } = init;
-        Ok(Self { kernel, gofer, factory, terminal, console, held: Some(prepared), listener: fds.listener })
+        Ok(Self {
+            log,
+            kernel,
+            gofer,
+            factory,
+            terminal,
+            console,
+            held: Some(prepared),
+            listener: fds.listener,
+        })
     }
 }
 

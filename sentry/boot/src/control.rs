@@ -216,6 +216,7 @@ pub fn status_of(status: WaitStatus) -> Status {
 
 /// What there is to tell about a container that has ended.
 pub fn report(container: &Container, status: WaitStatus) -> Report {
+    container.log.debug(&format!("the gofer has answered {} requests", container.gofer.calls()));
     let unsupported = container
         .kernel
         .unsupported_report()

@@ -27,6 +27,7 @@ pub struct Descriptors {
     pub log: Option<OwnedFd>,
     pub console: Option<OwnedFd>,
     pub listener: Option<OwnedFd>,
+    pub filestore: Option<OwnedFd>,
 }
 
 impl Descriptors {
@@ -38,6 +39,7 @@ impl Descriptors {
                 Descriptor::Gofer => sorted.gofer.push(fd),
                 Descriptor::Log => sorted.log = Some(fd),
                 Descriptor::Console => sorted.console = Some(fd),
+                Descriptor::Filestore => sorted.filestore = Some(fd),
                 Descriptor::Listener => sorted.listener = Some(fd),
             }
         }

@@ -48,6 +48,8 @@ pub enum TreeError {
 pub struct Parts<'a> {
     pub kernel: &'a Arc<Kernel>,
     pub memory: &'a Arc<MemoryFile>,
+    /// Where the contents of what is written on the root go.
+    pub filestore: &'a Arc<MemoryFile>,
     pub gofer: &'a Arc<Session>,
     pub terminals: &'a Arc<Terminals>,
 }
@@ -63,7 +65,7 @@ pub struct Tree {
 impl Tree {
     /// Builds the tree that `boot` describes.
     pub fn build(boot: &Boot, parts: &Parts<'_>) -> core::result::Result<Self, TreeError> {
-        let root = root_fs(parts, boot.root).map_err(TreeError::Root)?;
+        let root = root_fs(boot, parts).map_err(TreeError::Root)?;
         // Mount points may have to be made: the root becomes read-only last.
         let ns = MountNamespace::new(parts.kernel.vfs(), root, MountFlags::empty(), "rootfs");
         let at = ns.root();
@@ -163,8 +165,9 @@ fn show(path: &[u8]) -> String {
 }
 
 /// The gofer's tree below, everything that is written in a layer of the Sentry's own above; or the gofer's tree alone.
-fn root_fs(parts: &Parts<'_>, root: Root) -> Result<Arc<dyn FileSystem>> {
+fn root_fs(boot: &Boot, parts: &Parts<'_>) -> Result<Arc<dyn FileSystem>> {
     let dev = anonymous_dev();
+    let root = boot.root;
     let attach = root.attach;
     if root.write_through {
         // The engine copies files in and out while the container runs.
@@ -173,7 +176,8 @@ fn root_fs(parts: &Parts<'_>, root: Root) -> Result<Arc<dyn FileSystem>> {
     }
     let lower = fs_gofer::Options { read_only: true, shared: false, dev };
     let lower = GoferFs::attach(parts.gofer, attach, lower)?;
-    let upper = TmpFs::new(parts.memory, TmpfsOptions::default());
+    let size = Some(boot.options.filestore_limit).filter(|limit| *limit > 0);
+    let upper = TmpFs::new(parts.filestore, TmpfsOptions { size, ..TmpfsOptions::default() });
     Ok(OverlayFs::new(lower, upper, dev)?)
 }
 

@@ -116,6 +116,10 @@ pub(crate) fn prepare(task: &Task, spec: ExecSpec) -> Result<Program> {
     };
     let loaded = sentry_loader::load(kernel.platform().as_ref(), kernel.memory(), &image)?;
     let context = kernel.platform().new_context(loaded.mm.space()).map_err(space_errno)?;
+    if let Some(file) = &loader_file {
+        // Only the program itself is kept from writers while it runs.
+        file.allow_write();
+    }
     let comm = filename.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
     let creds = Arc::new(new_creds);
     Ok(Program { loaded, context, creds, exe: file, comm, secure, hidden, persona })

@@ -2,7 +2,7 @@
 
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
@@ -16,6 +16,7 @@ use sentry_vfs::{Credentials, Location, MountFlags, SignalSink, Terminal};
 
 use crate::no_space::NoSpace;
 use crate::ns::{Extensions, FirstNamespaces, NsFs};
+use crate::signal::Origin;
 use crate::task_set::TaskSet;
 use crate::{FdTable, FsContext, FutexTable, MountNamespace, PidNs, SyscallTable, Task, ThreadGroup, Vfs};
 
@@ -444,5 +445,12 @@ impl Kernel {
 impl SignalSink for Kernel {
     fn signal_group(&self, pgid: i32, signal: i32) {
         self.signal_process_group(pgid, signal);
+    }
+
+    fn signal_process(&self, pid: i32, signal: i32) {
+        if let Some(process) = self.process(pid) {
+            let _ =
+                process.send(abi::signal::SigInfo::kernel(signal, abi::signal::SI_KERNEL), Origin::Inside);
+        }
     }
 }

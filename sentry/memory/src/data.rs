@@ -209,21 +209,37 @@ impl PagedData {
     /// Makes the range read as zeroes and gives its whole pages back to the host. Mappings see the zeroes at once.
     pub fn punch_hole(&mut self, offset: u64, len: u64) {
         let end = offset.saturating_add(len);
-        let mut whole = Vec::new();
+        let mut holes = Vec::new();
         for (start, extent) in self.overlapping(offset, end) {
             let from = start.max(offset);
             let to = (start + extent.len).min(end);
             extent.chunk.zero(extent.at + (from - start), to - from);
+            let (from, to) = (page_ceil(from), page_floor(to));
             // Nobody but this file holds the run, so no mapping can tell a hole from the zeroed pages.
-            if from == start && to == start + extent.len && Arc::strong_count(&extent.chunk) == 1 {
-                whole.push(start);
+            if from < to && self.is_sole_owner(start, extent) {
+                holes.push((start, from, to));
             }
         }
-        for start in whole {
-            if let Some(extent) = self.extents.remove(&start) {
-                self.reserved = self.reserved.saturating_sub(extent.len);
+        for (start, from, to) in holes {
+            let Some(extent) = self.extents.remove(&start) else { continue };
+            self.reserved = self.reserved.saturating_sub(to - from);
+            let Extent { len, chunk, at } = extent;
+            if start + len > to {
+                let rest = Extent { len: start + len - to, chunk: Arc::clone(&chunk), at: at + (to - start) };
+                self.extents.insert(to, rest);
+            }
+            if from > start {
+                self.extents.insert(start, Extent { len: from - start, chunk, at });
             }
         }
+    }
+
+    /// Whether all that hold the run of the extent at `start` are extents of this file.
+    fn is_sole_owner(&self, start: u64, extent: &Extent) -> bool {
+        let base = start.saturating_sub(extent.at);
+        let end = base.saturating_add(extent.chunk.size());
+        let own = self.extents.range(base..end).filter(|(_, e)| Arc::ptr_eq(&e.chunk, &extent.chunk)).count();
+        Arc::strong_count(&extent.chunk) == own
     }
 
     /// The first byte at or after `offset` that is not in a hole, below `size` (`SEEK_DATA`).

@@ -33,6 +33,9 @@ pub struct MemoryFile {
     base: NonNull<u8>,
     size: u64,
     limit: AtomicU64,
+    /// Space is reserved on the host's file system before it is handed out: a write to a mapping of a full one would end
+    /// the process.
+    reserves: bool,
     state: Mutex<State, { rank::MEMORY_FILE }>,
 }
 
@@ -46,6 +49,16 @@ impl core::fmt::Debug for MemoryFile {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "MemoryFile({} of {} bytes allocated)", self.allocated(), self.size)
     }
+}
+
+fn stat_of(fd: &OwnedFd) -> Result<libc::stat> {
+    let mut stat = core::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is writable for the structure's size.
+    if unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Err(last_error());
+    }
+    // SAFETY: a successful fstat fills the structure.
+    Ok(unsafe { stat.assume_init() })
 }
 
 impl MemoryFile {
@@ -64,6 +77,20 @@ impl MemoryFile {
         if unsafe { libc::ftruncate(fd.as_raw_fd(), host_size) } != 0 {
             return Err(last_error());
         }
+        Self::map(fd, size, map_size, false)
+    }
+
+    /// Takes over a sparse file of the host's file system, at its length.
+    pub fn on_disk(fd: OwnedFd) -> Result<Arc<Self>> {
+        let size = u64::try_from(stat_of(&fd)?.st_size).map_err(|_| Errno::EINVAL)?;
+        let map_size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
+        if size == 0 || !size.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::EINVAL);
+        }
+        Self::map(fd, size, map_size, true)
+    }
+
+    fn map(fd: OwnedFd, size: u64, map_size: usize, reserves: bool) -> Result<Arc<Self>> {
         // SAFETY: a fresh mapping at an address that the host chooses touches no existing memory.
         let base = unsafe {
             libc::mmap(
@@ -88,6 +115,7 @@ impl MemoryFile {
             base,
             size,
             limit: AtomicU64::new(size),
+            reserves,
             state: Mutex::new(state),
         }))
     }
@@ -130,14 +158,7 @@ impl MemoryFile {
 
     /// Bytes of host memory behind the file now (`st_blocks`).
     pub fn resident(&self) -> Result<u64> {
-        let mut stat = core::mem::MaybeUninit::<libc::stat>::uninit();
-        // SAFETY: `stat` is writable for the structure's size.
-        if unsafe { libc::fstat(self.fd.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
-            return Err(last_error());
-        }
-        // SAFETY: a successful fstat fills the structure.
-        let stat = unsafe { stat.assume_init() };
-        Ok(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512))
+        Ok(u64::try_from(stat_of(&self.fd)?.st_blocks).unwrap_or(0).saturating_mul(512))
     }
 
     /// Hands out a run of `len` bytes (rounded up to pages) that reads as zeroes, right after byte `near` of the file
@@ -160,6 +181,15 @@ impl MemoryFile {
         };
         state.allocated += len;
         drop(state);
+        if self.reserves && stale.is_none() {
+            let reserved = self.fallocate(libc::FALLOC_FL_KEEP_SIZE, start, len);
+            if reserved.is_err() {
+                let mut state = self.state.lock();
+                state.allocated = state.allocated.saturating_sub(len);
+                state.free.give(start, len);
+                return Err(Errno::ENOSPC);
+            }
+        }
         let chunk = Arc::new(Chunk { file: Arc::clone(self), start, len });
         if stale.is_some() {
             chunk.clear(0, len);
@@ -185,9 +215,12 @@ impl MemoryFile {
     }
 
     fn punch(&self, start: u64, len: u64) -> Result<()> {
+        self.fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, start, len)
+    }
+
+    fn fallocate(&self, mode: i32, start: u64, len: u64) -> Result<()> {
         let (start, len) = (i64::try_from(start), i64::try_from(len));
         let (Ok(start), Ok(len)) = (start, len) else { return Err(Errno::EINVAL) };
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         loop {
             // SAFETY: no pointer is passed.
             if unsafe { libc::fallocate(self.fd.as_raw_fd(), mode, start, len) } == 0 {

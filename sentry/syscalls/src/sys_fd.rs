@@ -7,12 +7,13 @@ use std::sync::Arc;
 use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
 use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
-use sentry_base::{Errno, Events, Result};
+use sentry_base::{Errno, Events, Nanos, Result};
 use sentry_kernel::seccomp::Listener;
-use sentry_kernel::{Call, Current, Stop, SysResult};
+use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult};
+use sentry_vfs::watch::event;
 use sentry_vfs::{
-    FileDescription, FileKind, FileLocks, IoCtx, IoStart, LockOwner, LookupFlags, OpenFlags, OpenHow, Opened,
-    PendingOpen, RangeLock, as_dir,
+    FileDescription, FileKind, FileLocks, Inode, IoCtx, IoStart, LeaseKind, Leased, LockOwner, LookupFlags,
+    OpenFlags, OpenHow, Opened, PendingOpen, RangeLock, as_dir,
 };
 
 use crate::args::{Bits, DirFd, PathPtr, Ptr};
@@ -26,7 +27,7 @@ syscalls! {
     16 ioctl(fd: i32, command: Bits, arg: u64) [call];
     32 dup(fd: i32) [sync];
     33 dup2(old: i32, new: i32) [sync];
-    72 fcntl(fd: i32, command: i32, arg: u64) [call, "no leases, no directory notification, no SIGIO"];
+    72 fcntl(fd: i32, command: i32, arg: u64) [call, "no directory notification, no SIGIO but of leases"];
     73 flock(fd: i32, operation: i32) [call];
     74 fsync(fd: i32) [sync];
     75 fdatasync(fd: i32) [sync];
@@ -55,17 +56,53 @@ fn install(cx: &Current, file: Arc<FileDescription>, cloexec: bool) -> SysResult
 
 fn open_common(cx: &mut Current, dir: DirFd, path: PathPtr, how: OpenHow) -> Call<'_> {
     let cloexec = how.flags.contains(OpenFlags::CLOEXEC);
-    let opened = (|| {
-        let path = cx.path(path.0)?;
-        cx.fds().check_room(nofile(cx))?;
-        let paths = Paths::of(cx);
-        let base = paths.base(dir, &path, how.resolve)?;
-        paths.cx().open(base.as_ref(), &path, how)
-    })();
-    match opened {
+    match open_once(cx, dir, path, how) {
         Ok(Opened::File(file)) => Call::Done(install(cx, file, cloexec)),
         Ok(Opened::Wait(pending)) => Call::Wait(Box::pin(open_waiting(cx, pending, cloexec))),
+        Ok(Opened::Leased(inode, until)) => {
+            Call::Wait(Box::pin(open_leased(cx, dir, path, how, (inode, until))))
+        }
         Err(e) => Call::Done(Err(e.into())),
+    }
+}
+
+fn open_once(cx: &Current, dir: DirFd, path: PathPtr, how: OpenHow) -> Result<Opened> {
+    let path = cx.path(path.0)?;
+    cx.fds().check_room(nofile(cx))?;
+    let paths = Paths::of(cx);
+    let base = paths.base(dir, &path, how.resolve)?;
+    paths.cx().open(base.as_ref(), &path, how)
+}
+
+/// Waits until the holder of a lease gives it up, or its time is over, and opens again.
+async fn open_leased(
+    cx: &mut Current,
+    dir: DirFd,
+    path: PathPtr,
+    how: OpenHow,
+    mut leased: (Arc<dyn Inode>, Nanos),
+) -> SysResult {
+    let cloexec = how.flags.contains(OpenFlags::CLOEXEC);
+    let writes = how.flags.writes() || how.flags.contains(OpenFlags::TRUNC);
+    loop {
+        let (inode, until) = &leased;
+        if let Some(usage) = inode.usage() {
+            let attempt = |_: &sentry_kernel::Task| {
+                Ok(match usage.break_leases(writes) {
+                    Leased::Free => IoStart::Done(()),
+                    Leased::Until(_) => IoStart::WouldBlock,
+                })
+            };
+            match cx.block_on(usage.wait_queue(), Events::OUT, Some(*until), attempt).await {
+                Ok(()) | Err(BlockEnd::TimedOut) => {}
+                Err(end) => return Err(end.or_restart(Restart::Sys)),
+            }
+        }
+        match open_once(cx, dir, path, how)? {
+            Opened::File(file) => return install(cx, file, cloexec),
+            Opened::Wait(pending) => return open_waiting(cx, pending, cloexec).await,
+            Opened::Leased(inode, until) => leased = (inode, until),
+        }
     }
 }
 
@@ -312,11 +349,39 @@ fn file_control(
             let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
             return Ok(u64::from(sealed.seals()));
         }
-        // No lease is held, and none can be taken.
-        libc::F_GETLEASE => return Ok(libc::F_UNLCK as u64),
+        libc::F_GETLEASE => {
+            let lease = file.inode().and_then(|inode| inode.usage()?.lease_of(file));
+            let kind = match lease {
+                None => libc::F_UNLCK,
+                Some(LeaseKind::Read) => libc::F_RDLCK,
+                Some(LeaseKind::Write) => libc::F_WRLCK,
+            };
+            return Ok(u64::from(kind.unsigned_abs()));
+        }
+        libc::F_SETLEASE => set_lease(cx, file, int)?,
         _ => return Err(Errno::EINVAL.into()),
     }
     Ok(0)
+}
+
+/// `generic_setlease` of `fs/locks.c`.
+fn set_lease(cx: &Current, file: &Arc<FileDescription>, kind: i32) -> Result<()> {
+    let inode = file.inode().ok_or(Errno::EINVAL)?;
+    let attr = inode.attr()?;
+    let creds = cx.creds();
+    let kind = match kind {
+        libc::F_UNLCK => None,
+        libc::F_RDLCK => Some(LeaseKind::Read),
+        libc::F_WRLCK => Some(LeaseKind::Write),
+        _ => return Err(Errno::EINVAL),
+    };
+    if kind.is_some() && attr.uid != creds.fsuid && !creds.has_cap(sentry_vfs::cap::LEASE) {
+        return Err(Errno::EACCES);
+    }
+    let usage = inode.usage().filter(|_| inode.kind() == FileKind::Regular).ok_or(Errno::EINVAL)?;
+    usage.set_lease(file, kind, Arc::clone(cx.task.kernel()) as _)?;
+    let _ = file.owner().compare_exchange(0, cx.pid(), Ordering::Relaxed, Ordering::Relaxed);
+    Ok(())
 }
 
 /// A range lock that is asked for, or a range that is given up.
@@ -339,7 +404,11 @@ fn lock_range(file: &FileDescription, raw: &Flock) -> Result<(u64, u64)> {
     let start = base.checked_add(raw.start).ok_or(Errno::EOVERFLOW)?;
     let (start, end) = match raw.len {
         0 => (start, None),
-        len if len > 0 => (start, Some(start.checked_add(len).ok_or(Errno::EOVERFLOW)?)),
+        // The last byte that an offset can name stands for the end of the file.
+        len if len > 0 => match start.checked_add(len - 1).ok_or(Errno::EOVERFLOW)? {
+            i64::MAX => (start, None),
+            last => (start, Some(last + 1)),
+        },
         len => (start.checked_add(len).ok_or(Errno::EINVAL)?, Some(start)),
     };
     let start = u64::try_from(start).map_err(|_| Errno::EINVAL)?;
@@ -438,6 +507,9 @@ fn show_owner(cx: &Current, id: i32) -> i32 {
 fn get_lock(cx: &Current, fd: i32, arg: u64, ofd: bool) -> SysResult {
     let file = cx.file(fd)?;
     let mut raw: Flock = cx.read_obj(arg)?;
+    if ofd && raw.pid != 0 {
+        return Err(Errno::EINVAL.into());
+    }
     let exclusive = match i32::from(raw.kind) {
         libc::F_RDLCK => false,
         libc::F_WRLCK => true,
@@ -619,7 +691,11 @@ fn fallocate(cx: &mut Current, fd: i32, mode: Bits, offset: i64, len: i64) -> Re
     if mode.0 & 1 == 0 {
         check_size(cx, end)?;
     }
-    file.ops().allocate(mode.0, offset, len)
+    file.ops().allocate(mode.0, offset, len)?;
+    if let Some(at) = file.location() {
+        at.notify(event::MODIFY);
+    }
+    Ok(())
 }
 
 fn fadvise64(cx: &mut Current, fd: i32, _offset: i64, len: i64, advice: i32) -> Result<()> {

@@ -49,6 +49,16 @@ fn one(buf: Ptr, count: usize) -> [IoSeg; 1] {
 }
 
 impl Transfer {
+    /// A range must not pass the largest offset (`rw_verify_area`).
+    fn check_range(&self, len: u64) -> Result<()> {
+        match self.at {
+            Some(at) if at.checked_add(len).is_none_or(|end| i64::try_from(end).is_err()) => {
+                Err(Errno::EINVAL)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn new(cx: &Current, fd: i32, offset: Option<i64>, flags: i32, writing: bool) -> Result<Self> {
         let file = cx.file(fd)?;
         let allowed = if writing { file.flags().writes() } else { file.flags().reads() };
@@ -166,6 +176,9 @@ fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&
         (Ok(transfer), Ok(segs)) => (transfer, segs),
         (Err(e), _) | (_, Err(e)) => return done(Err(e)),
     };
+    if let Err(e) = transfer.check_range(total(segs)) {
+        return done(Err(e));
+    }
     let task = &*cx.task;
     match transfer.read_once(task, &mut UserWriter::user(task, segs)) {
         Ok(IoStart::Done(n)) => done(Ok(n)),
@@ -213,6 +226,9 @@ fn write_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<
     };
     let task = &*cx.task;
     let len = total(segs);
+    if let Err(e) = transfer.check_range(len) {
+        return done(Err(e));
+    }
     let allowed = match transfer.size_limit(task, len) {
         Ok(allowed) => allowed,
         Err(e) => return done(Err(e)),
@@ -397,6 +413,9 @@ async fn sendfile(cx: &mut Current, out_fd: i32, in_fd: i32, offset: Ptr, count:
     if output.flags().contains(OpenFlags::APPEND) {
         return Err(Errno::EINVAL.into());
     }
+    if !offset.is_null() && !input.ops().seekable() {
+        return Err(Errno::ESPIPE.into());
+    }
     if as_dir(input.ops()).is_some() || (input.inode().is_none() && !input.ops().seekable()) {
         return Err(Errno::EINVAL.into());
     }
@@ -404,9 +423,6 @@ async fn sendfile(cx: &mut Current, out_fd: i32, in_fd: i32, offset: Ptr, count:
     let mut at = if own_position {
         *input.position().lock()
     } else {
-        if !input.ops().seekable() {
-            return Err(Errno::ESPIPE.into());
-        }
         let at: i64 = cx.read_obj(offset.0)?;
         u64::try_from(at).map_err(|_| Errno::EINVAL)?
     };
@@ -494,7 +510,8 @@ fn copy_file_range(
         }
     }
     let (from, to) = (copy_offset(cx, &input, in_offset)?, copy_offset(cx, &output, out_offset)?);
-    let len = len.min(MAX_RW);
+    let left = usize::try_from(input.attr()?.size.saturating_sub(from)).unwrap_or(usize::MAX);
+    let len = len.min(MAX_RW).min(left);
     let same = input.inode().zip(output.inode()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
     if same && from < to.saturating_add(len as u64) && to < from.saturating_add(len as u64) {
         return Err(Errno::EINVAL);

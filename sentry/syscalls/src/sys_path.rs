@@ -199,6 +199,11 @@ fn name_to_handle_at(
     _mount_id: Ptr,
     flags: i32,
 ) -> Result<()> {
+    /// `AT_HANDLE_FID`, `AT_HANDLE_MNT_ID_UNIQUE`, `AT_HANDLE_CONNECTABLE`
+    const HANDLE: i32 = 0x203;
+    if flags & !(libc::AT_SYMLINK_FOLLOW | libc::AT_EMPTY_PATH | HANDLE) != 0 {
+        return Err(Errno::EINVAL);
+    }
     let nofollow = if flags & libc::AT_SYMLINK_FOLLOW == 0 { libc::AT_SYMLINK_NOFOLLOW } else { 0 };
     target(&Paths::of(cx), cx, dir, Ptr(path.0), flags & libc::AT_EMPTY_PATH | nofollow)?;
     Err(Errno::EOPNOTSUPP)

@@ -320,6 +320,9 @@ fn list(
         full |= !taken;
         taken
     })?;
+    if let Some(at) = file.location() {
+        at.notify(sentry_vfs::watch::event::ACCESS);
+    }
     if out.is_empty() {
         return if full { Err(Errno::EINVAL) } else { Ok(0) };
     }

@@ -105,6 +105,7 @@ impl PathCx<'_> {
             _ => return Err(Errno::EINVAL),
         }
         self.check(at, Access::WRITE)?;
+        let _in_use = crate::InUse::begin(at.inode(), crate::Use::Write)?;
         self.truncate_unchecked(at, len)
     }
 
@@ -113,6 +114,9 @@ impl PathCx<'_> {
             may_write(at)?;
         }
         let refused = if write { Errno::EPERM } else { Errno::ENODATA };
+        if [&b"user."[..], b"trusted.", b"security."].contains(&name) {
+            return Err(Errno::EINVAL);
+        }
         if name.starts_with(b"trusted.") {
             return if self.creds.has_cap(cap::SYS_ADMIN) { Ok(()) } else { Err(refused) };
         }
@@ -126,6 +130,12 @@ impl PathCx<'_> {
         if name.starts_with(b"user.") {
             if !matches!(at.inode().kind(), FileKind::Regular | FileKind::Directory) {
                 return Err(refused);
+            }
+            if write && at.is_dir() {
+                let attr = at.inode().attr()?;
+                if attr.mode & libc::S_ISVTX != 0 && !is_owner(&attr, self.creds) {
+                    return Err(Errno::EPERM);
+                }
             }
             let want = if write { Access::WRITE } else { Access::READ };
             return check_inode(&**at.inode(), want, self.creds, self.caller);

@@ -5,12 +5,12 @@
 //! cycle when it evicts unused dentries and when the last mount goes away.
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use sentry_base::lock::rank;
-use sentry_base::{Errno, Mutex, Result, RwLock};
+use sentry_base::{Errno, KeyedMap, Mutex, Result, RwLock};
 
 use crate::watch::Watches;
 use crate::{FileKind, FileSystem, Inode, UserNs};
@@ -19,6 +19,8 @@ use crate::{FileKind, FileSystem, Inode, UserNs};
 const UNLINKED: u8 = 1;
 /// Looked up since the cache last considered it for eviction.
 const REFERENCED: u8 = 2;
+/// A nameless file that never gets a name (`O_TMPFILE` with `O_EXCL`).
+const NO_LINKS: u8 = 4;
 
 /// Dentries and absent names that one file system may keep cached without anyone using them.
 const CACHE_CAP: usize = 50_000;
@@ -37,7 +39,7 @@ enum Child {
 
 #[derive(Default)]
 struct Children {
-    map: HashMap<Arc<[u8]>, Child>,
+    map: KeyedMap<Arc<[u8]>, Child>,
     /// Number of entries at which dead `InUse` entries are swept out.
     sweep_at: usize,
 }
@@ -134,6 +136,14 @@ impl Dentry {
 
     pub fn is_unlinked(&self) -> bool {
         self.flags.load(Ordering::Acquire) & UNLINKED != 0
+    }
+
+    pub(crate) fn forbid_links(&self) {
+        self.flags.fetch_or(NO_LINKS, Ordering::Relaxed);
+    }
+
+    pub(crate) fn forbids_links(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & NO_LINKS != 0
     }
 
     /// Whether something is mounted here in any namespace.

@@ -7,7 +7,7 @@ use sentry_base::{Mutex, Result, lock::rank};
 
 use crate::lock_table::{FileLocks, LockOwner};
 use crate::watch::event;
-use crate::{Attr, FileOps, Inode, Location, OpenFlags};
+use crate::{Attr, FileOps, InUse, Inode, Location, OpenFlags};
 
 /// Somebody who must know when a description goes away: an epoll instance that watches it.
 pub trait CloseWatcher: Send + Sync {
@@ -36,12 +36,20 @@ pub struct FileDescription {
     owner: AtomicI32,
     signal: AtomicI32,
     watchers: Mutex<Vec<Weak<dyn CloseWatcher>>, { rank::LEAF }>,
+    /// Counts it among the users of its file.
+    in_use: Option<InUse>,
 }
 
 impl Drop for FileDescription {
     fn drop(&mut self) {
         if let Some(at) = self.location.as_ref().filter(|_| !self.flags().contains(OpenFlags::PATH)) {
             at.notify(if self.flags().writes() { event::CLOSE_WRITE } else { event::CLOSE_NOWRITE });
+            at.notify_last_use();
+        }
+        if self.in_use.is_some()
+            && let Some(usage) = self.inode().and_then(|inode| inode.usage())
+        {
+            usage.drop_lease(self.id);
         }
         if let Some(locks) = self.locks.get() {
             locks.release(self.lock_owner());
@@ -56,6 +64,16 @@ impl Drop for FileDescription {
 
 impl FileDescription {
     pub fn new(ops: Arc<dyn FileOps>, flags: OpenFlags, location: Option<Location>) -> Arc<Self> {
+        Self::in_use(ops, flags, location, None)
+    }
+
+    /// The description of a regular file, which counts its users.
+    pub(crate) fn in_use(
+        ops: Arc<dyn FileOps>,
+        flags: OpenFlags,
+        location: Option<Location>,
+        in_use: Option<InUse>,
+    ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -67,7 +85,15 @@ impl FileDescription {
             owner: AtomicI32::new(0),
             signal: AtomicI32::new(0),
             watchers: Mutex::new(Vec::new()),
+            in_use,
         })
+    }
+
+    /// Lets others write to a file that was opened to run (`allow_write_access`).
+    pub fn allow_write(&self) {
+        if let Some(in_use) = &self.in_use {
+            in_use.allow_write();
+        }
     }
 
     /// Tells `watcher` when this description goes away.

@@ -174,6 +174,10 @@ pub trait Inode: Send + Sync {
         None
     }
 
+    /// The last name may be about to go while somebody still holds the object by an `O_PATH` descriptor: a remote file
+    /// system makes sure that it can be reached without one.
+    fn keep_reachable(&self) {}
+
     /// Opens a regular file, directory or the inode's own kind of device. FIFOs, sockets and device nodes of ordinary
     /// file systems are opened by the VFS and never reach this. Truncation is done by the VFS.
     fn open(self: Arc<Self>, flags: OpenFlags, caller: &dyn Caller) -> Result<Arc<dyn FileOps>>;
@@ -208,6 +212,11 @@ pub trait Inode: Send + Sync {
     /// then looked up anew every time.
     fn volatile_names(&self) -> bool {
         false
+    }
+
+    /// Who has this file open; `None` where nobody counts (files of the kernel).
+    fn usage(&self) -> Option<&crate::Usage> {
+        None
     }
 
     /// Whether this directory never holds a name: a mount on it hides nothing (`is_empty_dir_inode`).

@@ -33,6 +33,7 @@ mod lock_table;
 mod modify;
 mod mount;
 mod open;
+mod usage;
 mod user_ns;
 mod vfs;
 mod walk;
@@ -61,6 +62,7 @@ pub use mount::{
     UmountFlags,
 };
 pub use open::{OpenHow, Opened, PendingOpen, anonymous};
+pub use usage::{InUse, LeaseKind, Leased, Usage, Use};
 pub use user_ns::{IdKind, OVERFLOW_ID, UserNs, next_ns_ino};
 pub use vfs::{DeviceOpener, FifoOpen, FifoOpener, FifoWait, FsType, Vfs, anonymous_dev};
 pub use walk::{Last, LookupFlags, NAME_MAX, PATH_MAX, Parent, PathCx};

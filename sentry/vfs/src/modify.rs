@@ -28,6 +28,14 @@ fn same_file(a: &Arc<dyn Inode>, b: &Arc<dyn Inode>) -> Result<bool> {
     Ok((a.dev, a.ino) == (b.dev, b.ino))
 }
 
+/// Keeps what is about to lose a name reachable for those who hold it. Where names change behind the VFS the cache
+/// holds nothing, so that any reference but the caller's is a holder's.
+fn keep_if_held(dir: &Location, victim: &Arc<Dentry>) {
+    if dir.inode().volatile_names() && Arc::strong_count(victim) > 1 {
+        victim.inode().keep_reachable();
+    }
+}
+
 impl PathCx<'_> {
     /// Mode and owner of a new object in `dir`: umask, and the rules of a set-group-id directory
     /// (`inode_init_owner`), or the directory's default access control list in the umask's place.
@@ -143,6 +151,9 @@ impl PathCx<'_> {
             if target.is_dir() {
                 return Err(Errno::EPERM);
             }
+            if target.dentry.forbids_links() {
+                return Err(Errno::ENOENT);
+            }
             dir.inode().link(name, target.inode())?;
             Ok(Arc::clone(target.inode()))
         })?;
@@ -196,6 +207,7 @@ impl PathCx<'_> {
                 return Err(if victim.is_dir() { Errno::EISDIR } else { Errno::ENOTDIR });
             }
             self.may_delete(&dir, &victim, false)?;
+            keep_if_held(&dir, &victim);
             dir.inode().unlink(&name)?;
             sb.unlinked(&dir.dentry, &victim);
             sb.watches().on_removed(&dir.dentry, &victim);
@@ -332,6 +344,9 @@ impl PathCx<'_> {
                 check_inode(&**target.inode(), Access::WRITE, self.creds, self.caller)?;
             }
         }
+        if let Some(target) = target.as_ref().filter(|_| !exchange) {
+            keep_if_held(&new.dir, target);
+        }
         let victim = target.as_ref().filter(|t| t.is_dir() && !exchange).map(|t| t.dir.write());
         old.dir.inode().rename(old_name, new.dir.inode(), new_name, flags)?;
         let watches = sb.watches();
@@ -343,13 +358,18 @@ impl PathCx<'_> {
         };
         moved(&source, (old_dir, old_name), (new_dir, new_name));
         match &target {
-            Some(target) if exchange => moved(target, (new_dir, new_name), (old_dir, old_name)),
-            Some(target) => watches.on_replaced(target),
-            None => {}
-        }
-        match &target {
-            Some(target) if exchange => sb.exchanged(&source, target),
+            Some(target) if exchange => {
+                moved(target, (new_dir, new_name), (old_dir, old_name));
+                sb.exchanged(&source, target);
+            }
             _ => sb.renamed(old_dir, &source, new_dir, new_name, target.as_ref()),
+        }
+        if let Some(target) = target.as_ref().filter(|_| !exchange) {
+            // A directory's link count is not told of by its removal, but by this.
+            if target.is_dir() {
+                watches.on_self(target, event::ATTRIB | event::ISDIR);
+            }
+            watches.on_replaced(target);
         }
         if flags.contains(RenameFlags::WHITEOUT) {
             // The old name now stands for a whiteout that the cache has not seen.

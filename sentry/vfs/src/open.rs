@@ -9,8 +9,8 @@ use crate::access::{Access, check_inode, is_owner};
 use crate::walk::{NAME_MAX, Step, Walk};
 use crate::watch::event;
 use crate::{
-    Caller, DirFile, FifoOpen, FifoWait, FileDescription, FileKind, FileOps, IoStart, Location, LookupFlags,
-    MountFlags, OpenFlags, PathCx, SetAttr,
+    Caller, DirFile, FifoOpen, FifoWait, FileDescription, FileKind, FileOps, InUse, Inode, IoStart, Leased,
+    Location, LookupFlags, MountFlags, OpenFlags, PathCx, SetAttr, Use,
 };
 
 /// The arguments of an open.
@@ -35,6 +35,9 @@ pub enum Opened {
     File(Arc<FileDescription>),
     /// A FIFO whose other end is not open yet. Wait on its queue and poll; dropping it gives the open up.
     Wait(PendingOpen),
+    /// Somebody holds a lease that forbids this open. Wait on the inode's [`Usage`](crate::Usage), no longer than to the
+    /// time (`CLOCK_MONOTONIC`), and open again.
+    Leased(Arc<dyn Inode>, sentry_base::Nanos),
 }
 
 /// Opens a file without a place once more (`/proc/self/fd/N` of a pipe): no more access than it was opened with.
@@ -234,6 +237,9 @@ impl PathCx<'_> {
         inherited.give(&*inode)?;
         let name = format!("#{}", inode.attr()?.ino);
         let dentry = crate::Dentry::detached(inode, Some(Arc::clone(&dir.dentry)), name.as_bytes());
+        if flags.contains(OpenFlags::EXCL) {
+            dentry.forbid_links();
+        }
         self.finish_open(Location { mount: dir.mount, dentry }, flags, true)
     }
 
@@ -265,6 +271,7 @@ impl PathCx<'_> {
     fn finish_open(&self, at: Location, flags: OpenFlags, created: bool) -> Result<Opened> {
         let inode = at.inode();
         let kind = inode.kind();
+        let mut in_use = None;
         let ops: Arc<dyn FileOps> = match kind {
             FileKind::Directory => Arc::new(DirFile::new(at.clone())),
             FileKind::Symlink => return Err(Errno::ELOOP),
@@ -286,13 +293,28 @@ impl PathCx<'_> {
                     None => Arc::clone(inode).open(flags, self.caller)?,
                 }
             }
-            FileKind::Regular => Arc::clone(inode).open(flags, self.caller)?,
+            FileKind::Regular => {
+                let writes = flags.writes() || flags.contains(OpenFlags::TRUNC);
+                let how = if writes { Use::Write } else { Use::Read };
+                in_use = InUse::begin(inode, how)?;
+                if let Some(usage) = inode.usage()
+                    && let Leased::Until(until) = usage.break_leases(writes)
+                {
+                    let waits = !flags.contains(OpenFlags::NONBLOCK);
+                    return if waits {
+                        Ok(Opened::Leased(Arc::clone(inode), until))
+                    } else {
+                        Err(Errno::EAGAIN)
+                    };
+                }
+                Arc::clone(inode).open(flags, self.caller)?
+            }
         };
         if kind == FileKind::Regular && !created && flags.contains(OpenFlags::TRUNC) {
             self.truncate_unchecked(&at, 0)?;
         }
         at.notify(event::OPEN);
-        Ok(Opened::File(FileDescription::new(ops, status_flags(flags), Some(at))))
+        Ok(Opened::File(FileDescription::in_use(ops, status_flags(flags), Some(at), in_use)))
     }
 
     /// Opens a program to run: a regular file with execute permission, not on a `noexec` mount.
@@ -310,8 +332,9 @@ impl PathCx<'_> {
         }
         self.check(&at, Access::EXEC)?;
         // For reading, whatever the mode says: the kernel reads it, not the caller.
+        let in_use = InUse::begin(at.inode(), Use::Run)?;
         let ops = Arc::clone(at.inode()).open(OpenFlags::empty(), self.caller)?;
-        Ok(FileDescription::new(ops, OpenFlags::LARGEFILE, Some(at)))
+        Ok(FileDescription::in_use(ops, OpenFlags::LARGEFILE, Some(at), in_use))
     }
 
     /// Whether names may be made or removed in `dir`.

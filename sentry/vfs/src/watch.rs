@@ -104,10 +104,15 @@ impl Watches {
     }
 
     fn raise(&self, ino: u64, mask: u32, cookie: u32, name: &[u8]) {
+        self.raise_unless(ino, mask, cookie, name, 0);
+    }
+
+    /// Tells the watches of an inode whose own mask has none of the flags in `not`.
+    fn raise_unless(&self, ino: u64, mask: u32, cookie: u32, name: &[u8], not: u32) {
         let due: Vec<_> = match self.by_ino.read().get(&ino) {
             Some(list) => list
                 .iter()
-                .filter(|w| w.mask & mask & event::ALL != 0)
+                .filter(|w| w.mask & mask & event::ALL != 0 && w.mask & not == 0)
                 .map(|w| (w.wd, Weak::clone(&w.sink)))
                 .collect(),
             None => return,
@@ -150,7 +155,7 @@ impl Watches {
     }
 
     /// A name of this inode was removed from `dir`.
-    pub(crate) fn on_removed(&self, dir: &Dentry, victim: &Dentry) {
+    pub(crate) fn on_removed(&self, dir: &Dentry, victim: &Arc<Dentry>) {
         if self.is_empty() {
             return;
         }
@@ -158,19 +163,24 @@ impl Watches {
         self.on_name(dir, &victim.name(), event::DELETE, victim.is_dir(), 0);
     }
 
-    /// An inode has lost a name; the last one takes its watches away.
-    pub(crate) fn on_replaced(&self, victim: &Dentry) {
+    /// An inode has lost a name. With the last one its watches go too, once nobody has it open.
+    pub(crate) fn on_replaced(&self, victim: &Arc<Dentry>) {
         if self.is_empty() {
             return;
         }
-        if let Ok(attr) = victim.inode().attr() {
-            if attr.nlink == 0 || attr.is_dir() {
-                self.raise(attr.ino, event::DELETE_SELF, 0, b"");
-                self.forget(attr.ino);
-            } else {
-                self.raise(attr.ino, event::ATTRIB, 0, b"");
-            }
+        let Ok(attr) = victim.inode().attr() else { return };
+        if !attr.is_dir() {
+            self.raise(attr.ino, event::ATTRIB, 0, b"");
         }
+        // The caller's own reference is the only one left.
+        if Arc::strong_count(victim) == 1 && (attr.nlink == 0 || attr.is_dir()) {
+            self.gone(attr.ino);
+        }
+    }
+
+    fn gone(&self, ino: u64) {
+        self.raise(ino, event::DELETE_SELF, 0, b"");
+        self.forget(ino);
     }
 }
 
@@ -186,10 +196,24 @@ impl Location {
         watches.raise(attr.ino, mask, 0, b"");
         if mask & event::ON_CHILD != 0
             && let (Some(parent), name) = self.dentry.parent_and_name()
-            && !self.dentry.is_unlinked()
             && let Ok(parent) = parent.inode().attr()
         {
-            watches.raise(parent.ino, mask, 0, &name);
+            // The directory hears of a file that was in it until it is closed.
+            let not = if self.dentry.is_unlinked() { event::EXCL_UNLINK } else { 0 };
+            watches.raise_unless(parent.ino, mask, 0, &name, not);
+        }
+    }
+
+    /// A description of this place is being closed: if it was the last use of a file without a name, its watches end.
+    pub(crate) fn notify_last_use(&self) {
+        let watches = self.mount.superblock().watches();
+        if watches.is_empty() || !self.dentry.is_unlinked() || Arc::strong_count(&self.dentry) > 1 {
+            return;
+        }
+        if let Ok(attr) = self.inode().attr()
+            && (attr.nlink == 0 || attr.is_dir())
+        {
+            watches.gone(attr.ino);
         }
     }
 

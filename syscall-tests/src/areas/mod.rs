@@ -4,6 +4,7 @@ use crate::harness::Area;
 
 mod attack;
 mod attr;
+mod copy;
 mod cred;
 mod dir;
 mod epoll;
@@ -12,6 +13,7 @@ mod exec;
 mod execcred;
 mod fd;
 mod file;
+mod fileio;
 mod futex;
 mod futex_pi;
 mod futexv;
@@ -20,7 +22,9 @@ mod inet_options;
 mod inet_raw;
 mod inet_stream;
 mod inet_wait;
+mod inotify;
 mod limits;
+mod lock;
 mod membarrier;
 mod memfd;
 mod mm;
@@ -29,6 +33,7 @@ mod mount;
 mod mqueue;
 mod netdev;
 mod ns;
+mod openat2;
 mod path;
 mod pidfd;
 mod pidns;
@@ -49,8 +54,10 @@ mod sysv;
 mod thread;
 mod time;
 mod tmpfs;
+mod tree;
 mod tty;
 mod unix;
+mod xattr;
 
 /// Every area, in the order in which `list` prints them.
 pub const AREAS: &[Area] = &[
@@ -84,6 +91,13 @@ pub const AREAS: &[Area] = &[
     Area { name: "dir", cases: dir::CASES },
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
+    Area { name: "tree", cases: tree::CASES },
+    Area { name: "openat2", cases: openat2::CASES },
+    Area { name: "fileio", cases: fileio::CASES },
+    Area { name: "copy", cases: copy::CASES },
+    Area { name: "lock", cases: lock::CASES },
+    Area { name: "xattr", cases: xattr::CASES },
+    Area { name: "inotify", cases: inotify::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
     Area { name: "ns", cases: ns::CASES },
     Area { name: "pidns", cases: pidns::CASES },

@@ -1,9 +1,9 @@
 //! What is known of a directory: its children by name, and a listing with cookies that stay valid.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use sentry_base::Nanos;
+use sentry_base::{KeyedMap, Nanos};
 use sentry_vfs::{Attr, DirEntry, FileKind};
 
 use crate::GoferInode;
@@ -47,9 +47,9 @@ pub(crate) enum Known {
 /// The children of a directory that are known.
 #[derive(Debug)]
 pub(crate) struct DirCache {
-    children: HashMap<Arc<[u8]>, Child>,
+    children: KeyedMap<Arc<[u8]>, Child>,
     /// Names that a walk found missing, until they are asked for.
-    absent: HashMap<Box<[u8]>, Nanos>,
+    absent: KeyedMap<Box<[u8]>, Nanos>,
     listing: BTreeMap<u64, Arc<[u8]>>,
     next_cookie: u64,
     /// When the listing was fetched; a name that is in it nowhere does not exist.
@@ -63,8 +63,8 @@ pub(crate) struct DirCache {
 impl Default for DirCache {
     fn default() -> Self {
         Self {
-            children: HashMap::new(),
-            absent: HashMap::new(),
+            children: KeyedMap::default(),
+            absent: KeyedMap::default(),
             listing: BTreeMap::new(),
             // The VFS needs cookies above 2.
             next_cookie: 3,

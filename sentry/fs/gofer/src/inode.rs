@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use gofer_protocol::{Fid, FileHow, Name, Path, Place as WirePlace, Request, WireAttr};
 use sentry_base::{Errno, Mutex, Nanos, Result, mono_now};
-use sentry_vfs::{Attachment, Attr, FileKind, Owner, Timestamp};
+use sentry_vfs::{Attachment, Attr, FileKind, Owner, Timestamp, Usage};
 
 use crate::dir::{DirCache, Known, Seed};
 
@@ -55,6 +55,7 @@ pub struct GoferInode {
     state: Mutex<State, { ranks::INODE }>,
     dir: Mutex<DirCache, { ranks::DIR }>,
     attachment: Attachment,
+    usage: Usage,
     this: Weak<GoferInode>,
 }
 
@@ -103,11 +104,27 @@ impl Located {
 
 impl GoferInode {
     pub(crate) fn new(fs: &Weak<GoferFs>, seed: &Seed, place: Option<(Arc<GoferInode>, &[u8])>) -> Arc<Self> {
+        Self::build(fs, seed, place, None)
+    }
+
+    /// A file that was made without a name.
+    fn nameless(fs: &Weak<GoferFs>, seed: &Seed, fid: Fid, file: OwnedFd) -> Arc<Self> {
+        let inode = Self::build(fs, seed, None, Some(fid));
+        inode.set_write(Arc::new(file), true);
+        inode
+    }
+
+    fn build(
+        fs: &Weak<GoferFs>,
+        seed: &Seed,
+        place: Option<(Arc<GoferInode>, &[u8])>,
+        kept: Option<Fid>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             fs: Weak::clone(fs),
             kind: seed.attr.kind(),
             host: seed.host,
-            is_root: place.is_none(),
+            is_root: place.is_none() && kept.is_none(),
             target: seed.target.clone(),
             state: Mutex::new(State {
                 attr: seed.attr,
@@ -117,7 +134,7 @@ impl GoferInode {
                     .into_iter()
                     .map(|(parent, name)| Place { parent, name: Arc::from(name) })
                     .collect(),
-                kept: None,
+                kept,
                 read: None,
                 write: None,
                 write_reads: false,
@@ -126,6 +143,7 @@ impl GoferInode {
             }),
             dir: Mutex::default(),
             attachment: Attachment::new(),
+            usage: Usage::default(),
             this: Weak::clone(this),
         })
     }
@@ -348,25 +366,37 @@ impl GoferInode {
         Ok((child, file))
     }
 
-    /// Keeps an open file reachable when its last name is about to go.
-    fn pin(&self) -> Result<()> {
+    /// Keeps a file reachable when its last name is about to go, if it is open or, with `held`, in any case.
+    fn pin(&self, held: bool) -> Result<()> {
         let fs = self.fs()?;
-        let written = {
+        {
             let state = self.state.lock();
             let last = state.attr.nlink <= 1;
-            if self.kind != FileKind::Regular || state.opens == 0 || state.kept.is_some() || !last {
+            let used = held || state.opens > 0;
+            if self.kind != FileKind::Regular || !used || state.kept.is_some() || !last {
                 return Ok(());
             }
-            state.write.is_some()
-        };
-        // What is open for writing may be truncated later.
-        let access = if written { FileHow::READ | FileHow::WRITE } else { FileHow::READ };
-        let (fid, file) = self.open_host(&fs, access | FileHow::KEEP)?;
-        let mut state = self.state.lock();
-        if fid != Fid::NONE {
-            state.kept = Some(fid);
         }
-        state.read.get_or_insert(file);
+        // For writing too, where that is allowed: it may be opened again through another descriptor.
+        let both = FileHow::READ | FileHow::WRITE | FileHow::KEEP;
+        let (fid, file, writes) = match self.open_host(&fs, both) {
+            Ok((fid, file)) => (fid, file, true),
+            Err(Errno::EACCES | Errno::EROFS | Errno::ETXTBSY | Errno::EPERM) => {
+                let (fid, file) = self.open_host(&fs, FileHow::READ | FileHow::KEEP)?;
+                (fid, file, false)
+            }
+            Err(e) => return Err(e),
+        };
+        {
+            let mut state = self.state.lock();
+            if fid != Fid::NONE {
+                state.kept = Some(fid);
+            }
+            state.read.get_or_insert_with(|| Arc::clone(&file));
+        }
+        if writes {
+            self.set_write(file, true);
+        }
         Ok(())
     }
 
@@ -538,14 +568,13 @@ enum New<'a> {
     },
 }
 
-/// Takes over what `fstat` says of an open file.
+/// Takes over what `fstat` says of an open file, but for its owner: this process may stand in a user namespace that does
+/// not know all ids.
 fn refresh_from(attr: &mut Attr, file: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     let st = rustix::fs::fstat(file).map_err(from_rustix)?;
     let time = |sec: i64, nsec: u64| Timestamp { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
     attr.mode = st.st_mode;
     attr.nlink = u32::try_from(st.st_nlink).unwrap_or(u32::MAX);
-    attr.uid = st.st_uid;
-    attr.gid = st.st_gid;
     attr.size = st.st_size.cast_unsigned();
     attr.blocks = st.st_blocks.cast_unsigned();
     attr.atime = time(st.st_atime, st.st_atime_nsec);

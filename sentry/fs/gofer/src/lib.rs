@@ -22,12 +22,12 @@ mod inode;
 mod session;
 
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use gofer_protocol::{Fid, Path, Place, Request, WireAttr};
 use sentry_base::lock::rank;
-use sentry_base::{Errno, Mutex, Nanos, Result, RwLock, mono_now};
+use sentry_base::{Errno, KeyedMap, Mutex, Nanos, Result, RwLock, mono_now};
 use sentry_vfs::{Attr, FileSystem, Inode, StatFs, Timestamp};
 
 use dir::Seed;
@@ -70,7 +70,7 @@ pub struct GoferFs {
     /// Host devices in the tree, in order of appearance: the same inode number may occur once on each.
     devices: Mutex<Vec<u64>, { rank::LEAF }>,
     /// Files with several names, so that they are one inode.
-    linked: Mutex<HashMap<(u64, u64), Weak<GoferInode>>, { rank::LEAF }>,
+    linked: Mutex<KeyedMap<(u64, u64), Weak<GoferInode>>, { rank::LEAF }>,
     tree: RwLock<(), { ranks::TREE }>,
     recent: Mutex<VecDeque<Arc<GoferInode>>, { rank::LEAF }>,
     idle: Mutex<VecDeque<Weak<GoferInode>>, { rank::LEAF }>,

@@ -1,9 +1,8 @@
 //! Copying an object of the lower layer up, with the directories above it.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use sentry_base::{Errno, Result};
+use sentry_base::{Errno, KeyedSet, Result};
 use sentry_memory::{UserReader, UserWriter};
 use sentry_vfs::{Attr, FileKind, FileOps, Inode, IoStart, OpenFlags, Owner, Pos, SetAttr, SetTime, Whence};
 
@@ -115,7 +114,7 @@ impl OverlayInode {
     }
 
     fn note_copy(&self, fs: &OverlayFs, upper_ino: u64, lower: Option<Arc<dyn Inode>>) {
-        let note = UpperNote { ino: self.ino(), live: self.weak(), lower, whiteouts: HashSet::new() };
+        let note = UpperNote { ino: self.ino(), live: self.weak(), lower, whiteouts: KeyedSet::default() };
         let old = fs.tables.lock().upper.insert(upper_ino, note);
         drop(old);
     }
@@ -135,13 +134,6 @@ impl LinkNote {
 
 /// Owner, mode, times and extended attributes.
 fn copy_metadata(lower: &Arc<dyn Inode>, upper: &Arc<dyn Inode>, attr: &Attr) -> Result<()> {
-    for name in lower.list_xattr().unwrap_or_default() {
-        let Ok(value) = lower.get_xattr(&name) else { continue };
-        match upper.set_xattr(&name, &value, 0) {
-            Ok(()) | Err(Errno::EOPNOTSUPP) => {}
-            Err(e) => return Err(e),
-        }
-    }
     let link = attr.kind() == FileKind::Symlink;
     upper.set_attr(&SetAttr {
         mode: (!link).then_some(attr.mode & 0o7777),
@@ -150,7 +142,16 @@ fn copy_metadata(lower: &Arc<dyn Inode>, upper: &Arc<dyn Inode>, attr: &Attr) ->
         size: None,
         atime: Some(SetTime::At(attr.atime)),
         mtime: Some(SetTime::At(attr.mtime)),
-    })
+    })?;
+    // After the owner: a change of that takes capabilities away.
+    for name in lower.list_xattr().unwrap_or_default() {
+        let Ok(value) = lower.get_xattr(&name) else { continue };
+        match upper.set_xattr(&name, &value, 0) {
+            Ok(()) | Err(Errno::EOPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Copies the bytes, and leaves holes as holes where the lower layer can tell them.

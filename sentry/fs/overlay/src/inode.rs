@@ -2,14 +2,13 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, Weak};
 
 use sentry_base::lock::rank;
-use sentry_base::{Errno, Mutex, MutexGuard, Result};
+use sentry_base::{Errno, KeyedMap, KeyedSet, Mutex, MutexGuard, Result};
 use sentry_vfs::{
     Attachment, Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, Owner, RenameFlags,
-    SetAttr,
+    SetAttr, Usage,
 };
 
 use crate::copy_up::Data;
@@ -34,7 +33,7 @@ struct Upper {
 /// Lower children of a directory that are in use, by name.
 #[derive(Default)]
 struct Live {
-    by_name: HashMap<Box<[u8]>, Weak<OverlayInode>>,
+    by_name: KeyedMap<Box<[u8]>, Weak<OverlayInode>>,
     sweep_at: usize,
 }
 
@@ -65,6 +64,7 @@ pub struct OverlayInode {
     copying: Mutex<(), { rank::DIR_INODE }>,
     live: Mutex<Live, { rank::LEAF }>,
     attachment: Attachment,
+    usage: Usage,
     this: Weak<OverlayInode>,
 }
 
@@ -130,6 +130,7 @@ impl OverlayInode {
             copying: Mutex::new(()),
             live: Mutex::default(),
             attachment: Attachment::new(),
+            usage: Usage::default(),
             this: Weak::clone(this),
         })
     }
@@ -549,10 +550,10 @@ impl Inode for OverlayInode {
         }
         let fs = self.fs()?;
         let (lower, whiteouts) = match self.upper_ino() {
-            None => (self.lower.clone(), HashSet::new()),
+            None => (self.lower.clone(), KeyedSet::default()),
             Some(ino) => match fs.tables.lock().upper.get(&ino) {
                 Some(note) => (note.lower.clone(), note.whiteouts.clone()),
-                None => (None, HashSet::new()),
+                None => (None, KeyedSet::default()),
             },
         };
         let mut more = true;
@@ -624,6 +625,10 @@ impl Inode for OverlayInode {
 
     fn list_xattr(&self) -> Result<Vec<Vec<u8>>> {
         self.backing().list_xattr()
+    }
+
+    fn usage(&self) -> Option<&Usage> {
+        Some(&self.usage)
     }
 
     fn attachment(&self) -> Option<&Attachment> {

@@ -22,11 +22,10 @@ mod inode;
 mod kernel_caller;
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use sentry_base::lock::rank;
-use sentry_base::{Mutex, Result};
+use sentry_base::{KeyedMap, KeyedSet, Mutex, Result};
 use sentry_vfs::{FileSystem, Inode, SetAttr, SetTime, StatFs};
 
 pub use inode::OverlayInode;
@@ -46,7 +45,7 @@ struct UpperNote {
     /// The lower directory whose contents it shows too.
     lower: Option<Arc<dyn Inode>>,
     /// Names of `lower` that are gone.
-    whiteouts: HashSet<Box<[u8]>>,
+    whiteouts: KeyedSet<Box<[u8]>>,
 }
 
 /// What is known of a file of the lower layer that has several names there.
@@ -62,9 +61,9 @@ struct LinkNote {
 #[derive(Default)]
 struct Tables {
     /// By the upper layer's inode number.
-    upper: HashMap<u64, UpperNote>,
+    upper: KeyedMap<u64, UpperNote>,
     /// By the lower layer's inode number.
-    links: HashMap<u64, LinkNote>,
+    links: KeyedMap<u64, LinkNote>,
 }
 
 /// The two layers as one file system.
@@ -102,9 +101,10 @@ impl OverlayFs {
                 ino: attr.ino,
                 live: Arc::downgrade(&root),
                 lower: Some(lower_root),
-                whiteouts: HashSet::new(),
+                whiteouts: KeyedSet::default(),
             };
-            let tables = Tables { upper: HashMap::from([(upper_ino, note)]), links: HashMap::new() };
+            let tables =
+                Tables { upper: KeyedMap::from_iter([(upper_ino, note)]), links: KeyedMap::default() };
             Self { lower, upper, dev, root, tables: Mutex::new(tables) }
         }))
     }

@@ -1,8 +1,9 @@
 //! The entries of a directory, by name and in the order in which they were made.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sentry_base::KeyedMap;
 use sentry_vfs::{DirEntry, Inode};
 
 use crate::inode::TmpInode;
@@ -14,7 +15,7 @@ const BATCH: usize = 128;
 /// made or removed misses none and shows none twice.
 #[derive(Default)]
 pub(crate) struct Entries {
-    by_name: HashMap<Arc<[u8]>, u64>,
+    by_name: KeyedMap<Arc<[u8]>, u64>,
     by_cookie: BTreeMap<u64, (Arc<[u8]>, Arc<TmpInode>)>,
     last_cookie: u64,
 }

@@ -48,8 +48,9 @@ impl TmpInode {
     /// Writes at `pos`. The write lock is held.
     fn write_piece(&self, pos: u64, bytes: &[u8]) -> Result<usize> {
         let mut state = self.state.write();
+        state.drop_capability();
         let State { attr, body, .. } = &mut *state;
-        let Body::File { data, charged, seals } = body else { return Err(Errno::EINVAL) };
+        let Body::File { data, charged, seals, kept } = body else { return Err(Errno::EINVAL) };
         if *seals & (seal::WRITE | seal::FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
@@ -61,7 +62,7 @@ impl TmpInode {
             }
             bytes = bytes.get(..room.min(bytes.len())).unwrap_or_default();
         }
-        let need = data.new_bytes(pos, bytes.len() as u64, attr.size);
+        let need = data.new_bytes(pos, bytes.len() as u64, attr.size.max(*kept));
         let granted = self.shared.charge(need);
         *charged += granted;
         if granted < need {
@@ -70,7 +71,7 @@ impl TmpInode {
             while fits < bytes.len() {
                 let to_page_end = 4096 - usize::try_from((pos + fits as u64) % 4096).unwrap_or(0);
                 let next = (fits + to_page_end).min(bytes.len());
-                if data.new_bytes(pos, next as u64, attr.size) > granted {
+                if data.new_bytes(pos, next as u64, attr.size.max(*kept)) > granted {
                     break;
                 }
                 fits = next;
@@ -84,7 +85,7 @@ impl TmpInode {
             attr.ctime = attr.mtime;
         }
         if granted < need || result != Ok(bytes.len()) {
-            let now = data.allocated(attr.size);
+            let now = data.allocated(attr.size.max(*kept));
             self.shared.release(charged.saturating_sub(now));
             *charged = now;
         }
@@ -119,7 +120,7 @@ impl TmpInode {
         let _writes = self.writes.lock();
         let mut state = self.state.write();
         let State { attr, body, .. } = &mut *state;
-        let Body::File { data, charged, seals } = body else { return Err(Errno::ENODEV) };
+        let Body::File { data, charged, seals, kept } = body else { return Err(Errno::ENODEV) };
         if mode & PUNCH_HOLE != 0 {
             if *seals & (seal::WRITE | seal::FUTURE_WRITE) != 0 {
                 return Err(Errno::EPERM);
@@ -129,26 +130,23 @@ impl TmpInode {
             if *seals & seal::GROW != 0 && end > attr.size {
                 return Err(Errno::EPERM);
             }
-            let keeps_size = mode & KEEP_SIZE != 0;
-            // Pages past the end that `KEEP_SIZE` asks for are not charged, so they are not made either.
-            let end = if keeps_size { end.min(attr.size.next_multiple_of(4096)) } else { end };
-            if offset < end {
-                let need = data.new_bytes(offset, end - offset, attr.size);
-                self.shared.charge_all(need)?;
-                *charged += need;
-                let result = data.reserve(offset, end - offset);
-                if result.is_err() {
-                    let now = data.allocated(attr.size);
-                    self.shared.release(charged.saturating_sub(now));
-                    *charged = now;
-                    return result;
-                }
+            let need = data.new_bytes(offset, len, attr.size.max(*kept));
+            self.shared.charge_all(need)?;
+            *charged += need;
+            let result = data.reserve(offset, len);
+            if result.is_err() {
+                let now = data.allocated(attr.size.max(*kept));
+                self.shared.release(charged.saturating_sub(now));
+                *charged = now;
+                return result;
             }
-            if !keeps_size {
+            if mode & KEEP_SIZE == 0 {
                 attr.size = attr.size.max(end);
+            } else {
+                *kept = end.max(*kept);
             }
         }
-        let now = data.allocated(attr.size);
+        let now = data.allocated(attr.size.max(*kept));
         if now < *charged {
             self.shared.release(*charged - now);
         } else {
@@ -320,7 +318,7 @@ impl Mappable for TmpInode {
     fn pieces(&self, offset: u64, len: u64, write: bool) -> Result<Vec<MappedPiece>> {
         let mut state = self.state.write();
         let State { attr, body, .. } = &mut *state;
-        let Body::File { data, charged, seals } = body else { return Err(Errno::ENODEV) };
+        let Body::File { data, charged, seals, kept } = body else { return Err(Errno::ENODEV) };
         if write && *seals & (seal::WRITE | seal::FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
@@ -328,12 +326,12 @@ impl Mappable for TmpInode {
         let within = size.next_multiple_of(4096).saturating_sub(offset).min(len);
         if self.shared.options.size.is_some() {
             // Refused before a page is made; the exact sum is taken below.
-            let need = data.new_bytes(offset, within, size);
+            let need = data.new_bytes(offset, within, size.max(*kept));
             self.shared.charge_all(need)?;
             *charged += need;
         }
         let found = data.pieces(offset, len, size);
-        let now = data.allocated(size);
+        let now = data.allocated(size.max(*kept));
         if now < *charged {
             self.shared.release(*charged - now);
         } else {

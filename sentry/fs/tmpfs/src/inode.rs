@@ -10,7 +10,7 @@ use sentry_memory::PagedData;
 use sentry_mm::FileMappings;
 use sentry_vfs::{
     Attachment, Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, Owner, RenameFlags,
-    SetAttr, SetTime, Timestamp,
+    SetAttr, SetTime, Timestamp, Usage,
 };
 
 use crate::dir::Entries;
@@ -30,12 +30,23 @@ pub(crate) struct State {
     pub linkable: bool,
 }
 
+impl State {
+    /// A change of contents or owner takes a program's capabilities away (`security_inode_killpriv`).
+    pub fn drop_capability(&mut self) {
+        if !self.xattrs.is_empty() && matches!(self.body, Body::File { .. }) {
+            self.xattrs.remove(&b"security.capability"[..]);
+        }
+    }
+}
+
 pub(crate) enum Body {
     File {
         data: PagedData,
         /// Bytes charged to the file system for `data`.
         charged: u64,
         seals: u32,
+        /// Where space that was reserved past the end (`FALLOC_FL_KEEP_SIZE`) ends; 0 for none.
+        kept: u64,
     },
     Dir(Entries),
     Link(Box<[u8]>),
@@ -52,6 +63,7 @@ pub(crate) struct TmpInode {
     pub writes: Mutex<(), 48>,
     pub mappings: FileMappings,
     attachment: Attachment,
+    usage: Usage,
     charged_inode: bool,
 }
 
@@ -101,7 +113,7 @@ impl TmpInode {
         attr.gid = owner.gid;
         let body = match kind {
             FileKind::Regular => {
-                Body::File { data: PagedData::new(&shared.memory), charged: 0, seals: seal::SEAL }
+                Body::File { data: PagedData::new(&shared.memory), charged: 0, seals: seal::SEAL, kept: 0 }
             }
             FileKind::Directory => {
                 attr.nlink = 2;
@@ -119,6 +131,7 @@ impl TmpInode {
             writes: Mutex::new(()),
             mappings: FileMappings::new(),
             attachment: Attachment::new(),
+            usage: Usage::default(),
             charged_inode: charged,
         })
     }
@@ -225,7 +238,7 @@ impl TmpInode {
         let shrunk = {
             let mut state = self.state.write();
             let State { attr, body, .. } = &mut *state;
-            let Body::File { data, charged, seals } = body else {
+            let Body::File { data, charged, seals, kept } = body else {
                 return Err(if self.is_dir() { Errno::EISDIR } else { Errno::EINVAL });
             };
             let refused = match size.cmp(&attr.size) {
@@ -239,12 +252,13 @@ impl TmpInode {
             let shrunk = size < attr.size;
             if shrunk {
                 data.truncate(size);
+                *kept = 0;
                 let now = data.allocated(size);
                 self.shared.release(charged.saturating_sub(now));
                 *charged = now;
             } else if size > attr.size {
                 // Pages reserved past the old end come into the file.
-                let now = data.allocated(size);
+                let now = data.allocated(size.max(*kept));
                 self.shared.charge_all(now.saturating_sub(*charged))?;
                 *charged = now;
             }
@@ -284,6 +298,9 @@ impl Inode for TmpInode {
             self.set_size(size)?;
         }
         let mut state = self.state.write();
+        if set.size.is_some() || set.uid.is_some() || set.gid.is_some() {
+            state.drop_capability();
+        }
         let exec_sealed = matches!(&state.body, Body::File { seals, .. } if *seals & seal::EXEC != 0);
         let attr = &mut state.attr;
         let now = Timestamp::now();
@@ -504,6 +521,10 @@ impl Inode for TmpInode {
 
     fn list_xattr(&self) -> Result<Vec<Vec<u8>>> {
         Ok(self.state.read().xattrs.keys().cloned().collect())
+    }
+
+    fn usage(&self) -> Option<&Usage> {
+        Some(&self.usage)
     }
 
     fn attachment(&self) -> Option<&Attachment> {

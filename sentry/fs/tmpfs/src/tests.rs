@@ -55,7 +55,7 @@ impl World {
         let how = OpenHow { flags, mode: 0o666, resolve: LookupFlags::empty() };
         match self.cx().open(None, path.as_bytes(), how)? {
             Opened::File(file) => Ok(file),
-            Opened::Wait(_) => panic!("{path} is a FIFO"),
+            Opened::Wait(_) | Opened::Leased(..) => panic!("{path} makes its opener wait"),
         }
     }
 

@@ -3,11 +3,11 @@
 use std::any::Any;
 use std::sync::{Arc, Weak};
 
-use gofer_protocol::{Name, Request, WireSetAttr, WireTime, set};
+use gofer_protocol::{Fid, Name, Request, WireSetAttr, WireTime, set};
 use sentry_base::{Errno, Result, mono_now};
 use sentry_vfs::{
     Attachment, Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, Owner, RenameFlags,
-    SetAttr, SetTime, StatFs,
+    SetAttr, SetTime, StatFs, Usage,
 };
 
 use super::{GoferInode, New, Place};
@@ -151,6 +151,25 @@ impl Inode for GoferInode {
         }
     }
 
+    fn tmpfile(&self, mode: u32, owner: Owner) -> Result<Arc<dyn Inode>> {
+        let fs = self.writable_fs()?;
+        let (fid, wire, file) = {
+            let _tree = fs.tree.read();
+            let place = self.locate(&fs)?;
+            let Owner { uid, gid } = owner;
+            let request = Request::MakeTemp { at: place.at()?, mode: mode & 0o7777, uid, gid };
+            fs.session
+                .call(&request, |reply| Ok((reply.body.fid(), reply.body.attr()?, reply.file.take())))?
+        };
+        if fid == Fid::NONE {
+            return Err(Errno::ENFILE);
+        }
+        let seed = fs.seed(&wire, b"", mono_now());
+        let inode = Self::nameless(&self.fs, &seed, fid, file.ok_or(Errno::EIO)?);
+        fs.now_idle(&inode);
+        Ok(inode)
+    }
+
     fn link(&self, name: &[u8], target: &Arc<dyn Inode>) -> Result<()> {
         let fs = self.writable_fs()?;
         let me = self.myself()?;
@@ -205,7 +224,7 @@ impl Inode for GoferInode {
         if let Some(victim) = &victim
             && !exchange
         {
-            victim.pin()?;
+            victim.pin(false)?;
         }
         let _tree = fs.tree.write();
         {
@@ -264,6 +283,11 @@ impl Inode for GoferInode {
 
     fn readlink(&self, _caller: &dyn Caller) -> Result<Vec<u8>> {
         if self.kind == FileKind::Symlink { Ok(self.target.to_vec()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn keep_reachable(&self) {
+        // Who holds it finds out later that it could not be kept.
+        let _ = self.pin(true);
     }
 
     fn open(self: Arc<Self>, flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
@@ -343,6 +367,10 @@ impl Inode for GoferInode {
         self.fs.upgrade().is_some_and(|fs| fs.options.shared)
     }
 
+    fn usage(&self) -> Option<&Usage> {
+        Some(&self.usage)
+    }
+
     fn attachment(&self) -> Option<&Attachment> {
         Some(&self.attachment)
     }
@@ -369,7 +397,7 @@ impl GoferInode {
         let known = self.dir.lock().known(name, |_| true);
         let child = if let Known::Live(child) = known { Some(child) } else { None };
         if let Some(child) = &child {
-            child.pin()?;
+            child.pin(false)?;
         }
         {
             let _tree = fs.tree.read();

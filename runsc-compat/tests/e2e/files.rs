@@ -1,0 +1,131 @@
+//! How often files cost a request to the gofer: counts, which are the same on every machine.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use xtask::bundle::Bundle;
+use xtask::programs::INSIDE;
+use xtask::shell;
+use xtask::trial::{Trial, kill};
+
+use crate::common::{busybox, long, parts};
+
+/// Runs a helper of the test program in a root and gives what it printed and the requests that the gofer answered.
+fn requests(trial: &Trial, root: &Path, words: &[&str]) -> Result<(String, u64)> {
+    let program = format!("{INSIDE}/syscall-tests");
+    let args = [program.as_str(), "helper"].into_iter().chain(words.iter().copied());
+    let (bundle, log) = (trial.path().join("bundle"), trial.path().join("log"));
+    Bundle::new(root, args).bind(&trial.programs().inside, INSIDE, "ro").write(&bundle)?;
+    let _ = fs::remove_file(&log);
+    let global = ["--debug".into(), "--log".into(), log.clone().into_os_string()];
+    let run = ["run".into(), "--bundle".into(), bundle.into_os_string(), trial.id().into()];
+    let out = trial.casemate(global.into_iter().chain(run)).run()?.expect(0)?;
+    let text = fs::read_to_string(&log).with_context(|| format!("no log at {}", log.display()))?;
+    let line =
+        text.lines().find(|line| line.contains("the gofer has answered")).context("no count in the log")?;
+    let count = line.split_whitespace().filter_map(|word| word.parse().ok()).next_back();
+    Ok((out.out(), count.with_context(|| format!("no number in {line:?}"))?))
+}
+
+#[test]
+fn warm_paths_ask_nobody() -> Result<()> {
+    let trial = Trial::new("warm")?;
+    let (_, few) = requests(&trial, busybox()?, &["warm", "3"])?;
+    let (_, many) = requests(&trial, busybox()?, &["warm", "3000"])?;
+    ensure!(few == many, "{few} requests for 3 rounds of open, stat, access and readlink, {many} for 3000");
+    trial.finish()
+}
+
+#[test]
+fn a_cold_directory_is_listed_in_four_requests() -> Result<()> {
+    let trial = Trial::new("cold")?;
+    let root = trial.path().join("root");
+    shell::output(Command::new("cp").arg("-a").arg(busybox()?).arg(&root))?;
+    let many = root.join("many");
+    fs::create_dir(&many)?;
+    for n in 0..1000 {
+        fs::write(many.join(format!("file-number-{n:04}")), "x")?;
+    }
+    let (_, base) = requests(&trial, &root, &["list", "/no-such-directory"])?;
+    let (sum, listed) = requests(&trial, &root, &["list", "/many"])?;
+    ensure!(sum == "1000", "the sizes of 1,000 files of one byte add up to {sum}");
+    ensure!(listed <= base + 4, "{} requests for the listing of 1,000 files", listed - base);
+    trial.finish()
+}
+
+/// Random operations on files on the overlay, in memory, and in a directory of the host that is mounted for writing.
+#[test]
+fn random_operations_find_no_difference() -> Result<()> {
+    let trial = Trial::new("fsx")?;
+    let (host, seconds) = (trial.path().join("work"), if long() { "200" } else { "2" });
+    fs::create_dir(&host)?;
+    for place in ["overlay", "tmpfs", "bind"] {
+        let program = format!("{INSIDE}/syscall-tests");
+        let bundle =
+            Bundle::new(busybox()?, [program.as_str(), "fsx", "--seconds", seconds, "--dir", "/work"]);
+        let bundle = match place {
+            "tmpfs" => bundle.tmpfs("/work"),
+            "bind" => bundle.bind(&host, "/work", "rw"),
+            _ => bundle,
+        };
+        let out = trial.run(&bundle)?.limit(Duration::from_mins(6)).run()?;
+        ensure!(out.code() == 0, "on {place}: {out}");
+    }
+    trial.finish()
+}
+
+/// What `fsync` has acknowledged on a host directory is there after the Sentry or the gofer was killed.
+#[test]
+fn a_killed_sandbox_loses_nothing_that_was_synced() -> Result<()> {
+    for victim in ["sentry", "gofer"] {
+        let trial = Trial::new(&format!("synced-{victim}"))?;
+        let host = trial.path().join("work");
+        fs::create_dir(&host)?;
+        let program = format!("{INSIDE}/syscall-tests");
+        let bundle = Bundle::new(busybox()?, [program.as_str(), "helper", "journal", "/work/journal"]);
+        let mut running = trial.run(&bundle.bind(&host, "/work", "rw"))?.start()?;
+        let parts = parts(&mut running)?;
+        running.until_says("record 200\n")?;
+        let pid = if victim == "sentry" { parts.sentry.pid } else { parts.gofer.pid };
+        kill(pid, Signal::KILL)?;
+        let out = running.wait()?;
+        ensure!(out.code() != 0, "the {victim} was killed: {out}");
+        let told = out.out().lines().filter_map(|l| l.strip_prefix("record ")?.parse::<u64>().ok()).max();
+        let told = told.context("nothing was acknowledged")?;
+        let kept = fs::read_to_string(host.join("journal"))?;
+        for n in 0..=told {
+            let line = kept.lines().nth(usize::try_from(n)?).unwrap_or_default();
+            ensure!(
+                line == format!("{n:064}"),
+                "record {n} of {told} is {line:?} after the {victim} was killed"
+            );
+        }
+        trial.finish()?;
+    }
+    Ok(())
+}
+
+/// What is written on the root goes to the disk where that is asked for, within its limit, and is gone afterwards.
+#[test]
+fn a_filestore_on_disk_is_limited_and_vanishes() -> Result<()> {
+    let trial = Trial::new("filestore")?;
+    let store = trial.path().join("store");
+    fs::create_dir(&store)?;
+    let script = "
+        dd if=/dev/zero of=/big bs=1M count=20 2>/dev/null && echo written
+        dd if=/dev/zero of=/bigger bs=1M count=64 2>&1 | grep -o 'No space left on device'
+        rm -f /bigger /big; echo fits >/small && cat /small; df / | tail -1 | awk '{print $2}'
+    ";
+    let bundle = trial.path().join("bundle");
+    Bundle::new(busybox()?, ["sh", "-c", script]).write(&bundle)?;
+    let place = format!("{},size=48m", store.display());
+    let run = ["run".into(), "--bundle".into(), bundle.into_os_string(), trial.id().into()];
+    let words = ["--filestore".into(), place.into()].into_iter().chain(run);
+    let out = trial.casemate(words).run()?.expect(0)?;
+    ensure!(out.out() == "written\nNo space left on device\nfits\n49152\n", "{out}");
+    ensure!(fs::read_dir(&store)?.next().is_none(), "something is left in {}", store.display());
+    trial.finish()
+}
