@@ -216,19 +216,12 @@ fn delete_address(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answe
 }
 
 /// How replies to one request are headed.
+#[derive(Clone, Copy)]
 struct Reply<'h> {
     header: &'h NlMsgHdr,
     pid: u32,
     flags: u16,
 }
-
-impl Clone for Reply<'_> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl Copy for Reply<'_> {}
 
 impl Reply<'_> {
     fn message(&self, kind: u16) -> Message {
