@@ -1,6 +1,6 @@
 # JsonCpp in C++: cmake, ninja and ctest.
 cp -r /usr/src/jobs/libjsoncpp-* jsoncpp && cd jsoncpp
-quiet cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DJSONCPP_WITH_POST_BUILD_UNITTEST=OFF -DBUILD_OBJECT_LIBS=OFF -DBUILD_STATIC_LIBS=OFF
+quiet cmake -S . -B build -G Ninja "-DCMAKE_BUILD_TYPE=${LONG:+Release}" -DJSONCPP_WITH_POST_BUILD_UNITTEST=OFF -DBUILD_OBJECT_LIBS=OFF -DBUILD_STATIC_LIBS=OFF
 if [ -n "${LONG:-}" ]; then
   quiet ninja -C build -j2
   (cd build && ctest 2>&1 | sed -n 's/ *[0-9.]* sec$//; /tests passed/p; /Test.*#/p')

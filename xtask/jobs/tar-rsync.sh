@@ -1,6 +1,6 @@
 # tar and rsync -aHAX there and back: links, sparse files, times, extended attributes, ACLs, owners, FIFOs.
 mkdir -p tree/sub/deep "tree/with space" && cd tree
-for i in $(seq 200); do head -c $((i * 97)) /dev/zero | tr '\0' "$(printf "\\$(printf %o $((i % 90 + 33)))")" >"sub/f$i"; done
+for i in $(seq "$([ -n "${LONG:-}" ] && echo 300 || echo 40)"); do head -c $((i * 97)) /dev/zero | tr '\0' "$(printf "\\$(printf %o $((i % 90 + 33)))")" >"sub/f$i"; done
 ln sub/f1 sub/hard && ln sub/f1 hard2 && ln -s sub/f2 soft && ln -s /nowhere dangling && mkfifo fifo
 truncate -s 50M sparse && echo end | dd of=sparse bs=1 seek=20000000 conv=notrunc status=none
 chmod 4755 sub/f3 && chmod 1777 sub/deep && chmod 2755 'with space' && chown 12:34 sub/f4 && chown -h 56:78 soft

@@ -110,6 +110,8 @@ const COMMON_FORMS: &[Form] = &[
     (libc::SYS_newfstatat, 3, libc::AT_EMPTY_PATH as u64),
     (libc::SYS_statx, 2, libc::AT_EMPTY_PATH as u64),
     (libc::SYS_prctl, 0, libc::PR_SET_NAME as u64),
+    // Memory is given back by whoever lets go of it last: at the end that is the thread that takes the kernel down.
+    (libc::SYS_fallocate, 1, (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64),
     // A nudge to a stub, from any thread that sends a signal to its task.
     (libc::SYS_tgkill, 2, libc::SIGURG as u64),
     // `abort(3)`.

@@ -225,16 +225,19 @@ impl Mm {
     /// The files behind a range, to be called without the lock.
     fn file_parts(&self, range: AddrRange, check: impl Fn(&Vma) -> Result<()>) -> Result<FileParts> {
         let state = self.lock();
-        let mut files = Vec::new();
+        let (mut files, mut written) = (Vec::new(), Vec::new());
         for vma in state.tree.overlapping(range) {
             check(vma)?;
             if let Some(file) = vma.file().filter(|_| vma.flags.contains(VmFlags::SHARED)) {
                 let part = vma.range().intersect(&range);
                 let offset = file.offset + (part.start - vma.start);
                 files.push((Arc::clone(&file.file), offset, part.len()));
+                if vma.flags.contains(VmFlags::WRITE) {
+                    written.push(Arc::clone(&file.file));
+                }
             }
         }
-        Ok(FileParts { files, gap: !state.tree.covers(range) })
+        Ok(FileParts { files, written, gap: !state.tree.covers(range) })
     }
 
     /// Writes shared file pages back. `flags` are `MS_ASYNC` 1, `MS_INVALIDATE` 2, `MS_SYNC` 4.
@@ -250,6 +253,7 @@ impl Mm {
             let busy = flags & INVALIDATE != 0 && vma.flags.contains(VmFlags::LOCKED);
             if busy { Err(Errno::EBUSY) } else { Ok(()) }
         })?;
+        parts.written.iter().for_each(|file| file.written());
         if flags & SYNC != 0 {
             for (file, offset, len) in &parts.files {
                 file.sync(*offset, *len)?;
@@ -332,6 +336,8 @@ impl Mm {
 
 struct FileParts {
     files: Vec<(Arc<dyn Mappable>, u64, u64)>,
+    /// Those that are mapped for writing.
+    written: Vec<Arc<dyn Mappable>>,
     gap: bool,
 }
 

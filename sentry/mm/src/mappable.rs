@@ -91,6 +91,10 @@ pub trait Mappable: Send + Sync {
         None
     }
 
+    /// A shared mapping may have written to the file: its times change. Stores are not seen one by one, so this comes
+    /// with `msync(2)`, as POSIX asks for.
+    fn written(&self) {}
+
     /// Writes dirty pages of the range back (`msync(MS_SYNC)`).
     fn sync(&self, offset: u64, len: u64) -> Result<()> {
         let _ = (offset, len);

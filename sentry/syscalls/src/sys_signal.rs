@@ -264,7 +264,15 @@ fn pidfd_send_signal(cx: &mut Current, fd: i32, signal: i32, info: Ptr, flags: B
     if flags.0 & !(THREAD | THREAD_GROUP | PROCESS_GROUP) != 0 || flags.0.count_ones() > 1 {
         return Err(Errno::EINVAL);
     }
-    let group = PidFd::group_of(&*cx.file(fd)?)?;
+    let file = cx.file(fd)?;
+    let group = match PidFd::group_of(&file) {
+        // Before there were pidfds, the directory of a process in /proc was to be one (`tgid_pidfd_to_pid`).
+        Err(Errno::EBADF) => {
+            let pid = file.inode().and_then(|inode| inode.process()).ok_or(Errno::EBADF)?;
+            Arc::clone(cx.kernel().task(pid).ok_or(Errno::ESRCH)?.group())
+        }
+        group => group?,
+    };
     let info = if info.is_null() {
         check_signal(signal)?;
         group.info_from(signal, SI_USER, cx)

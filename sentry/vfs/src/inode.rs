@@ -167,6 +167,12 @@ pub trait Inode: Send + Sync {
         None
     }
 
+    /// For the directory of a process in `/proc`: the number of that process, by which `pidfd_send_signal(2)` takes the
+    /// directory's descriptor for a pidfd.
+    fn process(&self) -> Option<i32> {
+        None
+    }
+
     /// For a magic link to an open file that has no place (a pipe, a socket, a file of the host): that file. Opening the
     /// link gives another description of it.
     fn magic_file(&self, caller: &dyn Caller) -> Option<Arc<crate::FileDescription>> {

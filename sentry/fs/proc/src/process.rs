@@ -309,6 +309,9 @@ impl Inode for TaskDir {
     fn open(self: Arc<Self>, _flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         Err(Errno::EISDIR)
     }
+    fn process(&self) -> Option<i32> {
+        (!self.subject.thread).then_some(self.subject.tid)
+    }
     fn volatile_names(&self) -> bool {
         true
     }

@@ -294,6 +294,11 @@ impl FileOps for OpenTmpfs {
     }
 
     fn mappable(&self) -> Result<Arc<dyn Mappable>> {
+        let now = Timestamp::now();
+        let stale = atime_is_stale(&self.inode.state.read(), now);
+        if stale {
+            self.inode.state.write().attr.atime = now;
+        }
         Ok(Arc::clone(&self.inode) as Arc<dyn Mappable>)
     }
 
@@ -339,6 +344,12 @@ impl Mappable for TmpInode {
         }
         *charged = now;
         Ok(MappedPiece::of_data(&self.shared.memory, &found?))
+    }
+
+    fn written(&self) {
+        let now = Timestamp::now();
+        let mut state = self.state.write();
+        (state.attr.mtime, state.attr.ctime) = (now, now);
     }
 
     fn identity(&self) -> (u64, u64) {
