@@ -9,6 +9,12 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A development build unwinds, as tests need it: no thread of ours goes on without the one that panicked.
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::abort();
+    }));
     let args: Vec<OsString> = env::args_os().collect();
     let is = |at: usize, name: &str| args.get(at).is_some_and(|arg| arg == name);
     if is(0, "casemate-sentry") {

@@ -343,6 +343,20 @@ fn a_killed_stub_is_noticed(platform: &Arc<Systrap>) {
     witness.syscall();
 }
 
+fn a_stopped_stub_goes_on(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, count_calls());
+    guest.syscall();
+    let pid = stub_of(&guest, 3);
+    // While thread and agent both sleep in a call that the Sentry has yet to answer: they make it again.
+    for _ in 0..3 {
+        hostsys::process::kill(pid, libc::SIGSTOP).expect("stop");
+        std::thread::sleep(Duration::from_millis(5));
+        hostsys::process::kill(pid, libc::SIGCONT).expect("continue");
+        guest.space.protect(range(DATA, PAGE), RW).expect("an order");
+        guest.syscall();
+    }
+}
+
 fn channels_of_the_dead_are_empty(platform: &Arc<Systrap>) {
     let secret = 0x0053_4543_5245_5421_u64;
     for round in 0..40u64 {
@@ -505,6 +519,7 @@ fn main() {
         the_stub_region_is_refused,
         the_stubs_code_and_orders_cannot_be_written,
         a_killed_stub_is_noticed,
+        a_stopped_stub_goes_on,
         channels_of_the_dead_are_empty,
         stubs_have_no_rights,
         a_thread_that_refuses_to_stop_is_killed,

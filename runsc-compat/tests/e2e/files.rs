@@ -188,7 +188,7 @@ fn swapped_directories_lead_nowhere() -> Result<()> {
     }
     let script = "i=0; while [ $i -lt 1500 ]; do cat /data/d/f; echo x >/data/d/new; rm -f /data/d/new
         ln /data/d/f /data/d/h; mv /data/d/h /data/g; i=$((i+1)); done 2>/dev/null | sort -u; echo end";
-    let mut running =
+    let running =
         trial.run(&Bundle::new(busybox()?, ["sh", "-c", script]).bind(&data, "/data", "rw"))?.start()?;
     let (real, link) = (data.join("d"), data.join("link"));
     let aside = data.join("aside");

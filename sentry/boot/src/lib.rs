@@ -61,7 +61,10 @@ pub fn main() -> ExitCode {
     };
     hostsys::allocator::use_one_arena();
     // The default report would look for the binary's symbols, which no thread here may open.
-    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        std::process::abort();
+    }));
     let event = match run(&control) {
         Ok(None) => None,
         Ok(Some(event)) => Some(event),
