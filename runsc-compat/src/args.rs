@@ -171,7 +171,6 @@ pub struct Run {
 }
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "flags are")]
 pub struct Exec {
     /// Send the process' terminal to whoever listens on this socket
     #[arg(long, value_name = "SOCKET")]

@@ -94,11 +94,11 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.docker(["ps", "-aq"]).map(|list| {
+        if let Ok(list) = self.docker(["ps", "-aq"]) {
             for id in list.out.split_whitespace() {
                 let _ = self.docker(["rm", "-f", id]);
             }
-        });
+        }
         // It stops the containerd that it has started, too.
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);

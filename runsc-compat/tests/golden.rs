@@ -208,7 +208,7 @@ impl Place {
         let status = command.status().with_context(|| line.to_owned())?;
         let text = fs::read_to_string(&log).unwrap_or_default();
         let errors = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let last = errors.filter(|entry| entry["level"] == "error").last();
+        let last = errors.filter(|entry| entry["level"] == "error").next_back();
         let error = last.map_or(String::new(), |entry| entry["msg"].as_str().unwrap_or_default().to_owned());
         Ok(Did {
             code: status.code(),

@@ -1,5 +1,8 @@
 //! The life of a container as a library: its state directory, its checked configuration, its processes.
 //!
+//! A container that runs in the foreground is owned by its command. One that is created is owned by a process that stands
+//! for its init on the host ([`detached`]); other commands reach its Sentry through a socket in the state directory.
+//!
 //! It knows the Sentry by the control protocol alone and imports none of its crates.
 //!
 //! **Invariants.** Nothing is done on the host before the configuration is checked whole. What a run makes (state

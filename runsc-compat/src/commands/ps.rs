@@ -19,7 +19,9 @@ pub fn show(ps: &Ps, root: &StateRoot) -> Result<()> {
         "table" => {
             let (_, processes) = runtime::processes(root, &ps.id)?;
             let mut text = "UID        PID  PPID  C STIME TTY          TIME CMD\n".to_owned();
-            processes.iter().for_each(|process| text.push_str(&row(process)));
+            for process in &processes {
+                text.push_str(&row(process));
+            }
             output::print(&text);
         }
         _ => bail!("invalid format option"),

@@ -56,14 +56,16 @@ fn of_flags(update: &Update) -> Result<Value> {
     ];
     let of_cpu: Map<String, Value> =
         of_cpu.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
-    let mut resources = json!({ "memory": of_memory, "cpu": of_cpu });
+    let mut resources = Map::new();
+    resources.insert("memory".into(), of_memory.into());
+    resources.insert("cpu".into(), of_cpu.into());
     if let Some(limit) = update.pids_limit {
-        resources["pids"] = json!({ "limit": limit });
+        resources.insert("pids".into(), json!({ "limit": limit }));
     }
     if let Some(weight) = update.blkio_weight {
-        resources["blockIO"] = json!({ "weight": weight });
+        resources.insert("blockIO".into(), json!({ "weight": weight }));
     }
-    Ok(resources)
+    Ok(resources.into())
 }
 
 /// A number of bytes, with `k`, `m`, `g` or `t` behind it for powers of 1024; -1 for no limit.

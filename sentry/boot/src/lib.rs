@@ -5,6 +5,9 @@
 //! empty root and no capabilities first, with one thread; then the platform's zygote; then the seccomp filter; only
 //! then is a message read, a gofer asked, or a file parsed.
 //!
+//! Commands that come later connect to a socket that the command has given: the main thread accepts them and passes
+//! messages on ([`session`]); processes for them are made on workers.
+//!
 //! **Invariants.** After [`filter::lock_down`] no host call names a path. Nothing in the process is worth more than the
 //! sandbox itself: whatever ends it ends PID 1, and with it every stub.
 //!
