@@ -128,7 +128,7 @@ fn short_memory_leaves_a_connection_one_buffer() {
     let mut s = LoopStream::new((1 << 20, 1 << 20), (1 << 20, 1 << 20));
     assert_eq!(s.room(Client, true), Ok(crate::buffer::LARGE));
     for _ in 0..2 {
-        let _ = send(&mut s, Client, &[0; 40_000]).unwrap();
+        let _ = send(&mut s, Client, &vec![0; 40_000]).unwrap();
     }
     assert_eq!(s.room(Client, true), Ok(0));
     assert_eq!(s.close(Server, false).freed, 80_000);

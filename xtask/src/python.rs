@@ -153,7 +153,9 @@ pub fn main(modules: &[&String]) -> Result<()> {
         let host_s = pair.host.took().as_secs_f64();
         println!("{module:32} {:>6} {equal:>6} {known:>6} {host_s:>8.1}s {took:>8.1}s", host.len());
         bad += lines.len() + usize::from(host.is_empty());
-        lines.iter().for_each(|line| println!("{line}"));
+        for line in &lines {
+            println!("{line}");
+        }
         if host.is_empty() {
             println!("  no result on the host: see {}", out.display());
         }

@@ -61,11 +61,13 @@ pub fn debian() -> Result<PathBuf> {
     })
 }
 
+const JOBS_RECIPE: &str = include_str!("../jobs/rootfs.sh");
+
 /// The Debian root filesystem with the tools and sources that the jobs of [`crate::jobs`] need; see
 /// `xtask/jobs/rootfs.sh`, which installs them. It needs root and the package registries.
 pub fn jobs() -> Result<PathBuf> {
     let base = debian()?;
-    let script = include_str!("../jobs/rootfs.sh");
+    let script = JOBS_RECIPE;
     cached("jobs", script, |dir| {
         eprintln!("building the root filesystem of the jobs, once, in {}: some minutes", dir.display());
         shell::run(Command::new("cp").arg("-a").arg("--").arg(base.join(".")).arg(dir))?;
@@ -81,6 +83,14 @@ pub fn jobs() -> Result<PathBuf> {
             bail!("{ended}:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }
         Ok(())
+    })
+}
+
+/// Whether [`jobs`] is in the cache.
+pub fn has_jobs() -> bool {
+    place::cache().is_ok_and(|cache| {
+        let stamp = fs::read_to_string(cache.join("jobs.recipe"));
+        cache.join("jobs").is_dir() && stamp.is_ok_and(|text| text == JOBS_RECIPE)
     })
 }
 

@@ -34,6 +34,18 @@ pub fn long() -> bool {
     std::env::var_os("CASEMATE_TEST_LONG").is_some()
 }
 
+/// Whether a test that needs the jobs' root filesystem is to run. Making that takes minutes and gigabytes: it is left to
+/// `cargo xtask jobs` and the long form.
+pub fn jobs() -> bool {
+    let run = long() || rootfs::has_jobs();
+    if !run {
+        eprintln!(
+            "skipped: the root filesystem of the jobs is not made; `cargo xtask jobs --short` makes it"
+        );
+    }
+    run
+}
+
 /// Runs a bash script in the Debian root filesystem natively and sandboxed: output and exit code must be equal.
 pub fn same_as_host(name: &str, script: &str) -> Result<()> {
     let trial = Trial::new(name)?;

@@ -45,6 +45,9 @@ grep attached log | sed 's/[0-9]\+/N/'
 
 #[test]
 fn gdb_stops_steps_and_prints() -> Result<()> {
+    if !crate::common::jobs() {
+        return Ok(());
+    }
     let pair = jobs::pair(
         "gdb-batch",
         r#"

@@ -339,14 +339,14 @@ fn file_control(
             return Ok(pipe()?.set_size(&*cx.task, size)? as u64);
         }
         libc::F_ADD_SEALS => {
-            let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
+            let sealed = sealable(file).ok_or(Errno::EINVAL)?;
             if !file.flags().writes() {
                 return Err(Errno::EPERM.into());
             }
             sealed.add_seals(int.cast_unsigned())?;
         }
         libc::F_GET_SEALS => {
-            let sealed = sealable(&file).ok_or(Errno::EINVAL)?;
+            let sealed = sealable(file).ok_or(Errno::EINVAL)?;
             return Ok(u64::from(sealed.seals()));
         }
         libc::F_GETLEASE => {

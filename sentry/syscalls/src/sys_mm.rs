@@ -67,7 +67,7 @@ fn mapping(cx: &Current, fd: i32, prot: Bits, flags: Bits, offset: u64) -> Resul
     let open = file.flags();
     let mut writable = open.writes();
     if flags.0 & map_flags::TYPE != map_flags::PRIVATE
-        && open_tmpfs_file(file.ops()).is_some_and(|f| f.is_write_sealed())
+        && open_tmpfs_file(file.ops()).is_some_and(fs_tmpfs::OpenTmpfs::is_write_sealed)
     {
         if prot.0 & PROT_WRITE != 0 {
             return Err(Errno::EPERM);

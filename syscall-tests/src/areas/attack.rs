@@ -95,10 +95,13 @@ fn ends_with(bytes: &[u8], want: i32) -> Outcome {
     Ok(())
 }
 
+/// What is spoiled, and how.
+type Edit = (&'static str, fn(&mut Vec<u8>));
+
 fn elf_headers_that_are_none() -> Outcome {
     let good = program();
     ends_with(&good, 7 << 8)?;
-    let edits: &[(&str, fn(&mut Vec<u8>))] = &[
+    let edits: &[Edit] = &[
         ("magic", |b| b[3] = b'G'),
         ("cut", |b| b.truncate(40)),
         ("relocatable object", |b| put16(b, 16, 1)),
@@ -169,7 +172,7 @@ fn is_contained(end: i32) -> bool {
 
 fn elf_segments_that_do_not_fit() -> Outcome {
     let good = program();
-    let edits: &[(&str, fn(&mut Vec<u8>))] = &[
+    let edits: &[Edit] = &[
         ("more in the file than in memory", |b| put64(b, 64 + 40, 8)),
         ("memory that wraps", |b| put64(b, 64 + 40, u64::MAX - 4096)),
         ("more memory than there is", |b| put64(b, 64 + 40, 1 << 60)),
@@ -181,7 +184,7 @@ fn elf_segments_that_do_not_fit() -> Outcome {
         ("no alignment", |b| put64(b, 64 + 48, 3)),
         ("write and execute", |b| put32(b, 68, 7)),
         ("an entry elsewhere", |b| put64(b, 24, 0x1234)),
-        ("a negative offset", |b| put64(b, 64 + 8, u64::MAX & !0xfff)),
+        ("a negative offset", |b| put64(b, 64 + 8, !0xfff)),
     ];
     for (what, edit) in edits {
         let mut bad = good.clone();

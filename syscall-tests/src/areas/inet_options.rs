@@ -344,12 +344,12 @@ fn ip_values_in_one_byte() -> Outcome {
 
 fn bind_to_device() -> Outcome {
     let s = tcp()?;
-    fails!(ENODEV, setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, b"none9\0".as_ptr().cast(), 6));
-    ok!(setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, b"lo\0".as_ptr().cast(), 3));
+    fails!(ENODEV, setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, c"none9".as_ptr().cast(), 6));
+    ok!(setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, c"lo".as_ptr().cast(), 3));
     let mut name = [0u8; 16];
     let mut len = 16;
     ok!(getsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, name.as_mut_ptr().cast(), &raw mut len));
-    same!((len, &name[..3]), (3, &b"lo\0"[..]));
+    same!((len, &name[..3]), (3, &c"lo"[..]));
     Ok(())
 }
 

@@ -404,7 +404,7 @@ fn ioctl_conf() -> Outcome {
     };
     ok!(ioctl(s.as_raw_fd(), SIOCGIFCONF, &raw mut conf));
     let n = conf.ifc_len as usize;
-    want!(n >= 40 && n % 40 == 0, "{n} bytes");
+    want!(n >= 40 && n.is_multiple_of(40), "{n} bytes");
     let lo = room[..n].chunks(40).find(|r| r.starts_with(b"lo\0")).ok_or("no loopback")?;
     same!(lo[20..24], LOCALHOST);
     conf.ifc_ifcu.ifcu_buf = null_mut();

@@ -199,7 +199,7 @@ fn rr_interval() -> Outcome {
     same!(t.tv_sec, 0);
     fails!(EINVAL, sched_rr_get_interval(-1, &raw mut t));
     fails!(ESRCH, sched_rr_get_interval(4_100_000, &raw mut t));
-    fails!(EFAULT, sched_rr_get_interval(0, 8usize as *mut timespec));
+    fails!(EFAULT, sched_rr_get_interval(0, std::ptr::dangling_mut::<timespec>()));
     Ok(())
 }
 
@@ -219,7 +219,7 @@ fn param_of_another_policy_is_einval() -> Outcome {
 fn cpus() -> Result<Vec<u64>, String> {
     let mut mask = [0u64; 16];
     let n = ok!(syscall(SYS_sched_getaffinity, 0, 128, mask.as_mut_ptr())) as usize;
-    want!(n % 8 == 0 && n <= 128, "size {n}");
+    want!(n.is_multiple_of(8) && n <= 128, "size {n}");
     Ok(mask.to_vec())
 }
 
