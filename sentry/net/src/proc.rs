@@ -90,7 +90,12 @@ impl NetworkNamespace {
             "tcp6" => tcp6(&inet.tcp_rows(Domain::V6)),
             "udp" => udp(&inet.udp_rows(Domain::V4)),
             "udp6" => udp6(&inet.udp_rows(Domain::V6)),
-            "icmp" | "raw" | "udplite" => udp(&[]),
+            "icmp" | "raw" => {
+                "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  \
+                timeout inode ref pointer drops\n"
+                    .into()
+            }
+            "udplite" => udp(&[]),
             "icmp6" | "raw6" | "udplite6" => udp6(&[]),
             "unix" => self.unix().proc_text(),
             _ => return None,

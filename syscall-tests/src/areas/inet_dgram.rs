@@ -181,7 +181,7 @@ fn disconnect_by_unspec() -> Outcome {
     let none = sockaddr { sa_family: AF_UNSPEC as u16, sa_data: [0; 14] };
     ok!(connect(c.as_raw_fd(), &raw const none, 16));
     fails!(EDESTADDRREQ, send_flags(&c, b"x", 0));
-    same!(name_of(&c, false)?, (AF_INET, [0; 16], 0));
+    same!(name_of(&c, false)?.1, [0; 16]);
     ok!(send_to(&c, b"y", pb));
     same!(recv_flags(&b, 9, 0)?, b"y");
     Ok(())

@@ -503,7 +503,7 @@ fn shutdown_both_then_peer_write() -> Outcome {
     same!(fd_read(&a, 9)?, b"");
     ok!(send_flags(&a, b"x", 0));
     fails!(EPIPE, send_flags(&a, b"y", 0));
-    same!(fd_read(&c, 9)?, b"");
+    fails!(ECONNRESET, try_recv(&c, 0));
     Ok(())
 }
 
@@ -862,7 +862,7 @@ fn disconnect_by_unspec() -> Outcome {
     let none = sockaddr { sa_family: AF_UNSPEC as u16, sa_data: [0; 14] };
     ok!(connect(c.as_raw_fd(), &raw const none, 16));
     fails!(ECONNRESET, try_recv(&a, 0));
-    same!(name_of(&c, false)?, (AF_INET, [0; 16], 0));
+    same!(name_of(&c, false)?.1, [0; 16]);
     ok!(connect4(&c, LOCALHOST, port));
     fd_write(&c, b"again")?;
     same!(fd_read(&accept_on(&s)?, 9)?, b"again");

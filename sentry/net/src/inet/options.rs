@@ -291,10 +291,22 @@ impl Options {
             (libc::IPPROTO_TCP, libc::TCP_ULP) if self.transport == Transport::Tcp => return Ok(Vec::new()),
             _ => match row(self.transport, self.domain, level, name) {
                 Some(_) => self.number(level, name),
-                None => return Err(Errno::ENOPROTOOPT),
+                None => return Err(self.unknown(level)),
             },
         };
         Ok(number.to_ne_bytes().to_vec())
+    }
+
+    /// What asking for an option that is not there gives: IPv4 sockets tell a level of others apart
+    /// (`ip_getsockopt`).
+    fn unknown(&self, level: i32) -> Errno {
+        let own = match self.transport {
+            Transport::Tcp => libc::IPPROTO_TCP,
+            Transport::Udp => libc::IPPROTO_UDP,
+            Transport::Other => libc::IPPROTO_IP,
+        };
+        let known = [libc::SOL_SOCKET, libc::IPPROTO_IP, own].contains(&level);
+        if known || self.domain == Domain::V6 { Errno::ENOPROTOOPT } else { Errno::EOPNOTSUPP }
     }
 
     fn kept(&self, level: i32, name: i32, default: &[u8]) -> Vec<u8> {

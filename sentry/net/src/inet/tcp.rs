@@ -216,7 +216,8 @@ impl TcpCore {
         let fault = if state.fault.is_some() { Events::ERR } else { Events::empty() };
         let connection = match &state.phase {
             Phase::Closed | Phase::Failed => {
-                let read = if state.shut_read { Events::READABLE | Events::RDHUP } else { Events::empty() };
+                let over = state.shut_read || matches!(state.phase, Phase::Failed);
+                let read = if over { Events::READABLE | Events::RDHUP } else { Events::empty() };
                 return fault | read | Events::HUP | Events::WRITABLE;
             }
             Phase::Listening(listening) if listening.queue.is_empty() => return fault,

@@ -39,6 +39,8 @@ const FAMILY_V6: u8 = 10;
 
 const TABLE_MAIN: u8 = 254;
 const TABLE_LOCAL: u8 = 255;
+/// `RTM_F_LOOKUP_TABLE`: the answer is to name the table in which it was found.
+const LOOKUP_TABLE: u32 = 0x1000;
 /// `RTPROT_KERNEL`.
 const BY_KERNEL: u8 = 2;
 const SCOPE_UNIVERSE: u8 = 0;
@@ -379,7 +381,7 @@ impl Reply<'_> {
         let answer = RtMsg {
             family: family_of(to),
             dst_len: if to.is_ipv4() { 32 } else { 128 },
-            table: TABLE_LOCAL,
+            table: if asked.flags & LOOKUP_TABLE != 0 { TABLE_LOCAL } else { TABLE_MAIN },
             scope: SCOPE_UNIVERSE,
             kind: RTN_LOCAL,
             // RTM_F_CLONED, and that the route is a local one.
