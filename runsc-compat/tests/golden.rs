@@ -207,8 +207,8 @@ impl Place {
         command.stdout(fs::File::create(&out)?).stderr(Stdio::null());
         let status = command.status().with_context(|| line.to_owned())?;
         let text = fs::read_to_string(&log).unwrap_or_default();
-        let errors = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let last = errors.filter(|entry| entry["level"] == "error").next_back();
+        let mut errors = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let last = errors.rfind(|entry| entry["level"] == "error");
         let error = last.map_or(String::new(), |entry| entry["msg"].as_str().unwrap_or_default().to_owned());
         Ok(Did {
             code: status.code(),
@@ -316,7 +316,7 @@ fn command_lines_do_what_runc_s_do() -> Result<()> {
             && comparable(&runc.out, *how) == comparable(&casemate.out, *how);
         match (same, reason) {
             (false, None) => {
-                wrong.push(format!("{index}: {line}\n  runc     {runc:?}\n  casemate {casemate:?}"))
+                wrong.push(format!("{index}: {line}\n  runc     {runc:?}\n  casemate {casemate:?}"));
             }
             // Even where the words differ, success and failure do not.
             (false, Some(_)) if *how != Out::Any && runc.code != casemate.code => {

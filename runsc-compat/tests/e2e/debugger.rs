@@ -26,7 +26,7 @@ sed -E 's/si_(pid|uid)=[0-9]+/si_\1=N/g' trace
 fn strace_counts_and_attaches() -> Result<()> {
     same_as_host(
         "strace-c",
-        r#"
+        r"
 cd /tmp
 strace -c -o counts ls / > /dev/null
 grep -cE ' (execve|openat|close|mmap)$' counts
@@ -39,7 +39,7 @@ echo go > fifo
 wait $tracer
 grep -c 'exited with 5' trace
 grep attached log | sed 's/[0-9]\+/N/'
-"#,
+",
     )
 }
 

@@ -192,7 +192,7 @@ fn swapped_directories_lead_nowhere() -> Result<()> {
         trial.run(&Bundle::new(busybox()?, ["sh", "-c", script]).bind(&data, "/data", "rw"))?.start()?;
     let (real, link) = (data.join("d"), data.join("link"));
     let aside = data.join("aside");
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_mins(1);
     while !running.so_far().contains("end") && Instant::now() < end {
         fs::rename(&real, &aside)?;
         std::os::unix::fs::symlink(&outside, &link)?;

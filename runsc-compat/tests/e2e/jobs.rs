@@ -50,7 +50,7 @@ fn tests_of_cpython() -> Result<()> {
         ("test_fcntl", &[]),
         ("test_mmap", &[]),
     ] {
-        let different = python::compare(module, patterns, Duration::from_secs(120))?;
+        let different = python::compare(module, patterns, Duration::from_mins(2))?;
         ensure!(different.is_empty(), "{module}: {different:#?}");
     }
     Ok(())

@@ -349,7 +349,7 @@ fn bind_to_device() -> Outcome {
     let mut name = [0u8; 16];
     let mut len = 16;
     ok!(getsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, name.as_mut_ptr().cast(), &raw mut len));
-    same!((len, &name[..3]), (3, &c"lo"[..]));
+    same!((len, &name[..3]), (3, c"lo".to_bytes_with_nul()));
     Ok(())
 }
 
