@@ -424,7 +424,7 @@ fn value_of(args: &[OsString], flag: &str) -> Option<OsString> {
 
 /// One line that says what is wrong.
 fn sentence(error: &clap::Error, args: &[OsString], program: &Path) -> String {
-    let program = program.display();
+    let program = program.file_name().unwrap_or(program.as_os_str()).display();
     let command = args.iter().skip(1).find(|arg| {
         Arguments::command().get_subcommands().any(|command| Some(command.get_name()) == arg.to_str())
     });

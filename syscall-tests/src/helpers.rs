@@ -86,18 +86,6 @@ pub fn run(args: &[String]) -> i32 {
             }
         }
         Some("bombs") => bombs(),
-        Some("journal") => {
-            let path = rest.first().map_or("journal", String::as_str);
-            let Ok(mut file) = std::fs::File::create(path) else { return 1 };
-            for n in 0_u64.. {
-                // A record is told of once it is on the disk.
-                if writeln!(file, "{n:064}").and_then(|()| file.sync_all()).is_err() {
-                    return 1;
-                }
-                println!("record {n}");
-                let _ = std::io::stdout().flush();
-            }
-        }
         Some("list") => {
             let found = std::fs::read_dir(rest.first().map_or(".", String::as_str));
             let sizes =

@@ -50,7 +50,13 @@ done
 hostname casemate
 # As a container runtime leaves it.
 if command -v ip >/dev/null; then ip link set lo up; fi
-exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+# As a runtime enters it. After a mere chroot(2) the program could make no user namespace (user_namespaces(7)).
+mkdir "$root/dev/host"
+cd "$root"
+pivot_root . dev/host
+umount -l /dev/host
+rmdir /dev/host
+exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
   HOME=/root LC_ALL=C.UTF-8 sh -c 'cd "$0" && exec "$@"' "$cwd" "$@"
 "#;
 

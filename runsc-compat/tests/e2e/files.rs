@@ -78,37 +78,6 @@ fn random_operations_find_no_difference() -> Result<()> {
     trial.finish()
 }
 
-/// What `fsync` has acknowledged on a host directory is there after the Sentry or the gofer was killed.
-#[test]
-fn a_killed_sandbox_loses_nothing_that_was_synced() -> Result<()> {
-    for victim in ["sentry", "gofer"] {
-        let trial = Trial::new(&format!("synced-{victim}"))?;
-        let host = trial.path().join("work");
-        fs::create_dir(&host)?;
-        let program = format!("{INSIDE}/syscall-tests");
-        let bundle = Bundle::new(busybox()?, [program.as_str(), "helper", "journal", "/work/journal"]);
-        let mut running = trial.run(&bundle.bind(&host, "/work", "rw"))?.start()?;
-        let parts = parts(&mut running)?;
-        running.until_says("record 200\n")?;
-        let pid = if victim == "sentry" { parts.sentry.pid } else { parts.gofer.pid };
-        kill(pid, Signal::KILL)?;
-        let out = running.wait()?;
-        ensure!(out.code() != 0, "the {victim} was killed: {out}");
-        let told = out.out().lines().filter_map(|l| l.strip_prefix("record ")?.parse::<u64>().ok()).max();
-        let told = told.context("nothing was acknowledged")?;
-        let kept = fs::read_to_string(host.join("journal"))?;
-        for n in 0..=told {
-            let line = kept.lines().nth(usize::try_from(n)?).unwrap_or_default();
-            ensure!(
-                line == format!("{n:064}"),
-                "record {n} of {told} is {line:?} after the {victim} was killed"
-            );
-        }
-        trial.finish()?;
-    }
-    Ok(())
-}
-
 /// What is written on the root goes to the disk where that is asked for, within its limit, and is gone afterwards.
 #[test]
 fn a_filestore_on_disk_is_limited_and_vanishes() -> Result<()> {

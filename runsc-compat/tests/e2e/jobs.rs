@@ -31,7 +31,6 @@ jobs! {
     python_wheels_by_pip "pip",
     packages_by_dpkg_and_apt "dpkg",
     repository_by_git "git",
-    trees_by_tar_and_rsync "tar-rsync",
     database_by_sqlite "sqlite",
     server_redis "redis",
     terminals_by_tmux_and_script "tmux",

@@ -26,7 +26,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Quiet)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-url = f'http://localhost:{server.server_port}/'
+url = f'http://127.0.0.1:{server.server_port}/'
 for _ in range(3):
     got = urllib.request.urlopen(url + 'big').read()
     assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
@@ -92,7 +92,11 @@ perl -MIO::Socket::INET -e '
 grep -c lo: /proc/net/dev
 "#;
     let bundle = Bundle::bash(debian()?, script);
-    trial.run(&bundle)?.run()?.expect(0)?.expect_out("ready\nHELLO\ndone\nConnection refused\n1\n")?;
+    trial
+        .run(&bundle)?
+        .run()?
+        .expect(0)?
+        .expect_out("ready\nHELLO\ndone\nConnection refused\nConnection refused\n1\n")?;
     trial.finish()
 }
 

@@ -53,6 +53,9 @@ const SPARE_WORKERS: usize = 2;
 /// The most workers (the executor's idle set is one word).
 const MAX_WORKERS: usize = 64;
 
+/// The exit code of a Sentry with a fault of its own: that of a program that aborts.
+const PANICKED: i32 = 134;
+
 /// Runs the Sentry to its end.
 pub fn main() -> ExitCode {
     let control = match hostsys::fd::take_inherited(CONTROL_FD) {
@@ -66,7 +69,7 @@ pub fn main() -> ExitCode {
     // The default report would look for the binary's symbols, which no thread here may open.
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
-        std::process::abort();
+        leave(PANICKED);
     }));
     let event = match run(&control) {
         Ok(None) => None,

@@ -67,7 +67,7 @@ impl Tree {
     pub fn build(boot: &Boot, parts: &Parts<'_>) -> core::result::Result<Self, TreeError> {
         let root = root_fs(boot, parts).map_err(TreeError::Root)?;
         // Mount points may have to be made: the root becomes read-only last.
-        let ns = MountNamespace::new(parts.kernel.vfs(), root, MountFlags::empty(), "rootfs");
+        let ns = MountNamespace::new(parts.kernel.vfs(), root, MountFlags::empty(), "overlay");
         let at = ns.root();
         let view = FsContextView { root: at.clone(), cwd: at.clone(), umask: 0o022 };
         let tree = Self { ns, caller: KernelCaller::new(), view };

@@ -295,7 +295,7 @@ impl Mm {
         let Some(vma) = state.tree.find(start_stack).filter(|v| v.flags.contains(VmFlags::GROWSDOWN)) else {
             return;
         };
-        let keep = bytes.max(STACK_KEPT).next_multiple_of(PAGE_SIZE);
+        let Some(keep) = bytes.max(STACK_KEPT).checked_next_multiple_of(PAGE_SIZE) else { return };
         let beyond = AddrRange { start: vma.start, end: vma.end.saturating_sub(keep).max(vma.start) };
         if beyond.is_empty() {
             return;

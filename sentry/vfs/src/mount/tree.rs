@@ -329,8 +329,8 @@ impl Tree {
         let lesser = how == CopyFor::LesserNamespace;
         let top = self.copy_mount(id, root, ns, lesser)?;
         let mut copies = HashMap::from([(id, top)]);
-        let mut todo = vec![id];
-        while let Some(parent) = todo.pop() {
+        let mut pending = vec![id];
+        while let Some(parent) = pending.pop() {
             for child in self.children(parent).to_vec() {
                 let Some(node) = self.nodes.get(&child) else { continue };
                 let (Some(point), child_root) = (node.mount.point(), Arc::clone(&node.mount.root)) else {
@@ -351,7 +351,7 @@ impl Tree {
                 let Some(mount) = new_parent.map(|n| Arc::clone(&n.mount)) else { continue };
                 self.hook(&Location { mount, dentry: point.dentry }, copy);
                 copies.insert(child, copy);
-                todo.push(child);
+                pending.push(child);
             }
         }
         Ok((top, copies))
@@ -371,9 +371,9 @@ impl Tree {
     fn receivers(&self, parent: u64) -> Vec<Receiver> {
         let mut all = Vec::new();
         let Some(group) = self.nodes.get(&parent).map(|n| n.shared).filter(|g| *g != 0) else { return all };
-        let mut todo = vec![group];
+        let mut pending = vec![group];
         let mut first = true;
-        while let Some(group) = todo.pop() {
+        while let Some(group) = pending.pop() {
             if first {
                 let peers = self.peers.get(&group).map_or(&[][..], Vec::as_slice);
                 all.extend(peers.iter().filter(|m| **m != parent).map(|m| Receiver {
@@ -386,8 +386,8 @@ impl Tree {
             for slave in self.slaves.get(&group).map_or(&[][..], Vec::as_slice) {
                 let own_group = self.nodes.get(slave).map_or(0, |n| n.shared);
                 all.push(Receiver { mount: *slave, own_group, from: Some(group) });
-                if own_group != 0 && !todo.contains(&own_group) {
-                    todo.push(own_group);
+                if own_group != 0 && !pending.contains(&own_group) {
+                    pending.push(own_group);
                 }
             }
         }
