@@ -65,7 +65,9 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
     if let (Some(registration), Some(dir)) = (&registration, &mut dir) {
         let (sandbox, gofer) = (sandbox.sentry.pid(), sandbox.gofer.pid());
         let processes = Processes { init: sandbox, sandbox, gofer };
-        dir.mark_held()?;
+        if registration.config.spec.hooks().is_some() {
+            dir.mark_held()?;
+        }
         let written =
             registration::write(registration.config, dir, &plan.boot.id, &processes, cgroup.group())?;
         if let Some(path) = &registration.pid_file {
@@ -109,12 +111,12 @@ impl Overseer for Attendant<'_> {
             let shown = HookState::new(state, state.sandbox.pid);
             hooks::before_start(hooks, &shown.with_status("creating"), self.log)?;
             hooks::in_container(hooks, state, &shown.with_status("created"))?;
-            Channel::send(&sandbox.control, &Order::Start)?;
+            // Before the program's first instruction: nothing of the command's touches files beside it.
             state.mark_started()?;
+            Channel::send(&sandbox.control, &Order::Start)?;
             hooks::after_start(hooks, &shown.with_status("running"), self.log)?;
-            return Ok(());
         }
-        state.mark_started()
+        Ok(())
     }
 }
 

@@ -53,7 +53,7 @@ END
         for n in $(seq 20); do (echo $n) & done | sort -n | paste -sd' '; wait
         sleep 100 & kill $!; wait $!; echo $?
         sleep 100 & kill -9 $!; wait $!; echo $?
-        sleep 100 & p=$!; kill -STOP $p; kill -CONT $p; kill -INT $p; kill $p; wait $p; echo $?
+        sleep 100 & p=$!; sleep 0.2; kill -STOP $p; kill -CONT $p; kill -INT $p; kill $p; wait $p; echo $?
         jobs -p | wc -l
         coproc cat; echo through >&${COPROC[1]}; read -u ${COPROC[0]} line; echo "$line"
         exec {COPROC[1]}>&-; wait; echo all $?
