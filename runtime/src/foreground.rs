@@ -65,7 +65,7 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
     if let (Some(registration), Some(dir)) = (&registration, &mut dir) {
         let (sandbox, gofer) = (sandbox.sentry.pid(), sandbox.gofer.pid());
         let processes = Processes { init: sandbox, sandbox, gofer };
-        if registration.config.spec.hooks().is_some() {
+        if plan.boot.held {
             dir.mark_held()?;
         }
         let written =

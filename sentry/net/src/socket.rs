@@ -22,6 +22,56 @@ pub(crate) fn new_attr(uid: u32, gid: u32) -> Attr {
     Attr { uid, gid, btime: None, ..Attr::new(FileKind::Socket, 0o777, ino, SOCKFS_DEV) }
 }
 
+/// The methods of a [`Socket`] that is a handle of a shared part with fields `options`, `queue` and `attr`, and passes these
+/// calls on to it.
+macro_rules! served_by_shared_part {
+    () => {
+        fn get_option(
+            &self,
+            _caller: &dyn sentry_vfs::Caller,
+            level: i32,
+            name: i32,
+        ) -> sentry_base::Result<Vec<u8>> {
+            self.0.get_option(level, name)
+        }
+
+        fn set_option(
+            &self,
+            caller: &dyn sentry_vfs::Caller,
+            level: i32,
+            name: i32,
+            value: &[u8],
+        ) -> sentry_base::Result<()> {
+            self.0.set_option(caller, level, name, value)
+        }
+
+        fn timeout(&self, sending: bool) -> Option<sentry_base::Nanos> {
+            self.0.options.timeout(sending)
+        }
+
+        fn readiness(&self) -> sentry_base::Events {
+            self.0.readiness()
+        }
+
+        fn wait_queue(&self) -> &sentry_base::WaitQueue {
+            &self.0.queue
+        }
+
+        fn ioctl(&self, caller: &dyn sentry_vfs::Caller, command: u32, arg: u64) -> sentry_base::Result<i64> {
+            self.0.ioctl(caller, command, arg)
+        }
+
+        fn attr(&self) -> sentry_vfs::Attr {
+            self.0.attr
+        }
+
+        fn as_any(&self) -> &dyn core::any::Any {
+            self
+        }
+    };
+}
+pub(crate) use served_by_shared_part;
+
 /// How a socket reaches the file system for addresses that are paths.
 pub trait SocketPaths {
     /// The inode at `path`, which the caller may write (`EACCES` otherwise).

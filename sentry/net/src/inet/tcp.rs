@@ -1,6 +1,5 @@
 //! TCP sockets: what one is, and the interface that system calls see.
 
-use core::any::Any;
 use core::sync::atomic::Ordering;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use netstack::ports::{BindingId, Local, Sharing};
 use netstack::stream::{Change, End, LoopStream, TcpState};
-use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank, mono_now};
+use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank, mono_now};
 use sentry_vfs::{Attr, Caller, IoStart};
 
 use super::addr::{self, Domain};
@@ -313,35 +312,5 @@ impl Socket for TcpSocket {
         Ok(addr::to_bytes(self.0.domain, connection.peer))
     }
 
-    fn get_option(&self, _caller: &dyn Caller, level: i32, name: i32) -> Result<Vec<u8>> {
-        self.0.get_option(level, name)
-    }
-
-    fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        self.0.set_option(caller, level, name, value)
-    }
-
-    fn timeout(&self, sending: bool) -> Option<Nanos> {
-        self.0.options.timeout(sending)
-    }
-
-    fn readiness(&self) -> Events {
-        self.0.readiness()
-    }
-
-    fn wait_queue(&self) -> &WaitQueue {
-        &self.0.queue
-    }
-
-    fn ioctl(&self, caller: &dyn Caller, command: u32, arg: u64) -> Result<i64> {
-        self.0.ioctl(caller, command, arg)
-    }
-
-    fn attr(&self) -> Attr {
-        self.0.attr
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
+    crate::socket::served_by_shared_part!();
 }

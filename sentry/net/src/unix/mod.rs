@@ -11,13 +11,12 @@ mod options;
 mod report;
 mod transfer;
 
-use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use abi::net::Ucred;
-use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank};
+use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank};
 use sentry_vfs::{Attachment, Attr, Caller, FileKind, Inode, IoStart};
 
 use crate::socket::new_attr;
@@ -361,37 +360,7 @@ impl Socket for UnixSocket {
         Ok(peer.state.lock().address.to_bytes())
     }
 
-    fn get_option(&self, _caller: &dyn Caller, level: i32, name: i32) -> Result<Vec<u8>> {
-        self.0.get_option(level, name)
-    }
-
-    fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        self.0.set_option(caller, level, name, value)
-    }
-
-    fn timeout(&self, sending: bool) -> Option<Nanos> {
-        self.0.options.timeout(sending)
-    }
-
-    fn readiness(&self) -> Events {
-        self.0.readiness()
-    }
-
-    fn wait_queue(&self) -> &WaitQueue {
-        &self.0.queue
-    }
-
-    fn ioctl(&self, caller: &dyn Caller, command: u32, arg: u64) -> Result<i64> {
-        self.0.ioctl(caller, command, arg)
-    }
-
-    fn attr(&self) -> Attr {
-        self.0.attr
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
+    crate::socket::served_by_shared_part!();
 }
 
 #[cfg(test)]
