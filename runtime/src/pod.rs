@@ -14,7 +14,7 @@ use control_protocol::{
 use hostsys::polling::{self, Interest};
 use hostsys::process::Exit;
 use hostsys::signals;
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxNamespaceType, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxNamespaceType, LinuxResources, Spec};
 
 use crate::config::Config;
 use crate::drive::Overseer;
@@ -44,8 +44,8 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    pub fn of(config: &Config) -> Self {
-        config.spec.annotations().as_ref().map_or(Self::Alone, Self::said)
+    pub fn of(spec: &Spec) -> Self {
+        spec.annotations().as_ref().map_or(Self::Alone, Self::said)
     }
 
     fn said(annotations: &HashMap<String, String>) -> Self {
@@ -62,7 +62,7 @@ impl Part {
 
 /// The sandbox that the container is to go into, if its pod has one.
 pub(crate) fn sandbox_of(root: &StateRoot, config: &Config) -> Result<Option<State>> {
-    let Part::Member(id) = Part::of(config) else { return Ok(None) };
+    let Part::Member(id) = Part::of(&config.spec) else { return Ok(None) };
     let state = match root.load(&id) {
         // The pod is not ours: the container gets a sandbox of its own.
         Err(Error::DoesNotExist | Error::InvalidId(_)) => return Ok(None),
@@ -88,7 +88,7 @@ pub(crate) fn has_own_pids(config: &Config) -> bool {
 /// The limits of a pod's sandbox: those of the pod, where the engine says them, in place of those of the container that does
 /// nothing but hold it.
 pub(crate) fn adjust(limits: &mut Limits, config: &Config) {
-    if Part::of(config) == Part::Sandbox
+    if Part::of(&config.spec) == Part::Sandbox
         && let Some(annotations) = config.spec.annotations()
     {
         adjust_by(limits, annotations);

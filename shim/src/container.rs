@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -54,7 +55,8 @@ struct Inner {
     init: Process,
     execs: BTreeMap<String, Process>,
     paused: bool,
-    out_of_memory: bool,
+    /// Those that containerd was told of, or that were before the container.
+    oom_kills: u64,
     deleted: bool,
 }
 
@@ -75,6 +77,8 @@ pub struct Container {
     namespace: String,
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// The most CPU time that its processes were seen to have had, in milliseconds.
+    cpu_ms: AtomicU64,
 }
 
 /// A library's error as containerd looks for it.
@@ -141,7 +145,10 @@ impl Container {
             namespace: namespace.to_owned(),
             inner: Mutex::new(Inner { init, ..Inner::default() }),
             changed: Condvar::new(),
+            cpu_ms: AtomicU64::new(0),
         });
+        let before = container.oom_kills();
+        container.lock().oom_kills = before;
         created(pid);
         container.watch("", pid);
         Ok(container)
@@ -200,13 +207,20 @@ impl Container {
         }
     }
 
-    fn tell_out_of_memory(&self, inner: &mut Inner) {
-        if inner.out_of_memory {
-            return;
+    /// How often the host has killed for want of memory in the group that the container's memory is in: the sandbox'.
+    fn oom_kills(&self) -> u64 {
+        let load = |id: &str| self.root().ok().and_then(|root| root.load(id).ok());
+        let Some(mut state) = load(&self.id) else { return 0 };
+        if let Some(pod) = state.pod.as_deref().and_then(load) {
+            state = pod;
         }
-        let state = self.root().ok().and_then(|root| root.load(&self.id).ok());
-        if state.is_some_and(|state| state.cgroup.out_of_memory()) {
-            inner.out_of_memory = true;
+        crate::stats::oom_kills(&state.cgroup)
+    }
+
+    fn tell_out_of_memory(&self, inner: &mut Inner) {
+        let kills = self.oom_kills();
+        if kills > inner.oom_kills {
+            inner.oom_kills = kills;
             self.tell("/tasks/oom", "TaskOOM");
         }
     }
@@ -401,8 +415,18 @@ impl Container {
     }
 
     pub fn stats(&self) -> Result<crate::messages::Any, Failure> {
-        let state = self.root()?.load(&self.id).map_err(failure)?;
-        Ok(crate::stats::of(&state.cgroup))
+        let root = self.root()?;
+        let state = root.load(&self.id).map_err(failure)?;
+        if state.pod.is_none() {
+            return Ok(crate::stats::of(&state.cgroup));
+        }
+        let (_, processes) = runtime::processes(&root, &self.id).map_err(failure)?;
+        let resident = processes.iter().map(|process| process.resident).sum();
+        let cpu_ms = processes.iter().map(|process| process.cpu_ms).sum();
+        // The time of processes that have gone does not go with them.
+        let cpu_ms = self.cpu_ms.fetch_max(cpu_ms, Ordering::Relaxed).max(cpu_ms);
+        let nr = u64::try_from(processes.len()).unwrap_or(0);
+        Ok(crate::stats::of_sums(&state.cgroup, cpu_ms, resident, nr))
     }
 
     /// Removes what is left of a process that has ended; with init, everything of the container.

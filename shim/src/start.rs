@@ -137,7 +137,7 @@ fn info(version: &str) -> RuntimeInfo {
     }
 }
 
-/// The bundle's annotation of this name.
+/// The annotations of a bundle.
 fn annotations(bundle: &Path) -> serde_json::Map<String, serde_json::Value> {
     let text = File::open(bundle.join("config.json")).and_then(|file| {
         let mut text = Vec::new();
@@ -146,6 +146,13 @@ fn annotations(bundle: &Path) -> serde_json::Map<String, serde_json::Value> {
     });
     let value: serde_json::Value = serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default();
     value.get("annotations").and_then(|all| all.as_object()).cloned().unwrap_or_default()
+}
+
+/// What the container shares a shim with: its pod, or itself alone.
+fn group_of(bundle: &Path, id: &str) -> String {
+    let annotations = annotations(bundle);
+    let group = GROUPS.iter().find_map(|name| annotations.get(*name)?.as_str());
+    group.unwrap_or(id).to_owned()
 }
 
 /// The socket of a shim. Its name is short enough for an address, whatever the names that it stands for.
@@ -161,14 +168,13 @@ fn socket_path(address: &str, namespace: &str, group: &str) -> PathBuf {
 /// Starts a shim in the background, or finds the one of the container's pod; its address.
 fn start(flags: &Flags) -> io::Result<String> {
     let bundle = std::env::current_dir()?;
-    let annotations = annotations(&bundle);
-    let group = GROUPS.iter().find_map(|name| annotations.get(*name)?.as_str());
-    let path = socket_path(&flags.address, &flags.namespace, group.unwrap_or(&flags.id));
+    let group = group_of(&bundle, &flags.id);
+    let path = socket_path(&flags.address, &flags.namespace, &group);
     let address = format!("unix://{}", path.display());
     fs::DirBuilder::new().recursive(true).mode(0o711).create(SOCKETS)?;
     let listener = match UnixListener::bind(&path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if group.is_some() && UnixStream::connect(&path).is_ok() {
+            if group != flags.id && UnixStream::connect(&path).is_ok() {
                 return Ok(address);
             }
             fs::remove_file(&path)?;
@@ -218,10 +224,10 @@ fn delete(flags: &Flags) -> DeleteReply {
         fail(&error);
     }
     rootfs::unmount_all(&bundle.join("rootfs"));
-    // The socket of a shim that was killed; one that is shared belongs to a shim that may be alive.
-    let annotations = annotations(&bundle);
-    if !GROUPS.iter().any(|name| annotations.contains_key(*name)) {
-        let _ = fs::remove_file(socket_path(&flags.address, &flags.namespace, &flags.id));
+    // The socket of a shim that was killed; that of a pod may belong to one that is alive.
+    let socket = socket_path(&flags.address, &flags.namespace, &group_of(&bundle, &flags.id));
+    if UnixStream::connect(&socket).is_err() {
+        let _ = fs::remove_file(socket);
     }
     DeleteReply { pid, ..reply }
 }

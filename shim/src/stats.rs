@@ -205,6 +205,12 @@ impl Table {
     }
 }
 
+/// How many processes the host has killed in the group for want of memory.
+pub fn oom_kills(group: &Group) -> u64 {
+    let file = if group.is_v2() { "memory.events" } else { "memory.oom_control" };
+    Table::read(group, "memory", file).get("oom_kill")
+}
+
 /// The group's statistics as containerd takes them.
 pub fn of(group: &Group) -> Any {
     if group.is_v2() {
@@ -212,6 +218,32 @@ pub fn of(group: &Group) -> Any {
     } else {
         Any::of("io.containerd.cgroups.v1.Metrics", &of_v1(group))
     }
+}
+
+/// The statistics of a container that shares its sandbox' group with others: the sums over its processes.
+pub fn of_sums(group: &Group, cpu_ms: u64, resident: u64, nr: u64) -> Any {
+    let pids = Some(Pids { current: nr, limit: 0 });
+    if group.is_v2() {
+        let metrics = v2::Metrics {
+            pids,
+            cpu: Some(v2::Cpu { usage_usec: cpu_ms.saturating_mul(1000), ..v2::Cpu::default() }),
+            memory: Some(v2::Memory { anon: resident, usage: resident, ..v2::Memory::default() }),
+            memory_events: Some(v2::MemoryEvents::default()),
+        };
+        return Any::of("io.containerd.cgroups.v2.Metrics", &metrics);
+    }
+    let usage = v1::Usage { total: cpu_ms.saturating_mul(1_000_000), ..v1::Usage::default() };
+    let metrics = v1::Metrics {
+        pids,
+        cpu: Some(v1::Cpu { usage: Some(usage), throttling: None }),
+        memory: Some(v1::Memory {
+            rss: resident,
+            total_rss: resident,
+            usage: Some(v1::Entry { usage: resident, ..v1::Entry::default() }),
+            ..v1::Memory::default()
+        }),
+    };
+    Any::of("io.containerd.cgroups.v1.Metrics", &metrics)
 }
 
 fn pids(group: &Group) -> Option<Pids> {

@@ -261,7 +261,11 @@ fn foreground(daemon: &Daemon) -> Result<()> {
     ensure!(missing.code != 0 && missing.err.contains(sentence), "{missing}");
     let mut command = daemon.ctr_command(&["run", "--rm", "--runtime", RUNTIME, IMAGE, "a3", "cat"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    child.stdin.take().context("stdin")?.write_all(b"through a FIFO\n")?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    stdin.write_all(b"through a FIFO\n")?;
+    // `ctr` tells the end of its input only to a container that it knows to be there.
+    std::thread::sleep(Duration::from_millis(1500));
+    drop(stdin);
     ensure!(child.wait_with_output()?.stdout == b"through a FIFO\n", "standard input is lost");
     let log = daemon.path("out.log");
     let uri = format!("file://{}", log.display());
@@ -436,7 +440,8 @@ fn pod(daemon: &Daemon) -> Result<()> {
                 "image": { "image": IMAGE },
                 "command": ["sh", "-c", script],
                 "log_path": format!("{name}.log"),
-                "linux": {},
+                // Process numbers of its own.
+                "linux": { "security_context": { "namespace_options": { "pid": 1 } } },
             }),
         )
     };

@@ -53,6 +53,8 @@ pub struct ProcessInfo {
     pub age_ms: u64,
     /// User and system time, in milliseconds.
     pub cpu_ms: u64,
+    /// Memory that it has on the host, in bytes.
+    pub resident: u64,
     /// The number of its controlling terminal in devpts.
     pub terminal: Option<u32>,
     /// The arguments, or the name in brackets where there are none, cut to a few hundred bytes.

@@ -355,6 +355,7 @@ fn list(factory: &Factory) -> Vec<ProcessInfo> {
             uid: task.creds().euid,
             age_ms: now.saturating_sub(group.started()) / 1_000_000,
             cpu_ms: utime.saturating_add(stime) / 1_000_000,
+            resident: task.mm().resident().total(),
             terminal: terminal.and_then(|t| t.as_any().downcast_ref::<Tty>().map(Tty::index)),
             command,
         });
