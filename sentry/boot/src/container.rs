@@ -18,7 +18,7 @@ use sentry_vfs::Vfs;
 
 use crate::console::Console;
 use crate::log::Log;
-use crate::started::{Descriptors, Factory, Kind, Made, failed};
+use crate::started::{self, Descriptors, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
 
 /// Tasks at the same time if nothing limits them (`kernel.pid_max`).
@@ -106,10 +106,24 @@ impl Container {
             terminals: &terminals,
         };
         let tree = Tree::build(boot, &parts).map_err(|error| failed(Phase::Mount, error))?;
+        for note in &tree.notes {
+            log.debug(note);
+        }
         log.debug("the mounts stand");
 
-        let factory =
-            Arc::new(Factory { kernel: Arc::clone(&kernel), tree, terminals, watcher: ground.watcher });
+        let filter = match &boot.filter {
+            Some(asked) => Some(started::filter_of(asked).ok_or_else(|| {
+                failed(Phase::Init, "the filter of system calls is not one that Linux would take")
+            })?),
+            None => None,
+        };
+        let factory = Arc::new(Factory {
+            kernel: Arc::clone(&kernel),
+            tree,
+            terminals,
+            watcher: ground.watcher,
+            filter,
+        });
         let init = factory.make(Kind::Init, &boot.process, fds.guest, fds.console, ended)?;
         log.debug("init is ready");
         let Made { prepared, terminal, console, .. } = init;

@@ -20,6 +20,7 @@ mod console;
 mod container;
 mod control;
 mod filter;
+mod inspect;
 mod log;
 mod session;
 mod started;

@@ -4,10 +4,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
-use control_protocol::{Descriptor, Failure, Phase, Process};
+use abi::seccomp::SockFilter;
+use control_protocol::{Descriptor, Failure, FilterInsn, Phase, Process, SyscallFilter};
 use fs_dev::{HostSide, Terminals};
 use fs_host::{HostFile, Watcher};
 use sentry_base::Errno;
+use sentry_kernel::seccomp::{Filter, Program};
 use sentry_kernel::{InitError, InitSpec, Kernel, Prepared, ThreadGroup};
 use sentry_vfs::{
     CapSet, Credentials, FdTable, FileDescription, FileOps, NR_OPEN, OpenFlags, OpenHow, Opened, Terminal,
@@ -75,6 +77,15 @@ pub struct Factory {
     pub tree: Tree,
     pub terminals: Arc<Terminals>,
     pub watcher: Arc<Watcher>,
+    /// What the calls of every process pass.
+    pub filter: Option<Arc<Filter>>,
+}
+
+/// The filter that a configuration asks for. `None` is what the runtime should not have sent.
+pub fn filter_of(asked: &SyscallFilter) -> Option<Arc<Filter>> {
+    let insn = |insn: &FilterInsn| SockFilter { code: insn.code, jt: insn.jt, jf: insn.jf, k: insn.k };
+    let program: Vec<_> = asked.program.iter().map(insn).collect();
+    Program::check(&program).ok().map(Filter::first)
 }
 
 impl Factory {
@@ -115,7 +126,8 @@ impl Factory {
             }
             _ => None,
         };
-        let spec = init_spec(process, &self.tree, table, terminal.as_deref(), ended);
+        let mut spec = init_spec(process, &self.tree, table, terminal.as_deref(), ended);
+        spec.filter.clone_from(&self.filter);
         let prepared = match kind {
             Kind::Init => self.kernel.create_init(spec),
             Kind::Later => self.kernel.create_process(spec),
@@ -180,6 +192,7 @@ fn init_spec(
         umask: process.umask.unwrap_or(0o022),
         terminal: terminal.map(|side| Arc::clone(side.tty()) as Arc<dyn Terminal>),
         oom_score_adj: process.oom_score_adj.unwrap_or(0),
+        filter: None,
         shielded: process.shielded,
         on_exit: Some(ended),
     }

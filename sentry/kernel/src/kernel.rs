@@ -56,6 +56,19 @@ impl core::fmt::Debug for KernelConfig {
     }
 }
 
+/// The trace of system calls, which can be turned on and off while tasks run.
+struct TraceSwitch {
+    /// Read on every call.
+    on: AtomicBool,
+    sink: Mutex<Option<TraceSink>, { rank::LEAF }>,
+}
+
+impl TraceSwitch {
+    fn new(sink: Option<TraceSink>) -> Self {
+        Self { on: AtomicBool::new(sink.is_some()), sink: Mutex::new(sink) }
+    }
+}
+
 /// A process that is started from outside.
 pub struct InitSpec {
     /// `argv[0]` is looked up in `PATH` of `env` unless it holds a slash.
@@ -73,6 +86,8 @@ pub struct InitSpec {
     /// Becomes the controlling terminal of init's session.
     pub terminal: Option<Arc<dyn Terminal>>,
     pub oom_score_adj: i32,
+    /// What its calls pass, and those of its children.
+    pub filter: Option<Arc<crate::seccomp::Filter>>,
     /// Init alone: whether signals that it does not handle are dropped, as in a PID namespace. False makes it an ordinary
     /// process, for a command that its user wants to interrupt.
     pub shielded: bool,
@@ -117,7 +132,7 @@ pub struct Kernel {
     nr_cpus: u32,
     total_memory: u64,
     pub(crate) max_tasks: usize,
-    pub(crate) trace: Option<TraceSink>,
+    trace: TraceSwitch,
     tasks: Mutex<TaskSet, { rank::TASK_SET }>,
     extensions: Extensions,
     unsupported: Mutex<BTreeMap<(String, String), u64>, { rank::LEAF }>,
@@ -197,7 +212,7 @@ impl Kernel {
             nr_cpus: config.nr_cpus.max(1),
             total_memory: config.total_memory,
             max_tasks: config.max_tasks,
-            trace: config.trace,
+            trace: TraceSwitch::new(config.trace),
             tasks: Mutex::new(TaskSet::default()),
             extensions: Extensions::default(),
             unsupported: Mutex::new(BTreeMap::new()),
@@ -207,6 +222,19 @@ impl Kernel {
             futexes: FutexTable::default(),
             host_deaths: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Where a line for each system call goes, if anywhere.
+    pub(crate) fn trace(&self) -> Option<TraceSink> {
+        if self.trace.on.load(Ordering::Relaxed) { self.trace.sink.lock().clone() } else { None }
+    }
+
+    /// Turns the trace of system calls on or off.
+    pub fn set_trace(&self, sink: Option<TraceSink>) {
+        let on = sink.is_some();
+        let old = core::mem::replace(&mut *self.trace.sink.lock(), sink);
+        self.trace.on.store(on, Ordering::Relaxed);
+        drop(old);
     }
 
     pub fn executor(&self) -> &Arc<Executor> {
