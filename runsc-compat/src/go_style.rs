@@ -40,7 +40,8 @@ const SWITCHES: [&str; 27] = [
 const PASSING: [&str; 3] = ["do", "exec", "ps"];
 
 /// Flags whose value is the next word, which may look like anything.
-const TAKING: [&str; 28] = [
+const TAKING: [&str; 29] = [
+    "inject-interrupts",
     "filestore",
     "writes",
     "log",
