@@ -229,16 +229,12 @@ impl Streams {
             let to = master.try_clone()?;
             thread::spawn(move || copy(input, to));
         }
-        let output = match console.output {
-            Some(output) => {
-                let from = master.try_clone()?;
-                Some(thread::spawn(move || copy(from, output)))
-            }
-            None => {
-                let from = master.try_clone()?;
-                Some(thread::spawn(move || copy(from, io::sink())))
-            }
+        let from = master.try_clone()?;
+        let output: Box<dyn Write + Send> = match console.output {
+            Some(output) => Box::new(output),
+            None => Box::new(io::sink()),
         };
+        let output = Some(thread::spawn(move || copy(from, output)));
         self.terminal = Some(Terminal { master, output });
         Ok(())
     }

@@ -482,7 +482,8 @@ fn pod(daemon: &Daemon) -> Result<()> {
     };
     ensure!(code(&two)? == 6, "{}", code(&two)?);
     // A container that is killed leaves the other one alone.
-    daemon.crictl(&["exec", "-s", &one, "cat", "/own"])?.expect(0, "first\n")?;
+    let own = daemon.crictl(&["exec", "-s", &one, "cat", "/own"])?.ok()?;
+    ensure!(own.trim() == "first", "{own:?}");
     let gofer = sentries(&one)?["gofer"]["pid"].as_u64().context("gofer")?;
     signal(u32::try_from(gofer)?, "KILL")?;
     eventually(
