@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     if is(0, "casemate-gofer") && is(1, gofer::launch::SUBCOMMAND) {
         return gofer::main();
     }
-    if args.first().is_some_and(|name| shim::is_its_name(name)) {
+    if args.first().is_some_and(shim::is_its_name) {
         return shim::main(args);
     }
     runsc_compat::main(args)

@@ -229,12 +229,13 @@ impl Streams {
             let to = master.try_clone()?;
             thread::spawn(move || copy(input, to));
         }
+        // What nobody wants is read all the same: a full terminal would hold the container up.
         let from = master.try_clone()?;
-        let output: Box<dyn Write + Send> = match console.output {
-            Some(output) => Box::new(output),
-            None => Box::new(io::sink()),
-        };
-        let output = Some(thread::spawn(move || copy(from, output)));
+        let output = console.output;
+        let output = Some(thread::spawn(move || match output {
+            Some(output) => copy(from, output),
+            None => copy(from, io::sink()),
+        }));
         self.terminal = Some(Terminal { master, output });
         Ok(())
     }

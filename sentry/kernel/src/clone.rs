@@ -258,7 +258,7 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     // Linux ignores bad addresses here too, but for the pidfd's.
     let shown = parent.show_pid(tid);
     if flags.contains(CloneFlags::PARENT_SETTID) {
-        let _ = cx.copy_out(spec.parent_tid, &shown.to_le_bytes());
+        let _ = sentry_memory::UserMemory::copy_out(&*cx.task, spec.parent_tid, &shown.to_le_bytes());
     }
     if flags.contains(CloneFlags::CHILD_SETTID) {
         let inside = pid_ns.local(tid);
