@@ -13,6 +13,7 @@ use oci_spec::runtime::{
 
 use crate::error::{Error, Result};
 use crate::mounts;
+use crate::pod::Part;
 use crate::seccomp;
 
 /// `HOST_NAME_MAX` (`limits.h`).
@@ -215,6 +216,7 @@ fn check_user(user: &User) -> Result<()> {
 fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result<()> {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     let mut seen = HashSet::new();
+    let is_member = matches!(Part::of(spec), Part::Member(_));
     for (index, namespace) in namespaces.iter().enumerate() {
         let field = format!("linux.namespaces[{index}]");
         if !seen.insert(namespace.typ()) {
@@ -228,6 +230,8 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
         };
         absolute(&format!("{field}.path"), path)?;
         match namespace.typ() {
+            // Those of the pod, which its containers share as one sandbox.
+            LinuxNamespaceType::Pid | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts if is_member => {}
             // Engines join those of a pod's first container. A sandbox has one of its own: it shares less.
             LinuxNamespaceType::Network
             | LinuxNamespaceType::Cgroup

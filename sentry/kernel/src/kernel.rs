@@ -85,6 +85,10 @@ pub struct InitSpec {
     pub umask: u32,
     /// Becomes the controlling terminal of init's session.
     pub terminal: Option<Arc<dyn Terminal>>,
+    /// The PID namespace to live in; none is the sandbox's first. In one that is empty the process is its init.
+    pub pid_ns: Option<Arc<PidNs>>,
+    /// Which of the sandbox's containers the process and all that it makes belong to.
+    pub container: u32,
     pub oom_score_adj: i32,
     /// What its calls pass, and those of its children.
     pub filter: Option<Arc<crate::seccomp::Filter>>,
@@ -226,10 +230,14 @@ impl Kernel {
 
     /// Where a line for each system call goes, if anywhere.
     pub(crate) fn trace(&self) -> Option<TraceSink> {
-        if self.trace.on.load(Ordering::Relaxed) { self.trace.sink.lock().clone() } else { None }
+        if self.is_tracing() { self.trace.sink.lock().clone() } else { None }
     }
 
-    /// Turns the trace of system calls on or off.
+    pub(crate) fn is_tracing(&self) -> bool {
+        self.trace.on.load(Ordering::Relaxed)
+    }
+
+    /// Turns the trace of system calls on or off, for each task from when it enters the kernel next.
     pub fn set_trace(&self, sink: Option<TraceSink>) {
         let on = sink.is_some();
         let old = core::mem::replace(&mut *self.trace.sink.lock(), sink);
@@ -276,6 +284,11 @@ impl Kernel {
     /// The sandbox's first PID namespace.
     pub fn first_pid_ns(&self) -> &Arc<PidNs> {
         &self.first.pid
+    }
+
+    /// A PID namespace below the first, for another container.
+    pub fn new_pid_ns(&self) -> Arc<PidNs> {
+        PidNs::below(self.first_pid_ns())
     }
 
     /// The files of namespaces.
