@@ -167,6 +167,7 @@ impl Factory {
             terminal: terminal.map(|side| Arc::clone(side.tty()) as Arc<dyn Terminal>),
             pid_ns: Some(Arc::clone(&self.pid_ns)),
             container: self.container,
+            filter: self.filter.clone(),
             oom_score_adj: process.oom_score_adj.unwrap_or(0),
             filter: self.filter.clone(),
             shielded: process.shielded,

@@ -233,16 +233,21 @@ impl Kernel {
         if self.is_tracing() { self.trace.sink.lock().clone() } else { None }
     }
 
-    pub(crate) fn is_tracing(&self) -> bool {
+    /// Whether every system call is to be seen.
+    pub(crate) fn traces(&self) -> bool {
         self.trace.on.load(Ordering::Relaxed)
     }
 
-    /// Turns the trace of system calls on or off, for each task from when it enters the kernel next.
+    /// Turns the trace of system calls on or off.
     pub fn set_trace(&self, sink: Option<TraceSink>) {
         let on = sink.is_some();
         let old = core::mem::replace(&mut *self.trace.sink.lock(), sink);
         self.trace.on.store(on, Ordering::Relaxed);
         drop(old);
+        // Calls that they answer by themselves must show from here on.
+        for task in self.tasks() {
+            task.notify(0);
+        }
     }
 
     pub fn executor(&self) -> &Arc<Executor> {

@@ -263,6 +263,17 @@ impl Task {
         self.seccomp.mode()
     }
 
+    /// Whether these calls pass whatever their arguments are.
+    pub(crate) fn filters_pass(&self, calls: &[i64]) -> bool {
+        match self.seccomp.mode() {
+            mode::DISABLED => true,
+            mode::STRICT => false,
+            _ => self.seccomp.filter().is_some_and(|filter| {
+                calls.iter().all(|call| i32::try_from(*call).is_ok_and(|nr| filter.passes(nr)))
+            }),
+        }
+    }
+
     /// How many filters a call passes.
     pub fn seccomp_filters(&self) -> u32 {
         self.seccomp.filter().map_or(0, |f| f.depth)
