@@ -169,7 +169,6 @@ impl Factory {
             container: self.container,
             filter: self.filter.clone(),
             oom_score_adj: process.oom_score_adj.unwrap_or(0),
-            filter: self.filter.clone(),
             shielded: process.shielded,
             on_exit: Some(ended),
         }

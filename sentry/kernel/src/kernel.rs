@@ -230,7 +230,7 @@ impl Kernel {
 
     /// Where a line for each system call goes, if anywhere.
     pub(crate) fn trace(&self) -> Option<TraceSink> {
-        if self.is_tracing() { self.trace.sink.lock().clone() } else { None }
+        if self.trace.on.load(Ordering::Relaxed) { self.trace.sink.lock().clone() } else { None }
     }
 
     /// Whether every system call is to be seen.

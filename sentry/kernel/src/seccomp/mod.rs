@@ -11,7 +11,7 @@ mod bpf;
 mod cache;
 mod listener;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
 use abi::process::WaitStatus;
@@ -100,13 +100,7 @@ pub(crate) struct Seccomp {
     /// [`mode`]; set after the filter.
     mode: AtomicU32,
     filter: Mutex<Option<Arc<Filter>>, { rank::LEAF }>,
-    /// The filters allow every one of [`ANSWERED`] whatever its arguments are.
-    passes_answered: AtomicBool,
 }
-
-/// Calls that the context may answer by itself ([`Current::update_answers`]): sched_yield, getpid, getuid, getgid, geteuid,
-/// getegid, gettid.
-const ANSWERED: [i32; 7] = [24, 39, 102, 104, 107, 108, 186];
 
 impl Seccomp {
     pub fn mode(&self) -> u32 {
@@ -117,18 +111,7 @@ impl Seccomp {
         self.filter.lock().clone()
     }
 
-    /// Whether calls that the context would answer must be seen.
-    pub fn wants_all(&self) -> bool {
-        match self.mode() {
-            mode::DISABLED => false,
-            mode::FILTER => !self.passes_answered.load(Ordering::Acquire),
-            _ => true,
-        }
-    }
-
     fn set_filter(&self, filter: Option<Arc<Filter>>) {
-        let passes = filter.as_ref().is_some_and(|filter| ANSWERED.iter().all(|nr| filter.passes(*nr)));
-        self.passes_answered.store(passes, Ordering::Release);
         let old = core::mem::replace(&mut *self.filter.lock(), filter);
         self.mode.store(mode::FILTER, Ordering::Release);
         drop(old);
