@@ -71,14 +71,18 @@ pub fn main() -> ExitCode {
         eprintln!("{panic}");
         leave(PANICKED);
     }));
-    let event = match run(&control) {
-        Ok(None) => None,
-        Ok(Some(event)) => Some(event),
-        Err(failure) => Some(Event::Failed(failure)),
-    };
-    let code = match event.map(|event| control.send(&event)) {
-        None | Some(Ok(())) => 0,
-        Some(Err(error)) => {
+    match run(&control) {
+        Ok(None) => leave(0),
+        Ok(Some(event)) => tell(&control, &event),
+        Err(failure) => tell(&control, &Event::Failed(failure)),
+    }
+}
+
+/// Tells how it ended, and ends.
+fn tell(control: &Channel, event: &Event) -> ! {
+    let code = match control.send(event) {
+        Ok(()) => 0,
+        Err(error) => {
             eprintln!("{error}");
             1
         }
@@ -87,7 +91,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Ends the process at once: the host takes back what it holds faster than destructors would.
-fn leave(code: i32) -> ExitCode {
+fn leave(code: i32) -> ! {
     #[expect(clippy::exit, reason = "workers still run, and everything they hold ends with the process")]
     std::process::exit(code)
 }
@@ -144,7 +148,8 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
                 bell.end();
                 let _ = console.join();
             }
-            Ok(Some(Event::Exited(control::report(&container, status))))
+            // Before anything is taken down: that may take its time, and the gofer leaves when its connection goes.
+            tell(control, &Event::Exited(control::report(&container, status)))
         }
         Ok(End::Abandoned) => Ok(None),
         Err(error) => Err(Failure { phase: Phase::Init, message: error.to_string() }),
