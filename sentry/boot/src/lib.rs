@@ -72,8 +72,7 @@ pub fn main() -> ExitCode {
         leave(PANICKED);
     }));
     match run(&control) {
-        Ok(None) => leave(0),
-        Ok(Some(event)) => tell(&control, &event),
+        Ok(()) => leave(0),
         Err(failure) => tell(&control, &Event::Failed(failure)),
     }
 }
@@ -104,7 +103,8 @@ fn confining<E: std::fmt::Display>(step: &'static str) -> impl FnOnce(E) -> Fail
     }
 }
 
-fn run(control: &Channel) -> Result<Option<Event>, Failure> {
+/// Runs the container until there is nobody to tell about it; its end is told from here.
+fn run(control: &Channel) -> Result<(), Failure> {
     signals::block_ordinary().map_err(confining("blocking signals"))?;
     let pending = signals::descriptor().map_err(confining("signalfd"))?;
     let nr_cpus = process::nr_cpus();
@@ -151,7 +151,7 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
             // Before anything is taken down: that may take its time, and the gofer leaves when its connection goes.
             tell(control, &Event::Exited(control::report(&container, status)))
         }
-        Ok(End::Abandoned) => Ok(None),
+        Ok(End::Abandoned) => Ok(()),
         Err(error) => Err(Failure { phase: Phase::Init, message: error.to_string() }),
     }
 }
