@@ -323,6 +323,12 @@ impl TcpFlow {
         self.socket_mut().abort();
     }
 
+    /// Resets the connection because the other end does not answer.
+    pub fn give_up(&mut self) {
+        self.ended = self.ended.or(Some(Error::TimedOut));
+        self.abort();
+    }
+
     /// Nothing more will be sent: a FIN follows what is queued.
     pub fn close(&mut self) {
         self.socket_mut().close();
@@ -372,6 +378,13 @@ impl TcpFlow {
     /// Bytes that are not acknowledged.
     pub fn unacknowledged(&self) -> usize {
         self.socket().send_queue()
+    }
+
+    /// Whether a segment that began at `sequence` is on its way.
+    pub fn is_unacknowledged(&self, sequence: u32) -> bool {
+        let behind = self.told.next.wrapping_sub(sequence);
+        // A handshake's own number counts, and a FIN's.
+        behind > 0 && behind as usize <= self.unacknowledged() + 1
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> usize {

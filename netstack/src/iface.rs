@@ -266,8 +266,10 @@ impl Interfaces {
         for interface in self.list.iter().filter(|i| i.is_up() && !i.is_loopback()) {
             let (index, mtu) = (interface.index, interface.mtu);
             for address in interface.addresses.iter().filter(|a| a.covers(to)) {
-                let route =
-                    Route { interface: index, source: from.unwrap_or(address.ip), next_hop: Some(to), mtu };
+                let everybody = matches!(to, IpAddr::V4(ip) if interface.is_broadcast(ip));
+                let hop = if everybody { IpAddr::V4(Ipv4Addr::BROADCAST) } else { to };
+                let source = from.unwrap_or(address.ip);
+                let route = Route { interface: index, source, next_hop: Some(hop), mtu };
                 offer(address.prefix, 0, route);
             }
             let spread = to == IpAddr::V4(Ipv4Addr::BROADCAST) || link_local;

@@ -25,6 +25,8 @@ mod hooks;
 mod lifecycle;
 pub mod log;
 mod mounts;
+mod netlink;
+mod network;
 mod plan;
 mod pty;
 mod registration;

@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Descriptor, Process};
+use crate::{Descriptor, Network, Process};
 
 /// The first message on a connection. It travels as the boot message does, in a memfd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Request {
+    /// Take a network over, before init runs. Answered by [`Answer`].
+    Connect(Box<Network>),
     /// Let a held init run. Answered by [`Answer`].
     Start,
     /// Send a signal to init, or to every process. Answered by [`Answer`].

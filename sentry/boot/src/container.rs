@@ -1,9 +1,9 @@
 //! From a boot message to a running kernel with its first process.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use control_protocol::{Boot, Failure, Phase};
+use control_protocol::{Boot, Failure, Network, Phase};
 use fs_dev::{Devices, HostSide, Terminals};
 use fs_gofer::Session;
 use fs_host::Watcher;
@@ -13,10 +13,12 @@ use platform::Platform;
 use sentry_kernel::{Kernel, KernelConfig, Prepared, TraceSink};
 use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
+use sentry_net::NetworkNamespace;
 use sentry_syscalls::Table;
 use sentry_vfs::Vfs;
 
 use crate::console::Console;
+use crate::link::{self, LinkBell};
 use crate::log::Log;
 use crate::started::{Descriptors, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
@@ -33,6 +35,7 @@ pub struct Ground {
     pub nr_cpus: usize,
     pub machine: Machine,
     pub total_memory: u64,
+    pub link_bell: LinkBell,
 }
 
 /// A container whose init is ready to run.
@@ -49,6 +52,8 @@ pub struct Container {
     pub held: Option<Prepared>,
     /// Where commands connect to.
     pub listener: Option<OwnedFd>,
+    /// For the links, until there are some.
+    link_bell: Mutex<Option<LinkBell>>,
 }
 
 impl Container {
@@ -122,7 +127,16 @@ impl Container {
             console,
             held: Some(prepared),
             listener: fds.listener,
+            link_bell: Mutex::new(Some(ground.link_bell)),
         })
+    }
+
+    /// Takes over a network for the container, once.
+    pub fn connect(&self, network: &Network, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let bell = self.link_bell.lock().ok().and_then(|mut bell| bell.take());
+        let bell = bell.ok_or("the container has a network already")?;
+        let first = self.kernel.first_network().extension::<NetworkNamespace>();
+        link::connect(first.inet(), bell, network, fds)
     }
 }
 

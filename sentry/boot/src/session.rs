@@ -144,6 +144,10 @@ impl Session {
         address: &Address,
     ) -> bool {
         let answer = match request {
+            Request::Connect(network) => match container.connect(&network, fds) {
+                Ok(()) => Answer::Done,
+                Err(problem) => Answer::Refused(problem),
+            },
             Request::Start => match held.take() {
                 Some(init) => {
                     init.start();

@@ -339,6 +339,11 @@ impl UdpCore {
         }
     }
 
+    /// Whether datagrams to a group that came in by `interface` are for this socket (`IP_MULTICAST_ALL` aside).
+    pub(super) fn is_member(&self, group: IpAddr, interface: u32) -> bool {
+        self.state.lock().groups.contains(&(group, interface))
+    }
+
     fn ioctl(&self, caller: &dyn Caller, command: u32, arg: u64) -> Result<i64> {
         let value = match command {
             SIOCINQ => self.state.lock().inbox.front().map_or(0, |d| d.data.len()),
