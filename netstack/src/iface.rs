@@ -44,6 +44,17 @@ impl InterfaceAddress {
         }
     }
 
+    /// The address's network.
+    pub fn network(&self) -> IpAddr {
+        match self.ip {
+            IpAddr::V4(ip) => IpAddr::V4(Ipv4Addr::from_bits(ip.to_bits() & self.netmask().to_bits())),
+            IpAddr::V6(ip) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix.min(128))).unwrap_or(0);
+                IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & mask))
+            }
+        }
+    }
+
     /// The mask of an IPv4 address.
     pub fn netmask(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0))
@@ -147,6 +158,20 @@ impl Default for Interfaces {
     }
 }
 
+/// A route of the main table, to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MainRoute<'i> {
+    pub to: IpAddr,
+    pub prefix: u8,
+    pub gateway: Option<IpAddr>,
+    pub interface: u32,
+    pub name: &'i str,
+    pub metric: u32,
+    pub source: Option<IpAddr>,
+    pub protocol: u8,
+    pub scope: u8,
+}
+
 /// Routes that one network may have.
 const MAX_ROUTES: usize = 4096;
 
@@ -185,6 +210,42 @@ impl Interfaces {
     /// The routes that somebody has set.
     pub fn routes(&self) -> &[StaticRoute] {
         &self.routes
+    }
+
+    /// The main table: the networks of links' addresses, and the routes that somebody has set.
+    pub fn main_routes(&self) -> impl Iterator<Item = MainRoute<'_>> {
+        let links = || self.list.iter().filter(|i| i.is_up() && !i.is_loopback());
+        let connected = links().flat_map(|i| {
+            i.addresses.iter().filter(|a| a.prefix < if a.ip.is_ipv4() { 32 } else { 128 }).map(|a| {
+                MainRoute {
+                    to: a.network(),
+                    prefix: a.prefix,
+                    gateway: None,
+                    interface: i.index,
+                    name: &i.name,
+                    metric: if a.ip.is_ipv4() { 0 } else { 256 },
+                    source: a.ip.is_ipv4().then_some(a.ip),
+                    // RTPROT_KERNEL, RT_SCOPE_LINK
+                    protocol: 2,
+                    scope: if a.ip.is_ipv4() { 253 } else { 0 },
+                }
+            })
+        });
+        let set = self.routes.iter().filter_map(|r| {
+            let interface = self.by_index(r.interface)?;
+            Some(MainRoute {
+                to: r.to,
+                prefix: r.prefix,
+                gateway: r.gateway,
+                interface: r.interface,
+                name: &interface.name,
+                metric: r.metric,
+                source: r.source,
+                protocol: r.protocol,
+                scope: r.scope,
+            })
+        });
+        set.chain(connected)
     }
 
     /// Sets a route; false where there is one to that network by that metric, or there are too many.

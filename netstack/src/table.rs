@@ -13,7 +13,7 @@ use crate::packet::{Header, Packet, TCP, pseudo_header};
 const REST_NS: u64 = 60_000_000_000;
 /// Connections at the same time, those that are half open, and those that rest.
 pub const MAX_FLOWS: usize = 131_072;
-pub const MAX_HALF_OPEN: usize = 4096;
+pub const MAX_HALF_OPEN: usize = 1024;
 const MAX_RESTING: usize = 65_536;
 
 const FIN: u8 = 1;

@@ -25,6 +25,7 @@ mod hooks;
 mod lifecycle;
 pub mod log;
 mod mounts;
+mod nat;
 mod netlink;
 mod network;
 mod plan;

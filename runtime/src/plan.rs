@@ -26,6 +26,9 @@ pub struct Plan {
     /// Where what the container writes on its root is kept.
     #[serde(default)]
     pub filestore: Filestore,
+    /// The policy of a user-mode NAT (JSON, or empty for the usual one), if the sandbox is to have one.
+    #[serde(default)]
+    pub nat: Option<String>,
     /// Limits of the sandbox's control group, if it is to have one.
     #[serde(skip)]
     pub limits: Limits,
@@ -98,10 +101,11 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
         masked_paths: list(linux.map(oci_spec::runtime::Linux::masked_paths)),
         readonly_paths: list(linux.map(oci_spec::runtime::Linux::readonly_paths)),
         options: told(options, &limits),
+        network: None,
         held: false,
         descriptors: Vec::new(),
     };
-    Ok(Plan { boot, attachments, filestore: Filestore::default(), limits })
+    Ok(Plan { boot, attachments, filestore: Filestore::default(), nat: None, limits })
 }
 
 fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Limits {
@@ -255,9 +259,10 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
         options,
+        network: None,
         held: false,
         descriptors: Vec::new(),
     };
     let attachments = vec![Attachment { source: PathBuf::from("/"), read_only: true }];
-    Plan { boot, attachments, filestore: Filestore::default(), limits: Limits::default() }
+    Plan { boot, attachments, filestore: Filestore::default(), nat: None, limits: Limits::default() }
 }

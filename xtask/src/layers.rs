@@ -110,9 +110,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gofer", &["abi", "hostsys", "gofer-protocol"]),
     ("control-protocol", &["abi", "hostsys"]),
     // The life-cycle side starts the gofer; it knows the Sentry by the control protocol alone.
-    ("runtime", &["abi", "hostsys", "control-protocol", "gofer"]),
+    ("net-broker", &["hostsys", "netstack"]),
+    ("runtime", &["abi", "hostsys", "control-protocol", "gofer", "net-broker"]),
     ("runsc-compat", &["abi", "hostsys", "control-protocol", "runtime"]),
-    ("casemate", &["abi", "hostsys", "runsc-compat", "runtime", "sentry-boot", "gofer"]),
+    ("casemate", &["abi", "hostsys", "runsc-compat", "runtime", "sentry-boot", "gofer", "net-broker"]),
     ("syscall-tests", &[]),
     ("benches", &["xtask"]),
     ("xtask", &[]),

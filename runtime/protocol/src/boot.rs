@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Text;
+use crate::{Network, Text};
 
 /// Everything that the Sentry needs to start one container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,9 @@ pub struct Boot {
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
     pub options: Options,
+    /// The network, where it is known already.
+    #[serde(default)]
+    pub network: Option<Network>,
     /// Whether init waits for [`crate::Request::Start`] before its first instruction.
     pub held: bool,
     /// What the descriptors that came along with this message are, in their order.
@@ -43,6 +46,8 @@ pub enum Descriptor {
     Console,
     /// A sparse file for the contents of what the container writes on its root.
     Filestore,
+    /// A link of [`Boot::network`], in their order.
+    Link,
     /// A listening socket: each connection carries one [`crate::Request`].
     Listener,
 }

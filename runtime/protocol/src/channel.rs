@@ -172,6 +172,7 @@ mod tests {
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
             options: Options::default(),
+            network: None,
             held: false,
             descriptors: vec![Descriptor::Guest(0)],
         }

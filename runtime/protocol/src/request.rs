@@ -10,6 +10,9 @@ use crate::{Descriptor, Network, Process};
 pub enum Request {
     /// Take a network over, before init runs. Answered by [`Answer`].
     Connect(Box<Network>),
+    /// Write every frame of the links to the file that comes along, in the format of `pcap-savefile(5)`, from now on; without
+    /// a file no more. Answered by [`Answer`].
+    Capture,
     /// Let a held init run. Answered by [`Answer`].
     Start,
     /// Send a signal to init, or to every process. Answered by [`Answer`].

@@ -18,7 +18,7 @@ use sentry_syscalls::Table;
 use sentry_vfs::Vfs;
 
 use crate::console::Console;
-use crate::link::{self, LinkBell};
+use crate::link::{self, Capture, LinkBell};
 use crate::log::Log;
 use crate::started::{Descriptors, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
@@ -54,6 +54,7 @@ pub struct Container {
     pub listener: Option<OwnedFd>,
     /// For the links, until there are some.
     link_bell: Mutex<Option<LinkBell>>,
+    capture: Arc<Capture>,
 }
 
 impl Container {
@@ -113,6 +114,14 @@ impl Container {
         let tree = Tree::build(boot, &parts).map_err(|error| failed(Phase::Mount, error))?;
         log.debug("the mounts stand");
 
+        let mut link_bell = Some(ground.link_bell);
+        let capture = Arc::<Capture>::default();
+        if let (Some(network), Some(bell)) = (&boot.network, link_bell.take_if(|_| boot.network.is_some())) {
+            let first = kernel.first_network().extension::<NetworkNamespace>();
+            link::connect(first.inet(), bell, &capture, network, fds.links)
+                .map_err(|error| failed(Phase::Init, error))?;
+        }
+
         let factory =
             Arc::new(Factory { kernel: Arc::clone(&kernel), tree, terminals, watcher: ground.watcher });
         let init = factory.make(Kind::Init, &boot.process, fds.guest, fds.console, ended)?;
@@ -127,7 +136,8 @@ impl Container {
             console,
             held: Some(prepared),
             listener: fds.listener,
-            link_bell: Mutex::new(Some(ground.link_bell)),
+            link_bell: Mutex::new(link_bell),
+            capture,
         })
     }
 
@@ -136,7 +146,12 @@ impl Container {
         let bell = self.link_bell.lock().ok().and_then(|mut bell| bell.take());
         let bell = bell.ok_or("the container has a network already")?;
         let first = self.kernel.first_network().extension::<NetworkNamespace>();
-        link::connect(first.inet(), bell, network, fds)
+        link::connect(first.inet(), bell, &self.capture, network, fds)
+    }
+
+    /// Begins to write frames to a file, or ends it.
+    pub fn capture(&self, fds: Vec<OwnedFd>) -> Result<(), String> {
+        self.capture.to(fds.into_iter().next()).map_err(|error| error.to_string())
     }
 }
 

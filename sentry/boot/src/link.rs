@@ -6,21 +6,23 @@
 //! time is to be waited for.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use control_protocol::Network;
 use hostsys::polling::{self, Interest};
-use netstack::frame::HEADROOM;
+use netstack::frame::{HEADROOM, OFFLOAD_HEADER};
 use netstack::iface::{
     BROADCAST, Interface, InterfaceAddress, LOWER_UP, MULTICAST, RUNNING, StaticRoute, UP,
 };
-use sentry_base::mono_now;
+use sentry_base::{mono_now, real_now};
 use sentry_net::{Inet, LinkHost, LinkSetup, Links};
 
 /// Frames that are read from one link before another one's turn.
@@ -46,8 +48,55 @@ impl LinkBell {
     }
 }
 
+/// Where frames are written to besides, as `tcpdump` writes them.
+#[derive(Debug, Default)]
+pub struct Capture {
+    on: AtomicBool,
+    file: Mutex<Option<File>>,
+}
+
+impl Capture {
+    /// `pcap-savefile(5)`: microseconds, version 2.4, frames of up to 256 KiB, Ethernet.
+    const HEAD: [u32; 6] = [0xa1b2_c3d4, (4 << 16) | 2, 0, 0, 0x4_0000, 1];
+
+    /// Begins to write to a file, which must be open for writing, or ends it.
+    pub fn to(&self, file: Option<OwnedFd>) -> io::Result<()> {
+        let mut file = file.map(File::from);
+        if let Some(file) = &mut file {
+            file.write_all(&Self::HEAD.map(u32::to_ne_bytes).concat())?;
+        }
+        self.on.store(file.is_some(), Ordering::Relaxed);
+        if let Ok(mut slot) = self.file.lock() {
+            *slot = file;
+        }
+        Ok(())
+    }
+
+    /// Writes a frame that is behind its `struct virtio_net_hdr`.
+    fn note(&self, frame: &[u8]) {
+        if !self.on.load(Ordering::Relaxed) {
+            return;
+        }
+        let frame = frame.get(OFFLOAD_HEADER..).unwrap_or_default();
+        let now = real_now();
+        let word = |n: u64| u32::try_from(n & u64::from(u32::MAX)).unwrap_or(0).to_ne_bytes();
+        let len = word(frame.len() as u64);
+        let mut record = [word(now / 1_000_000_000), word(now / 1000 % 1_000_000), len, len].concat();
+        record.extend_from_slice(frame);
+        if let Ok(mut slot) = self.file.lock()
+            && let Some(file) = slot.as_mut()
+            && file.write_all(&record).is_err()
+        {
+            // A disk that is full ends it.
+            self.on.store(false, Ordering::Relaxed);
+            *slot = None;
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Host {
+    capture: Arc<Capture>,
     links: BTreeMap<u32, OwnedFd>,
     resolver: Option<OwnedFd>,
     ringer: UnixStream,
@@ -56,6 +105,7 @@ struct Host {
 impl LinkHost for Host {
     fn send(&self, interface: u32, frame: &[u8]) {
         if let Some(fd) = self.links.get(&interface) {
+            self.capture.note(frame);
             // A frame that the link does not take is lost, as any frame may be.
             let _ = hostsys::retry(|| Ok(rustix::io::write(fd, frame)?));
         }
@@ -108,7 +158,13 @@ fn setup(network: &Network, host: Arc<Host>) -> LinkSetup {
 }
 
 /// Gives the sandbox's network its links, and starts the thread.
-pub fn connect(inet: &Arc<Inet>, bell: LinkBell, network: &Network, fds: Vec<OwnedFd>) -> Result<(), String> {
+pub fn connect(
+    inet: &Arc<Inet>,
+    bell: LinkBell,
+    capture: &Arc<Capture>,
+    network: &Network,
+    fds: Vec<OwnedFd>,
+) -> Result<(), String> {
     let wanted = network.links.len() + usize::from(network.resolver);
     if fds.len() != wanted {
         return Err(format!("the network says {wanted} descriptors, {} came", fds.len()));
@@ -117,7 +173,7 @@ pub fn connect(inet: &Arc<Inet>, bell: LinkBell, network: &Network, fds: Vec<Own
     let links: BTreeMap<u32, OwnedFd> =
         network.links.iter().map(|link| link.index).zip(fds.by_ref()).collect();
     let resolver = fds.next();
-    let host = Arc::new(Host { links, resolver, ringer: bell.ringer });
+    let host = Arc::new(Host { capture: Arc::clone(capture), links, resolver, ringer: bell.ringer });
     let links = inet.attach(setup(network, Arc::clone(&host)));
     let serve = move || serve(&links, &host, bell.ear);
     thread::Builder::new().name("links".into()).spawn(serve).map_err(|error| error.to_string())?;
@@ -153,7 +209,10 @@ fn serve(links: &Links, host: &Host, mut ear: UnixStream) {
         let mut failed = false;
         for ((index, fd), interest) in host.links.iter().zip(of_links) {
             if interest.any() {
-                let got = drain(fd, &mut buffer, |frame| links.arrived(*index, frame));
+                let got = drain(fd, &mut buffer, |frame| {
+                    host.capture.note(frame);
+                    links.arrived(*index, frame);
+                });
                 failed |= got == 0 && interest.found() & libc::POLLIN == 0;
             }
         }

@@ -148,6 +148,10 @@ impl Session {
                 Ok(()) => Answer::Done,
                 Err(problem) => Answer::Refused(problem),
             },
+            Request::Capture => match container.capture(fds) {
+                Ok(()) => Answer::Done,
+                Err(problem) => Answer::Refused(problem),
+            },
             Request::Start => match held.take() {
                 Some(init) => {
                     init.start();

@@ -22,7 +22,7 @@ use super::tcp::{Link, Side, TcpCore};
 use super::{Inet, addr};
 
 /// Bytes of a flow's own buffers, besides those of the socket.
-pub(super) const BUFFER: usize = 1 << 20;
+pub(super) const BUFFER: usize = 512 << 10;
 /// What a socket may have queued at the wire, and the wire at the socket, in bytes.
 pub(super) const SEND_QUEUE: usize = 512 << 10;
 
@@ -140,9 +140,7 @@ impl Flow {
     ) -> Option<Arc<Self>> {
         let settings = listener.flow_settings(&route);
         let stage = Stage::HalfOpen(Arc::downgrade(listener));
-        let flow = Self::make(net, outside, (tuple, route), settings, stage, |_| None)?;
-        outside.half_open.fetch_add(1, Ordering::Relaxed);
-        Some(flow)
+        Self::make(net, outside, (tuple, route), settings, stage, |_| None)
     }
 
     /// A connection that `core` opens. Call [`Flow::begin`] when the socket knows of it.
@@ -191,6 +189,18 @@ impl Flow {
         {
             let mut inner = self.inner.lock();
             inner.tcp.abort();
+            inner.stage = Stage::Over;
+        }
+        self.forget();
+    }
+
+    /// Too many others have begun since this was: it is forgotten, unless it stands by now.
+    pub(super) fn lose_place(&self) {
+        {
+            let mut inner = self.inner.lock();
+            if !matches!(inner.stage, Stage::HalfOpen(_)) {
+                return;
+            }
             inner.stage = Stage::Over;
         }
         self.forget();
@@ -268,7 +278,7 @@ impl Flow {
                 inner.tcp.arrive(packet, now, &mut frames);
             }
             let inner = &mut *inner;
-            inner.note_opening(outside, &mut news);
+            inner.note_opening(&mut news);
             if let (Stage::Open, Some(link)) = (&inner.stage, inner.link.clone()) {
                 inner.move_in(&self.net, &link, &mut news.change);
                 inner.move_out(&self.net, &link, &mut news.change);
@@ -286,9 +296,6 @@ impl Flow {
                 news.gone = true;
             }
             if news.gone {
-                if matches!(inner.stage, Stage::HalfOpen(_)) {
-                    outside.half_open.fetch_sub(1, Ordering::Relaxed);
-                }
                 if !matches!(inner.stage, Stage::Admitting) {
                     inner.stage = Stage::Over;
                 }
@@ -372,7 +379,7 @@ impl Flow {
 
 impl Inner {
     /// Whether the handshake is over.
-    fn note_opening(&mut self, outside: &Outside, news: &mut News) {
+    fn note_opening(&mut self, news: &mut News) {
         let whole = !matches!(
             self.tcp.state(),
             TcpState::SynSent | TcpState::SynRecv | TcpState::Listen | TcpState::Close
@@ -383,7 +390,6 @@ impl Inner {
                 self.stage = Stage::Open;
             }
             Stage::HalfOpen(listener) if whole => {
-                outside.half_open.fetch_sub(1, Ordering::Relaxed);
                 news.opened = Some((Weak::clone(listener), false));
                 self.stage = Stage::Admitting;
             }

@@ -4,8 +4,8 @@
 //! [`Links`]; whoever has something to send writes to them at once. Time-outs are kept in one list, which that thread
 //! looks at.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::collections::BTreeMap;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 
@@ -45,18 +45,18 @@ pub struct LinkSetup {
 
 /// One link, and what it has carried.
 #[derive(Debug)]
-pub(crate) struct Port {
+struct Port {
     station: Station,
-    pub(crate) received: Traffic,
-    pub(crate) sent: Traffic,
+    received: Traffic,
+    sent: Traffic,
     /// Frames that were not for us, broken or of no known kind.
-    pub(crate) dropped: Counter,
+    dropped: Counter,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Traffic {
-    pub(crate) packets: Counter,
-    pub(crate) bytes: Counter,
+struct Traffic {
+    packets: Counter,
+    bytes: Counter,
 }
 
 /// What a network has besides its loopback.
@@ -68,7 +68,8 @@ pub(crate) struct Outside {
     pub(super) flows: Mutex<FlowTable<Arc<Flow>>, { rank::LEAF }>,
     partial: Mutex<Reassembler, { rank::LEAF }>,
     timers: Timers,
-    pub(super) half_open: AtomicUsize,
+    /// Connections that others have begun, oldest first; those that stand by now are passed over.
+    half_open: Mutex<VecDeque<Weak<Flow>>, { rank::LEAF }>,
     next_id: AtomicU32,
     /// Errors that may still be sent this second, and the second (`icmp_ratelimit`).
     errors: Mutex<(Nanos, u32), { rank::LEAF }>,
@@ -111,7 +112,7 @@ impl Inet {
             flows: Mutex::default(),
             partial: Mutex::default(),
             timers: Timers { neighbors: AtomicU64::new(Nanos::MAX), ..Timers::default() },
-            half_open: AtomicUsize::new(0),
+            half_open: Mutex::default(),
             next_id: AtomicU32::new(1),
             errors: Mutex::new((0, 0)),
             resolver: setup.resolver.then(Resolver::default),
@@ -155,8 +156,8 @@ impl Links {
     /// When [`Links::tick`] is to be called; until then the thread may sleep. It is woken if that changes.
     pub fn deadline(&self) -> Option<Nanos> {
         let timers = &self.0.outside.get()?.timers;
-        let neighbors = timers.neighbors.load(Ordering::Relaxed);
         let flows = timers.flows.lock();
+        let neighbors = timers.neighbors.load(Ordering::Relaxed);
         let first = flows.keys().next().map_or(Nanos::MAX, |(at, _)| *at).min(neighbors);
         // Under the lock: who adds an earlier one sees it.
         timers.armed.store(first, Ordering::Relaxed);
@@ -186,8 +187,15 @@ impl Links {
 }
 
 impl Timers {
-    fn arm(&self, host: &dyn LinkHost, at: Nanos) {
-        if self.armed.fetch_min(at, Ordering::Relaxed) > at {
+    /// Neighbours are to be looked at when that time comes.
+    fn wait_for_neighbors(&self, host: &dyn LinkHost, at: Nanos) {
+        let wakes = {
+            // What the thread sleeps until is settled under this lock.
+            let _flows = self.flows.lock();
+            self.neighbors.fetch_min(at, Ordering::Relaxed);
+            self.armed.fetch_min(at, Ordering::Relaxed) > at
+        };
+        if wakes {
             host.ring();
         }
     }
@@ -205,10 +213,6 @@ impl Outside {
         if wakes {
             self.host.ring();
         }
-    }
-
-    pub(crate) fn port(&self, interface: u32) -> Option<&Port> {
-        self.ports.get(&interface)
     }
 
     /// A number for a packet that may be cut into fragments.
@@ -246,8 +250,7 @@ impl Outside {
             port.dropped.add(1);
         }
         if let Some(at) = deadline {
-            self.timers.neighbors.fetch_min(at, Ordering::Relaxed);
-            self.timers.arm(self.host.as_ref(), at);
+            self.timers.wait_for_neighbors(self.host.as_ref(), at);
         }
         self.transmit(out);
     }
@@ -456,8 +459,9 @@ impl Outside {
                 Opened::Nobody => refusal(net, packet),
             },
         };
-        if let (Some(frame), Ok(route)) = (answer, net.interfaces.lock().route(packet.from, Some(packet.to)))
-        {
+        let Some(frame) = answer else { return };
+        let route = net.interfaces.lock().route(packet.from, Some(packet.to));
+        if let Ok(route) = route {
             self.send(&route, frame);
         }
     }
@@ -470,7 +474,7 @@ impl Outside {
             found.and_then(|binding| binding.owner.upgrade())
         };
         let Some(listener) = listener else { return Opened::Nobody };
-        if !listener.has_room_for_syn() || self.half_open.load(Ordering::Relaxed) >= MAX_HALF_OPEN {
+        if !listener.has_room_for_syn() {
             // The other end asks again.
             net.stats.listen_overflows.add(1);
             return Opened::Later;
@@ -479,9 +483,26 @@ impl Outside {
             return Opened::Later;
         };
         if let Some(flow) = Flow::half_open(net, self, &listener, tuple, route) {
+            self.note_half_open(&flow);
             flow.arrived(packet.whole);
         }
         Opened::Yes
+    }
+
+    /// Makes room for one more connection that others have begun: who has had the longest time to go on loses its place, so
+    /// that a flood of beginnings does not keep out who means it.
+    fn note_half_open(&self, flow: &Arc<Flow>) {
+        let mut gone = Vec::new();
+        {
+            let mut all = self.half_open.lock();
+            while all.len() >= MAX_HALF_OPEN {
+                gone.extend(all.pop_front());
+            }
+            all.push_back(flow.weak());
+        }
+        for flow in gone.iter().filter_map(Weak::upgrade) {
+            flow.lose_place();
+        }
     }
 
     /// Sends a datagram (`udp_send_skb`). `EMSGSIZE` where it is too long and must not be cut.
@@ -560,7 +581,35 @@ pub(super) struct HowSent {
     pub(super) dont_fragment: bool,
 }
 
+/// What an interface has carried, in packets and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Carried {
+    pub(crate) received: (u64, u64),
+    pub(crate) sent: (u64, u64),
+    pub(crate) dropped: u64,
+}
+
 impl Inet {
+    /// The counters of an interface.
+    pub(crate) fn carried(&self, interface: u32) -> Carried {
+        match self.outside.get().and_then(|outside| outside.ports.get(&interface)) {
+            Some(port) => Carried {
+                received: (port.received.packets.get(), port.received.bytes.get()),
+                sent: (port.sent.packets.get(), port.sent.bytes.get()),
+                dropped: port.dropped.get(),
+            },
+            None => {
+                let all = (self.stats.packets.get(), self.stats.bytes.get());
+                Carried { received: all, sent: all, dropped: 0 }
+            }
+        }
+    }
+
+    /// Neighbours whose hardware addresses are known, and whether they were heard of lately.
+    pub(crate) fn neighbors(&self) -> Vec<(u32, IpAddr, Hardware, bool)> {
+        self.outside.get().map(|o| o.neighbors.lock().known(mono_now())).unwrap_or_default()
+    }
+
     /// Raw sockets see every packet for this host.
     fn deliver_raw_outside(&self, packet: &Packet<'_>, interface: u32) {
         if self.raws.lock().is_empty() {

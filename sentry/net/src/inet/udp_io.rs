@@ -2,13 +2,13 @@
 //! `ip_recv_error`).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use abi::net::{In6PktInfo, InPktInfo, SockExtendedErr};
 use netstack::datagram::Datagram;
-use netstack::iface::or_this_host;
+use netstack::iface::{Route, or_this_host};
 use netstack::packet::Packet;
-use netstack::ports::Binding;
+use netstack::ports::{Binding, PortTable};
 use sentry_base::{Errno, Events, Result, real_now};
 use sentry_vfs::IoStart;
 use zerocopy::{FromBytes, IntoBytes};
@@ -209,6 +209,10 @@ impl UdpCore {
         if self.ask_resolver(&data, from, to) {
             return;
         }
+        if group {
+            self.deliver_to_group(&data, from, to, HowSent { hops, class, dont_fragment: false });
+            return;
+        }
         if let Some((outside, route)) = self.net.route_out(to.ip(), from.ip()) {
             outside.send_udp(&route, from, to, &data, HowSent { hops, class, dont_fragment: false });
             return;
@@ -230,6 +234,39 @@ impl UdpCore {
         };
         let datagram = Datagram { data, from, to: to.ip(), interface: 1, hops, class, stamp: real_now() };
         receiver.take_in(datagram);
+    }
+
+    /// Brings a datagram to the members of a group: here, where that is wanted, and beyond a link.
+    fn deliver_to_group(&self, data: &[u8], from: SocketAddr, to: SocketAddr, how: HowSent) {
+        let Ok((interface, _)) = self.group_route(to.ip()) else { return };
+        let mtu = self.net.interfaces.lock().by_index(interface).map(|i| i.mtu);
+        if let (Some(mtu), Some(outside)) = (mtu, self.net.outside.get())
+            && interface != 1
+            && how.hops > 0
+        {
+            let route = Route { interface, source: from.ip(), next_hop: Some(to.ip()), mtu };
+            outside.send_udp(&route, from, to, data, how);
+        }
+        let (level, name) = if to.is_ipv6() {
+            (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP)
+        } else {
+            (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP)
+        };
+        if self.options.set_or(level, name, 1) == 0 {
+            return;
+        }
+        self.net.stats.packet(data.len() + 28);
+        for core in self.net.group_takers(from, to, interface) {
+            core.take_in(Datagram {
+                data: data.to_vec(),
+                from,
+                to: to.ip(),
+                interface,
+                hops: how.hops,
+                class: how.class,
+                stamp: real_now(),
+            });
+        }
     }
 
     /// Passes a query on to the engine's resolver, where there is one and this goes to it.
@@ -360,7 +397,28 @@ impl UdpCore {
     }
 }
 
+/// Every socket that takes datagrams from `from` to `to`.
+fn at_port(table: &PortTable<Weak<UdpCore>>, from: SocketAddr, to: SocketAddr) -> Vec<Arc<UdpCore>> {
+    let fits = |b: &&Binding<_>| b.local.score(to.ip()) > 0 && b.peer.is_none_or(|peer| peer == from);
+    table.at(to.port()).iter().filter(fits).filter_map(|b| b.owner.upgrade()).collect()
+}
+
 impl Inet {
+    /// The sockets that take a datagram to a group which came in by, or goes out by, `interface` (`ip_mc_sf_allow`).
+    fn group_takers(&self, from: SocketAddr, to: SocketAddr, interface: u32) -> Vec<Arc<UdpCore>> {
+        let all: Vec<_> = self.udp.lock().iter().filter_map(|b| b.owner.upgrade()).collect();
+        // Nobody hears of a group that nobody has joined.
+        if !all.iter().any(|core| core.is_member(to.ip(), interface)) {
+            return Vec::new();
+        }
+        let mut takers = at_port(&self.udp.lock(), from, to);
+        takers.retain(|core| {
+            let (joined, takes_all) = core.group_taste(to.ip());
+            core.is_member(to.ip(), interface) || (!joined && takes_all)
+        });
+        takers
+    }
+
     /// Brings a datagram from outside to the sockets that take it; false where there is none (`__udp4_lib_rcv`).
     pub(super) fn receive_udp(&self, packet: &Packet<'_>, interface: u32) -> bool {
         let Some((head, data)) = packet.payload.split_at_checked(UDP_HEADER) else { return true };
@@ -373,12 +431,12 @@ impl Inet {
         let to = SocketAddr::new(packet.to, short(2));
         self.stats.udp_datagrams.add(1);
         let group = packet.to.is_multicast() || self.interfaces.lock().is_broadcast(packet.to);
-        let takers: Vec<Arc<UdpCore>> = {
+        let takers: Vec<Arc<UdpCore>> = if packet.to.is_multicast() {
+            self.group_takers(from, to, interface)
+        } else {
             let table = self.udp.lock();
             if group {
-                let fits =
-                    |b: &&Binding<_>| b.local.score(to.ip()) > 0 && b.peer.is_none_or(|peer| peer == from);
-                table.at(to.port()).iter().filter(fits).filter_map(|b| b.owner.upgrade()).collect()
+                at_port(&table, from, to)
             } else {
                 let found = table.find(to, from, |binding| match binding.peer {
                     None => 1,
@@ -390,9 +448,6 @@ impl Inet {
         };
         let mut taken = false;
         for core in takers {
-            if packet.to.is_multicast() && !core.is_member(packet.to, interface) {
-                continue;
-            }
             taken = true;
             core.take_in(Datagram {
                 data: data.to_vec(),
