@@ -243,7 +243,7 @@ impl Outside {
             let hop = (route.source, next_hop);
             let taken = neighbors.send(port.station, hop, frame, now, &mut out);
             // More or less than the packet itself: somebody was asked.
-            let asked = out.iter().any(|a| a.kind == TYPE_ARP) || out.len() != 1;
+            let asked = out.len() != 1 || out.iter().any(|a| a.kind == TYPE_ARP || a.to[0] & 1 != 0);
             (taken, asked.then(|| neighbors.deadline()).flatten())
         };
         if !taken {
@@ -257,12 +257,14 @@ impl Outside {
 
     fn tick_neighbors(&self, net: &Arc<Inet>, now: Nanos) {
         let mut out = Vec::new();
-        let (lost, deadline) = {
+        let lost = {
             let mut neighbors = self.neighbors.lock();
             let lost = neighbors.tick(now, |index| self.ports.get(&index).map(|p| p.station), &mut out);
-            (lost, neighbors.deadline())
+            // Under the lock: what is asked after this comes before it or is added to it.
+            let deadline = neighbors.deadline().unwrap_or(Nanos::MAX);
+            self.timers.neighbors.store(deadline, Ordering::Relaxed);
+            lost
         };
-        self.timers.neighbors.store(deadline.unwrap_or(Nanos::MAX), Ordering::Relaxed);
         self.transmit(out);
         for frame in lost {
             if let Some(packet) = Packet::parse(frame.packet()) {
