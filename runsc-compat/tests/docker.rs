@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use xtask::place::TempDir;
-use xtask::{programs, rootfs, shell};
+use xtask::trial::{Running, Trial};
+use xtask::{processes, programs, rootfs, shell};
+
+/// How long one command of Docker's may take.
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A daemon of our own, stopped when dropped.
 struct Daemon {
@@ -66,15 +71,27 @@ impl Daemon {
     }
 
     fn command<S: Into<OsString>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        // Only SIGKILL ends it for sure: `docker run` hands SIGTERM on to the container and waits.
         let mut command = Command::new("timeout");
-        command.args(["60", "docker", "-H"]).arg(format!("unix://{}", self.path("socket").display()));
+        command
+            .args(["-s", "KILL", &LIMIT.as_secs().to_string(), "docker", "-H"])
+            .arg(format!("unix://{}", self.path("socket").display()));
         command.args(args.into_iter().map(Into::into)).stdin(Stdio::null());
         command
     }
 
     fn docker<S: Into<OsString>>(&self, args: impl IntoIterator<Item = S>) -> Result<Did> {
         let mut command = self.command(args);
+        let started = Instant::now();
         let output = command.output().context("cannot run docker")?;
+        let stuck = || processes::describe(i32::try_from(std::process::id()).unwrap_or_default());
+        ensure!(
+            started.elapsed() < LIMIT,
+            "no end of {command:?}\nstderr: {}\n{}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            stuck(),
+            self.log()
+        );
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok(Did {
             line: format!("{command:?}"),
@@ -102,7 +119,13 @@ impl Drop for Daemon {
         // It stops the containerd that it has started, too.
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
+        let until = Instant::now() + Duration::from_secs(30);
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > until {
+                let _ = self.child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -285,15 +308,28 @@ fn written(daemon: &Daemon) -> Result<()> {
 fn interactive(daemon: &Daemon) -> Result<()> {
     let inner =
         daemon.command(["run", "--runtime=casemate", "--network=none", "--rm", "-it", "busybox", "sh"]);
-    let line = std::iter::once(inner.get_program())
-        .chain(inner.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect::<Vec<_>>()
-        .join(" ");
-    let typed = "(sleep 2; echo 'echo answer-$((6*7))'; sleep 1; echo 'sleep 100'; sleep 1; printf '\\003'; sleep 1; echo 'exit 23'; sleep 1)";
-    let output =
-        Command::new("sh").arg("-c").arg(format!("{typed} | script -q -e -c '{line}' /dev/null")).output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.code() == Some(23) && said.contains("answer-42"), "{:?}: {said}", output.status);
-    Ok(())
+    let words = std::iter::once(inner.get_program()).chain(inner.get_args());
+    let line = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+    let trial = Trial::new("docker-tty")?;
+    let mut running =
+        trial.host(["script", "-q", "-e", "-c", &line, "/dev/null"]).piped_stdin().limit(LIMIT).start()?;
+    let type_in = |running: &mut Running, text: &str| -> Result<()> {
+        let input = running.stdin.as_mut().context("no input")?;
+        input.write_all(text.as_bytes())?;
+        Ok(input.flush()?)
+    };
+    // What is typed is echoed: each answer is one that the typed text does not contain.
+    running.until_says("# ")?;
+    type_in(&mut running, "echo answer-$((6*7))\n")?;
+    running.until_says("answer-42")?;
+    type_in(&mut running, "echo begin-$((1)); sleep 1000\n")?;
+    running.until_says("begin-1")?;
+    // Until the sleep is in the foreground an interrupt would meet the shell alone.
+    std::thread::sleep(Duration::from_millis(500));
+    type_in(&mut running, "\u{3}")?;
+    type_in(&mut running, "\necho code-$?\n")?;
+    running.until_says("code-130")?;
+    type_in(&mut running, "exit 23\n")?;
+    running.wait()?.expect(23)?;
+    trial.finish()
 }

@@ -32,8 +32,9 @@ use crate::drive::{Overseer, Progress, Run};
 use crate::error::{Context, Error, Result, show};
 use crate::log::{Format, Level, Log};
 use crate::plan::Plan;
+use crate::pod::Member;
 use crate::relay::Relay;
-use crate::sandbox::{Guarded, Sandbox, program};
+use crate::sandbox::{Gofer, Guarded, Sandbox, program};
 use crate::{pty, session};
 
 /// The name under which the binary runs a monitor.
@@ -60,6 +61,8 @@ struct Errand {
     group: Group,
     /// The network namespace to join.
     netns: Option<PathBuf>,
+    /// Of a container in another one's sandbox: whether it numbers its processes itself.
+    own_pids: bool,
     debug: bool,
     json: bool,
 }
@@ -72,6 +75,8 @@ pub(crate) enum Role {
     Log,
     /// Our side of the engine's pseudo-terminal.
     Terminal,
+    /// A connection to the Sentry of the pod, which the container goes into.
+    Sandbox,
 }
 
 /// From the monitor to the command that creates.
@@ -136,6 +141,7 @@ impl Monitor {
     pub fn launch(
         plan: Plan,
         network: &Network,
+        own_pids: bool,
         descriptors: Vec<(Role, OwnedFd)>,
         cgroup: &ControlGroup,
         log: &Log,
@@ -148,6 +154,7 @@ impl Monitor {
                 Network::Join(path) => Some(path.clone()),
                 _ => None,
             },
+            own_pids,
             debug: log.is_debug(),
             json: log.format() == Format::Json,
         };
@@ -308,14 +315,16 @@ pub fn monitor_main() -> ExitCode {
 fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -> Result<Report> {
     signals::block_ordinary().context(|| "block signals".into())?;
     let pending = signals::descriptor().context(|| "signalfd".into())?;
-    let Errand { mut plan, roles, group, netns, .. } = errand;
+    let Errand { mut plan, roles, group, netns, own_pids, .. } = errand;
     let mut descriptors = Vec::new();
     let mut relay = None;
+    let mut pod = None;
     for (role, number) in roles.into_iter().zip(FIRST_FD..) {
         let fd = inherited(number)?;
         match role {
             Role::Sentry(role) => descriptors.push((role, fd)),
             Role::Log => *log_file = Some(fd.into()),
+            Role::Sandbox => pod = Some(Channel::from_socket(fd)),
             Role::Terminal => {
                 let (socket, theirs) = UnixStream::pair().context(|| "socketpair".into())?;
                 relay = Some(relay_of(fd, socket.into())?);
@@ -330,6 +339,16 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
             Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?)
         };
         join().context(|| format!("join the network namespace {}", show(&path)))?;
+    }
+    if let Some(adjustment) = plan.boot.process.oom_score_adj {
+        // Refused to those without the right to lower it; what is started has the same.
+        let _ = std::fs::write("/proc/self/oom_score_adj", adjustment.to_string());
+    }
+    if let Some(sentry) = pod {
+        let mut gofer = Gofer::start(&plan)?;
+        Member::ask(&sentry, &mut plan, &mut gofer, descriptors, own_pids)?;
+        settle_down();
+        return Member { gofer, sentry, relay, pending, overseer: creator }.attend();
     }
     // The group is this process's own already, and children begin in it.
     let (sandbox, _) = Sandbox::start(&mut plan, descriptors, &ControlGroup::default())?;
@@ -346,8 +365,12 @@ struct Creator {
 
 impl Overseer for Creator {
     fn ready(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.is_there(sandbox.sentry.pid(), sandbox.gofer.pid())
+    }
+
+    fn is_there(&mut self, sandbox: u32, gofer: u32) -> Result<()> {
         if let Some(channel) = &self.channel {
-            channel.send(&Told::Ready { sandbox: sandbox.sentry.pid(), gofer: sandbox.gofer.pid() })?;
+            channel.send(&Told::Ready { sandbox, gofer })?;
         }
         Ok(())
     }

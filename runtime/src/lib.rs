@@ -2,6 +2,7 @@
 //!
 //! A container that runs in the foreground is owned by its command. One that is created is owned by a process that stands
 //! for its init on the host ([`detached`]); other commands reach its Sentry through a socket in the state directory.
+//! Containers of a pod share one sandbox ([`pod`]).
 //!
 //! It knows the Sentry by the control protocol alone and imports none of its crates.
 //!
@@ -29,6 +30,7 @@ mod nat;
 mod netlink;
 mod network;
 mod plan;
+mod pod;
 mod pty;
 mod registration;
 mod relay;

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::filestore::Filestore;
 use crate::mounts::{self, Attachment};
+use crate::pod;
 use crate::validate::resource_number;
 
 /// What to run and what of the host it sees.
@@ -88,7 +89,8 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
     let process = spec.process().as_ref().map(of_process).unwrap_or_default();
     let linux = spec.linux().as_ref();
     let list = |paths: Option<&Option<Vec<String>>>| paths.cloned().flatten().unwrap_or_default();
-    let limits = linux.map(|linux| limits_of(id, linux, systemd)).unwrap_or_default();
+    let mut limits = linux.map(|linux| limits_of(id, linux, systemd)).unwrap_or_default();
+    pod::adjust(&mut limits, config);
     let readonly = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false);
     let boot = Boot {
         version: Boot::VERSION,

@@ -20,11 +20,12 @@ pub(crate) struct Processes {
     pub gofer: u32,
 }
 
-/// Writes the state of the container `id`.
+/// Writes the state of the container `id`, which may be in the sandbox of the container `pod`.
 pub(crate) fn write(
     config: &Config,
     dir: &ContainerDir,
     id: &str,
+    pod: Option<String>,
     processes: &Processes,
     cgroup: &Group,
 ) -> Result<State> {
@@ -46,6 +47,7 @@ pub(crate) fn write(
             .flatten()
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect::<BTreeMap<_, _>>(),
+        pod,
         cgroup: cgroup.clone(),
         hooks: spec.hooks().clone(),
         dir: dir.path().to_owned(),

@@ -13,6 +13,7 @@ use oci_spec::runtime::{
 
 use crate::error::{Error, Result};
 use crate::mounts;
+use crate::pod::Part;
 
 /// `HOST_NAME_MAX` (`limits.h`).
 const HOST_NAME_MAX: usize = 64;
@@ -221,6 +222,7 @@ fn check_user(user: &User) -> Result<()> {
 fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result<()> {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     let mut seen = HashSet::new();
+    let is_member = matches!(Part::of(spec), Part::Member(_));
     for (index, namespace) in namespaces.iter().enumerate() {
         let field = format!("linux.namespaces[{index}]");
         if !seen.insert(namespace.typ()) {
@@ -237,6 +239,8 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
             LinuxNamespaceType::Network | LinuxNamespaceType::Cgroup => {
                 warnings.push(format!("{field}.path: the sandbox has a namespace of its own instead"));
             }
+            // Those of the pod, which its containers share as one sandbox.
+            LinuxNamespaceType::Pid | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts if is_member => {}
             kind => {
                 let problem = format!("a {kind} namespace of the host cannot be joined; must be absent");
                 return Err(Error::field(format!("{field}.path"), problem));

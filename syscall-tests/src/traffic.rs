@@ -3,7 +3,7 @@
 //! `traffic serve ADDRESS` takes connections and datagrams at an address, `traffic connect ADDRESS COUNT JOBS` makes them.
 //! Every connection says what it is about to do in its first bytes; either side compares what comes with what a generator
 //! gives for the connection's number, byte by byte. A datagram comes back as it was sent. The server ends when it is told
-//! how many connections there were, and says whether it has seen as many.
+//! how many connections there were, and says whether it has seen as many. `traffic relay` is a bad link.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Bytes at the beginning of a connection: kind, number, bytes up, bytes down.
 const HEAD: usize = 25;
 /// The longest wait for anything; past it a connection is stuck, and that is a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(50);
 
 /// What a connection does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,11 +118,42 @@ fn linger_zero(stream: &TcpStream) {
     }
 }
 
+/// Reads until a reset comes; whatever comes before must be right. One that was lost is provoked.
+fn await_reset(stream: &TcpStream, mut bytes: Stream) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let until = Instant::now() + PATIENCE;
+    let (mut buffer, mut wanted) = (vec![0; 32 << 10], vec![0; 32 << 10]);
+    while Instant::now() < until {
+        let read = match (&*stream).read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (&*stream).write(&[0]).map(|_| 0),
+            Ok(0) => return Err(io::Error::other("an end came, and no reset")),
+            other => other,
+        };
+        let n = match read {
+            Ok(n) => n,
+            Err(error)
+                if [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe].contains(&error.kind()) =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        bytes.fill(&mut wanted[..n]);
+        if buffer[..n] != wanted[..n] {
+            return Err(io::Error::other("wrong bytes before the reset"));
+        }
+    }
+    Err(io::Error::other("no reset came"))
+}
+
 /// Serves one connection; the count that it tells, if that is what it is for.
 fn attend(stream: &TcpStream) -> io::Result<Option<u64>> {
     prepare(stream)?;
     let mut head = [0; HEAD];
-    (&*stream).read_exact(&mut head)?;
+    if let Err(error) = (&*stream).read_exact(&mut head) {
+        // A reset may overtake everything that was sent before it.
+        return if error.kind() == io::ErrorKind::ConnectionReset { Ok(None) } else { Err(error) };
+    }
     let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap());
     let (kind, number, up, down) = (KINDS[usize::from(head[0]) % KINDS.len()], word(1), word(9), word(17));
     match kind {
@@ -150,12 +181,7 @@ fn attend(stream: &TcpStream) -> io::Result<Option<u64>> {
             check_end(stream)?;
             send(stream, Stream::new(number, false), down)?;
         }
-        Kind::Reset => match check(stream, Stream::new(number, true), u64::MAX, Duration::ZERO) {
-            // Whatever came before was right.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-            Err(error) => return Err(error),
-            Ok(()) => return Err(io::Error::other("no reset came")),
-        },
+        Kind::Reset => await_reset(stream, Stream::new(number, true))?,
     }
     Ok(None)
 }
@@ -313,6 +339,73 @@ fn connect(to: SocketAddr, count: u64, jobs: u64) -> io::Result<i32> {
     Ok(i32::from(bad > 0 || u64::from_le_bytes(answer) != count))
 }
 
+/// A packet socket on an interface, whose frames carry what is left to do of them (`struct virtio_net_hdr`).
+fn tap(name: &str) -> io::Result<std::os::fd::OwnedFd> {
+    let fail = io::Error::last_os_error;
+    let one = 1i32;
+    let index = unsafe { libc::if_nametoindex(crate::sys::c(name).as_ptr()) };
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, 0) };
+    if index == 0 || fd < 0 {
+        return Err(fail());
+    }
+    let fd = crate::sys::own(fd);
+    for (level, option) in [(libc::SOL_PACKET, 15), (libc::SOL_PACKET, 23)] {
+        if unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const one).cast(), 4) } != 0 {
+            return Err(fail());
+        }
+    }
+    let mut at: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    at.sll_family = libc::AF_PACKET as u16;
+    at.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    at.sll_ifindex = index as i32;
+    if unsafe { libc::bind(fd.as_raw_fd(), (&raw const at).cast(), size_of::<libc::sockaddr_ll>() as u32) }
+        != 0
+    {
+        return Err(fail());
+    }
+    Ok(fd)
+}
+
+/// Passes frames between two interfaces, and loses, doubles and delays some: of 1000 each as many as is said, those that
+/// are not delayed overtaking the others. The same seed spoils the same frames.
+fn relay(a: &str, b: &str, lost: u64, doubled: u64, hasty: u64, delay_ms: u64) -> io::Result<i32> {
+    let taps = [tap(a)?, tap(b)?];
+    println!("ready");
+    let mut random = Stream(0x1234_5678_9abc_def1);
+    let mut chance = move |of_1000: u64| {
+        let mut raw = [0; 4];
+        random.fill(&mut raw);
+        u64::from(u32::from_le_bytes(raw)) % 1000 < of_1000
+    };
+    let mut waiting: std::collections::BTreeMap<(Instant, u64), (usize, Vec<u8>)> = Default::default();
+    let mut serial = 0;
+    let mut buffer = vec![0; 80_000];
+    loop {
+        let next = waiting.keys().next().map(|(at, _)| at.saturating_duration_since(Instant::now()));
+        let mut fds =
+            taps.each_ref().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+        let timeout = next.map_or(-1, |left| left.as_millis() as i32 + 1);
+        unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) };
+        for (side, fd) in taps.iter().enumerate() {
+            for _ in 0..64 {
+                let got = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+                let Ok(got) = usize::try_from(got) else { break };
+                let times = if chance(lost) { 0 } else { 1 + usize::from(chance(doubled)) };
+                for _ in 0..times {
+                    let ms = if chance(hasty) { 0 } else { delay_ms };
+                    serial += 1;
+                    let at = Instant::now() + Duration::from_millis(ms);
+                    waiting.insert((at, serial), (1 - side, buffer[..got].to_vec()));
+                }
+            }
+        }
+        while let Some(entry) = waiting.first_entry().filter(|e| e.key().0 <= Instant::now()) {
+            let (to, frame) = entry.remove();
+            unsafe { libc::write(taps[to].as_raw_fd(), frame.as_ptr().cast(), frame.len()) };
+        }
+    }
+}
+
 pub fn main(args: &[String]) -> i32 {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
@@ -321,7 +414,16 @@ pub fn main(args: &[String]) -> i32 {
             (Ok(to), Ok(count), Ok(jobs)) => connect(to, count, jobs),
             _ => Err(io::Error::other("give an address and two numbers")),
         },
-        _ => Err(io::Error::other("usage: traffic serve ADDRESS | traffic connect ADDRESS COUNT JOBS")),
+        ["relay", a, b, rest @ ..] => {
+            let numbers: Vec<u64> = rest.iter().filter_map(|word| word.parse().ok()).collect();
+            match numbers[..] {
+                [lost, doubled, hasty, delay] => relay(a, b, lost, doubled, hasty, delay),
+                _ => Err(io::Error::other("give four numbers")),
+            }
+        }
+        _ => Err(io::Error::other(
+            "usage: traffic serve ADDRESS | connect ADDRESS COUNT JOBS | relay A B LOST DOUBLED HASTY DELAY",
+        )),
     };
     done.unwrap_or_else(|error| {
         eprintln!("traffic: {error}");

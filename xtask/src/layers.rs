@@ -2,7 +2,7 @@
 //!
 //! `abi ← hostsys ← platform ← platform-systrap`; `abi ← sentry/base ← memory ← mm ← vfs ← fs/*, net, ipc, loader ←
 //! kernel ← fs/proc, syscalls ← boot`; `netstack` knows no Sentry type and is used by `net` and `boot`;
-//! the life-cycle side (`runtime`, `runsc-compat`) never imports a sentry crate
+//! the life-cycle side (`runtime`, `runsc-compat`, `shim`) never imports a sentry crate
 //! and meets it in the control protocol; `casemate` alone links both.
 
 use anyhow::{Result, bail};
@@ -113,7 +113,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("net-broker", &["hostsys", "netstack"]),
     ("runtime", &["abi", "hostsys", "control-protocol", "gofer", "net-broker"]),
     ("runsc-compat", &["abi", "hostsys", "control-protocol", "runtime"]),
-    ("casemate", &["abi", "hostsys", "runsc-compat", "runtime", "sentry-boot", "gofer", "net-broker"]),
+    ("shim", &["abi", "hostsys", "runtime"]),
+    (
+        "casemate",
+        &["abi", "hostsys", "runsc-compat", "shim", "runtime", "sentry-boot", "gofer", "net-broker"],
+    ),
     ("syscall-tests", &[]),
     ("benches", &["xtask"]),
     ("xtask", &[]),

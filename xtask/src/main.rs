@@ -19,8 +19,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                                write a bundle; ROOT is debian, busybox or a path
   layers                       check the direction of dependencies
   ratchet [--write]            check, or write, the counts that may only fall
-  supervise --limit SECONDS --report FILE -- PROGRAM...
-                               run a program and report what it leaves behind";
+  supervise --limit SECONDS [--report FILE] -- PROGRAM...
+                               run a program, end it in time, and report what it leaves behind";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -43,10 +43,18 @@ impl TempDir {
     /// A new directory whose name begins with `casemate-` and `name`. Its path is short enough for a socket.
     pub fn new(name: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("casemate-{name}-{}-{serial}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self { path })
+        loop {
+            let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("casemate-{name}-{}-{serial}", std::process::id()));
+            match fs::create_dir(&path) {
+                // Left by a process of the same number, which was killed.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => {
+                    made.with_context(|| format!("cannot make {}", path.display()))?;
+                    return Ok(Self { path });
+                }
+            }
+        }
     }
 
     pub fn path(&self) -> &Path {

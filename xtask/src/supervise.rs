@@ -35,7 +35,8 @@ pub struct Report {
     pub took_ms: u64,
 }
 
-/// The command line `supervise --limit SECONDS --report FILE [--argv0 NAME] -- COMMAND...`.
+/// The command line `supervise --limit SECONDS [--report FILE] -- COMMAND...`. Without a report file what it found goes to
+/// stderr, and it ends as the command has ended: so it stands before a test program.
 pub fn main(args: &[String]) -> Result<()> {
     let mut limit = Duration::from_mins(1);
     let mut report = None;
@@ -49,15 +50,25 @@ pub fn main(args: &[String]) -> Result<()> {
             _ => bail!("supervise: unknown option {arg}"),
         }
     }
-    let report = report.context("supervise: give --report FILE")?;
     let words: Vec<&String> = rest.collect();
     let (program, args) = words.split_first().context("supervise: give a command")?;
     let mut command = Command::new(program);
     command.args(args);
-    supervise(command, limit, &report)
+    let found = supervise(command, limit, report.as_deref())?;
+    if report.is_some() {
+        return Ok(());
+    }
+    let shown = words.iter().map(|word| word.as_str()).collect::<Vec<_>>().join(" ");
+    if let Some(stuck) = &found.stuck {
+        bail!("no end of `{shown}` within {} s; its processes were\n{stuck}", limit.as_secs());
+    }
+    for left in &found.left {
+        eprintln!("xtask: `{shown}` left a process behind: {left}");
+    }
+    std::process::exit(found.code.or(found.signal.map(|signal| 128 + signal)).unwrap_or(1));
 }
 
-fn supervise(mut command: Command, limit: Duration, report: &Path) -> Result<()> {
+fn supervise(mut command: Command, limit: Duration, report: Option<&Path>) -> Result<Report> {
     let parent = rustix::process::getppid();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     // A group of its own, as a shell gives to a foreground command: a signal to it reaches no neighbour.
@@ -66,8 +77,13 @@ fn supervise(mut command: Command, limit: Duration, report: &Path) -> Result<()>
     let child =
         command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
     let pid = i32::try_from(child.id())?;
-    let mut file = fs::OpenOptions::new().create(true).append(true).open(report)?;
-    writeln!(file, "{pid}")?;
+    let mut file = match report {
+        Some(report) => Some(fs::OpenOptions::new().create(true).append(true).open(report)?),
+        None => None,
+    };
+    if let Some(file) = &mut file {
+        writeln!(file, "{pid}")?;
+    }
     // From here on waiting is done for any child: `child` must not wait for itself.
     drop(child);
     let me = rustix::process::getpid().as_raw_nonzero().get();
@@ -77,7 +93,7 @@ fn supervise(mut command: Command, limit: Duration, report: &Path) -> Result<()>
         end = reap(pid)?;
         if rustix::process::getppid() != parent {
             kill_all(me);
-            return Ok(());
+            bail!("the process that had asked for the command is gone");
         }
         if end.is_none() && started.elapsed() > limit {
             stuck = Some(processes::describe(me));
@@ -108,8 +124,10 @@ fn supervise(mut command: Command, limit: Duration, report: &Path) -> Result<()>
     kill_all(me);
     let (code, signal) = end.unwrap_or_default();
     let found = Report { code, signal, stuck, left, took_ms };
-    writeln!(file, "{}", serde_json::to_string(&found)?)?;
-    Ok(())
+    if let Some(file) = &mut file {
+        writeln!(file, "{}", serde_json::to_string(&found)?)?;
+    }
+    Ok(found)
 }
 
 /// Waits for whoever has ended, without blocking; gives the end of `pid` when that was among them.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Descriptor, Network, Process};
+use crate::{Boot, Descriptor, Network, Process};
 
 /// The first message on a connection. It travels as the boot message does, in a memfd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +25,17 @@ pub enum Request {
         /// What the descriptors that came along are, in their order.
         descriptors: Vec<Descriptor>,
     },
+    /// Asked of a sandbox' first container alone: make another one in the sandbox, whose init is held until a
+    /// [`Request::Start`] at its own listener. Answered by [`crate::Event`]s; the container is killed when the connection
+    /// ends. What the descriptors are is in the boot message.
+    Create {
+        boot: Box<Boot>,
+        /// Whether its processes are numbered from 1, or as the first container's are.
+        own_pids: bool,
+    },
 }
 
-/// The answer to a request that is not [`Request::Exec`].
+/// The answer to a request that makes no process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Answer {
@@ -50,6 +58,8 @@ pub struct ProcessInfo {
     pub age_ms: u64,
     /// User and system time, in milliseconds.
     pub cpu_ms: u64,
+    /// Memory that it has on the host, in bytes.
+    pub resident: u64,
     /// The number of its controlling terminal in devpts.
     pub terminal: Option<u32>,
     /// The arguments, or the name in brackets where there are none, cut to a few hundred bytes.

@@ -8,7 +8,7 @@ use control_protocol::{Descriptor, Failure, Phase, Process};
 use fs_dev::{HostSide, Terminals};
 use fs_host::{HostFile, Watcher};
 use sentry_base::Errno;
-use sentry_kernel::{InitError, InitSpec, Kernel, Prepared, ThreadGroup};
+use sentry_kernel::{InitError, InitSpec, Kernel, PidNs, Prepared, ThreadGroup};
 use sentry_vfs::{
     CapSet, Credentials, FdTable, FileDescription, FileOps, NR_OPEN, OpenFlags, OpenHow, Opened, Terminal,
 };
@@ -77,6 +77,9 @@ pub struct Factory {
     pub tree: Tree,
     pub terminals: Arc<Terminals>,
     pub watcher: Arc<Watcher>,
+    pub pid_ns: Arc<PidNs>,
+    /// The container's number.
+    pub container: u32,
 }
 
 impl Factory {
@@ -117,7 +120,7 @@ impl Factory {
             }
             _ => None,
         };
-        let spec = init_spec(process, &self.tree, table, terminal.as_deref(), ended);
+        let spec = self.spec(process, table, terminal.as_deref(), ended);
         let prepared = match kind {
             Kind::Init => self.kernel.create_init(spec),
             Kind::Later => self.kernel.create_process(spec),
@@ -128,6 +131,37 @@ impl Factory {
             .process(prepared.pid())
             .ok_or_else(|| failed(Phase::Init, "the process is gone before its start"))?;
         Ok(Made { prepared, group, terminal, console })
+    }
+
+    fn spec(
+        &self,
+        process: &Process,
+        fds: Arc<FdTable>,
+        terminal: Option<&HostSide>,
+        ended: Ending,
+    ) -> InitSpec {
+        let bytes = |texts: &[control_protocol::Text]| texts.iter().map(|text| text.0.clone()).collect();
+        InitSpec {
+            argv: bytes(&process.args),
+            env: bytes(&process.env),
+            creds: credentials(process),
+            rlimits: process
+                .rlimits
+                .iter()
+                .map(|limit| (limit.resource, Rlimit { cur: limit.soft, max: limit.hard }))
+                .collect(),
+            fds,
+            mount_ns: Arc::clone(&self.tree.ns),
+            root: self.tree.root(),
+            cwd: process.cwd.0.clone(),
+            umask: process.umask.unwrap_or(0o022),
+            terminal: terminal.map(|side| Arc::clone(side.tty()) as Arc<dyn Terminal>),
+            pid_ns: Some(Arc::clone(&self.pid_ns)),
+            container: self.container,
+            oom_score_adj: process.oom_score_adj.unwrap_or(0),
+            shielded: process.shielded,
+            on_exit: Some(ended),
+        }
     }
 }
 
@@ -156,35 +190,6 @@ fn open_terminal(
         place(table, number, Arc::clone(&file))?;
     }
     Ok(())
-}
-
-fn init_spec(
-    process: &Process,
-    tree: &Tree,
-    fds: Arc<FdTable>,
-    terminal: Option<&HostSide>,
-    ended: Ending,
-) -> InitSpec {
-    let bytes = |texts: &[control_protocol::Text]| texts.iter().map(|text| text.0.clone()).collect();
-    InitSpec {
-        argv: bytes(&process.args),
-        env: bytes(&process.env),
-        creds: credentials(process),
-        rlimits: process
-            .rlimits
-            .iter()
-            .map(|limit| (limit.resource, Rlimit { cur: limit.soft, max: limit.hard }))
-            .collect(),
-        fds,
-        mount_ns: Arc::clone(&tree.ns),
-        root: tree.root(),
-        cwd: process.cwd.0.clone(),
-        umask: process.umask.unwrap_or(0o022),
-        terminal: terminal.map(|side| Arc::clone(side.tty()) as Arc<dyn Terminal>),
-        oom_score_adj: process.oom_score_adj.unwrap_or(0),
-        shielded: process.shielded,
-        on_exit: Some(ended),
-    }
 }
 
 fn credentials(process: &Process) -> Credentials {

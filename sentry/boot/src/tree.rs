@@ -11,7 +11,7 @@ use fs_gofer::{GoferFs, Session};
 use fs_overlay::OverlayFs;
 use fs_tmpfs::{TmpFs, TmpfsOptions};
 use sentry_base::{Errno, Result};
-use sentry_kernel::Kernel;
+use sentry_kernel::{Kernel, PidNs};
 use sentry_memory::MemoryFile;
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{
@@ -52,6 +52,9 @@ pub struct Parts<'a> {
     pub filestore: &'a Arc<MemoryFile>,
     pub gofer: &'a Arc<Session>,
     pub terminals: &'a Arc<Terminals>,
+    pub pid_ns: &'a Arc<PidNs>,
+    /// Whether there is a `/dev/console`.
+    pub console: bool,
 }
 
 /// The finished tree.
@@ -72,7 +75,7 @@ impl Tree {
         let view = FsContextView { root: at.clone(), cwd: at.clone(), umask: 0o022 };
         let tree = Self { ns, caller: KernelCaller::new(), view };
         for mount in &boot.mounts {
-            tree.mount(boot, parts, mount)?;
+            tree.mount(parts, mount)?;
         }
         for path in &boot.masked_paths {
             tree.mask(path)?;
@@ -120,11 +123,11 @@ impl Tree {
         Ok(at)
     }
 
-    fn mount(&self, boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> core::result::Result<(), TreeError> {
+    fn mount(&self, parts: &Parts<'_>, mount: &Mount) -> core::result::Result<(), TreeError> {
         let path = mount.destination.as_bytes();
         let file = matches!(mount.kind, MountKind::Bind { is_directory: false, .. });
         let at = self.make_path(path, file).map_err(|errno| TreeError::Point { place: show(path), errno })?;
-        let (what, made) = file_system(boot, parts, mount);
+        let (what, made) = file_system(parts, mount);
         made.and_then(|fs| self.ns.mount_at(&at, fs, flags_of(mount.flags), what))
             .map_err(|errno| TreeError::Mount { what, place: show(path), errno })?;
         Ok(())
@@ -181,13 +184,13 @@ fn root_fs(boot: &Boot, parts: &Parts<'_>) -> Result<Arc<dyn FileSystem>> {
     Ok(OverlayFs::new(lower, upper, dev)?)
 }
 
-fn file_system(boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dyn FileSystem>>) {
+fn file_system(parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dyn FileSystem>>) {
     match &mount.kind {
-        MountKind::Proc => ("proc", Ok(fs_proc::new(parts.kernel, anonymous_dev()))),
+        MountKind::Proc => ("proc", Ok(fs_proc::of_namespace(parts.kernel, parts.pid_ns, anonymous_dev()))),
         MountKind::Sysfs => ("sysfs", Ok(fs_sys::new(anonymous_dev(), parts.kernel.nr_cpus()))),
         MountKind::Dev { data } => {
-            let console = boot.process.terminal.is_some();
-            let made = tmpfs(parts, data).and_then(|fs| fs_dev::populate(&fs.root(), console).map(|()| fs));
+            let made =
+                tmpfs(parts, data).and_then(|fs| fs_dev::populate(&fs.root(), parts.console).map(|()| fs));
             ("tmpfs", made.map(|fs| fs as Arc<dyn FileSystem>))
         }
         // Options of devpts choose owners and modes, which are the usual ones here.

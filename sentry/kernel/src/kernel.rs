@@ -72,6 +72,10 @@ pub struct InitSpec {
     pub umask: u32,
     /// Becomes the controlling terminal of init's session.
     pub terminal: Option<Arc<dyn Terminal>>,
+    /// The PID namespace to live in; none is the sandbox's first. In one that is empty the process is its init.
+    pub pid_ns: Option<Arc<PidNs>>,
+    /// Which of the sandbox's containers the process and all that it makes belong to.
+    pub container: u32,
     pub oom_score_adj: i32,
     /// Init alone: whether signals that it does not handle are dropped, as in a PID namespace. False makes it an ordinary
     /// process, for a command that its user wants to interrupt.
@@ -253,6 +257,11 @@ impl Kernel {
     /// The sandbox's first PID namespace.
     pub fn first_pid_ns(&self) -> &Arc<PidNs> {
         &self.first.pid
+    }
+
+    /// A PID namespace below the first, for another container.
+    pub fn new_pid_ns(&self) -> Arc<PidNs> {
+        PidNs::below(self.first_pid_ns())
     }
 
     /// The files of namespaces.

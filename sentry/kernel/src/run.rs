@@ -23,8 +23,11 @@ const TRAP_FLAG: u64 = 0x100;
 pub(crate) async fn run(mut cx: Current) {
     cx.task.set_kicker(cx.context.kicker());
     loop {
-        if (cx.task.work() != 0 || cx.restart.is_some()) && interrupt(&mut cx).await == Outcome::Exit {
-            break;
+        if cx.task.work() != 0 || cx.restart.is_some() {
+            cx.settle_call();
+            if interrupt(&mut cx).await == Outcome::Exit {
+                break;
+            }
         }
         if !cx.task.enter_app() {
             continue;
@@ -35,6 +38,8 @@ pub(crate) async fn run(mut cx: Current) {
         if forced {
             cx.regs.eflags |= TRAP_FLAG;
         }
+        cx.update_answers();
+        cx.give_results();
         let event = poll_fn(|poller| cx.context.poll_switch(poller, &mut cx.regs)).await;
         if forced {
             cx.regs.eflags &= !TRAP_FLAG;
@@ -42,7 +47,13 @@ pub(crate) async fn run(mut cx: Current) {
         cx.task.leave_app();
         cx.task.cpu.leave_app();
         cx.task.set_state(TaskState::Syscall);
+        if event == TrapEvent::Undelivered {
+            cx.settle_call();
+            continue;
+        }
+        cx.forget_results();
         match event {
+            TrapEvent::Undelivered => {}
             TrapEvent::Syscall => syscall(&mut cx).await,
             TrapEvent::Fault { addr, access } => fault(&mut cx, addr, access),
             TrapEvent::Exception(info) => {
@@ -129,6 +140,7 @@ async fn syscall(cx: &mut Current) {
         after_clone(cx).await;
     }
     if cx.task.trace_mode() & (mode::CALLS | mode::STEP) != 0 {
+        cx.settle_call();
         Box::pin(ptrace::calls_end(cx)).await;
     }
 }

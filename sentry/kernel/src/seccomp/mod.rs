@@ -297,6 +297,10 @@ impl Task {
         }
         drop(group);
         drop(replaced);
+        // Calls that they answer by themselves must pass the filter from here on.
+        for other in &others {
+            other.notify(0);
+        }
         Ok(Added::Filter(listener))
     }
 }
