@@ -4,8 +4,8 @@
 //! ends with init's exit code, or by the signal that ended it, so that whoever reaps it learns the truth; if it is killed,
 //! the sandbox dies with it. A *proxy* does the same for one executed process.
 //!
-//! Both are this binary again, executed by descriptor. The monitor is in the container's network namespace, because
-//! engines find that by init's number.
+//! Both are this binary again, executed by descriptor. The monitor is in the container's network namespace, and in a mount
+//! namespace whose root is the container's: engines find both by init's number.
 //!
 //! **Threat.** The monitor keeps root's identity for the control groups' sake, and of its rights only that to signal the
 //! sandbox. It talks to the Sentry alone, in bounded messages.
@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use hostsys::credentials::{self, Limit};
 use hostsys::launch::Command;
 use hostsys::polling::Interest;
 use hostsys::{fd, process, sealed, signals};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 use serde::{Deserialize, Serialize};
 
@@ -162,10 +163,13 @@ impl Monitor {
         let text = sealed::of_bytes(&text).context(|| "memfd_create".into())?;
         let (channel, theirs) = Channel::pair().context(|| "socketpair".into())?;
         let others: Vec<_> = descriptors.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let namespaces = match network {
-            Network::New => libc::CLONE_NEWNET.cast_unsigned().into(),
+        let network = match network {
+            Network::New => libc::CLONE_NEWNET,
             _ => 0,
         };
+        // Mounts of its own are for root alone; without, it shows the host's.
+        let mounts = if credentials::effective_uid() == 0 { libc::CLONE_NEWNS } else { 0 };
+        let namespaces = u64::from((network | mounts).cast_unsigned());
         let child = start(MONITOR_NAME, namespaces, &text, &theirs, &others)?;
         let mut process = Guarded::new(child);
         drop((theirs, descriptors));
@@ -244,6 +248,19 @@ fn relay_of(terminal: OwnedFd, socket: OwnedFd) -> Result<Relay> {
     Relay::of_terminal(terminal, socket).context(|| "set up the terminal".into())
 }
 
+/// Makes the container's root that of our mount namespace: engines find a container's files by its init, and a process that
+/// has nothing to do with the host's files has no need to see them.
+fn show_root(root: &Path) -> io::Result<()> {
+    // First of all, so that nothing of what follows is seen outside.
+    let down = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", down)?;
+    rustix::mount::mount_bind_recursive(root, root)?;
+    rustix::process::chdir(root)?;
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    Ok(rustix::process::chdir("/")?)
+}
+
 /// Holds on to nothing of the host, and to no right but that to signal the sandbox.
 fn settle_down() {
     let _ = std::env::set_current_dir("/");
@@ -315,7 +332,7 @@ pub fn monitor_main() -> ExitCode {
 fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -> Result<Report> {
     signals::block_ordinary().context(|| "block signals".into())?;
     let pending = signals::descriptor().context(|| "signalfd".into())?;
-    let Errand { mut plan, roles, group, netns, own_pids, .. } = errand;
+    let Errand { mut plan, roles, mut group, netns, own_pids, .. } = errand;
     let mut descriptors = Vec::new();
     let mut relay = None;
     let mut pod = None;
@@ -352,6 +369,11 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
     }
     // The group is this process's own already, and children begin in it.
     let (sandbox, _) = Sandbox::start(&mut plan, descriptors, &ControlGroup::default())?;
+    group.hold();
+    if let (0, Some(root)) = (credentials::effective_uid(), plan.attachments.first()) {
+        // Who wants to look at the container's files finds them all the same by its bundle.
+        let _ = show_root(&root.source);
+    }
     settle_down();
     let mut run =
         Run { sandbox, relay, pending, foreground: false, overseer: creator, state: Progress::default() };

@@ -26,6 +26,8 @@ pub struct Creation {
     pub pid_file: Option<PathBuf>,
     /// Where the master side of the container's terminal is sent to.
     pub console_socket: Option<PathBuf>,
+    /// Gets a descriptor of what stands for the container's init.
+    pub pidfd_socket: Option<PathBuf>,
     /// Descriptors that become the container's from 3 on ([`crate::take_preserved`]).
     pub preserved: Vec<OwnedFd>,
 }
@@ -63,6 +65,7 @@ pub fn create(
     signals::block_ordinary().context(|| "block signals".into())?;
     let pod = pod::sandbox_of(root, config)?;
     let mut dir = root.create(&plan.boot.id)?;
+    dir.write_group(&ControlGroup::planned(&plan.limits))?;
     let (mut cgroup, warnings) = ControlGroup::create(&plan.limits);
     log.warnings(warnings);
     dir.write_group(cgroup.group())?;
@@ -109,6 +112,9 @@ pub fn create(
     let state = registration::write(config, &dir, &id, pod, &processes, cgroup.group())?;
     if let Some(hooks) = &state.hooks {
         hooks::before_start(hooks, &HookState::new(&state, monitor.pid()), log)?;
+    }
+    if let Some(path) = &creation.pidfd_socket {
+        pty::offer_pidfd(path, monitor.pid(), "standard")?;
     }
     if let Some(path) = &creation.pid_file {
         registration::write_pid_file(path, monitor.pid())?;
@@ -167,6 +173,9 @@ pub fn kill(root: &StateRoot, id: &str, signo: i32, all: bool) -> Result<()> {
     let status = state.status();
     if status == Status::Stopped {
         return Err(Error::NotRunning);
+    }
+    if !(0..=64).contains(&signo) {
+        return Err(Error::Usage("unable to signal init: invalid argument".into()));
     }
     if signo == libc::SIGKILL {
         kill_process(&state.sandbox, libc::SIGKILL)?;
@@ -262,6 +271,7 @@ pub fn delete(root: &StateRoot, id: &str, force: bool, log: &Log) -> Result<()> 
         let _ = kill_process(process, libc::SIGKILL);
         await_end(process, &state.id)?;
     }
+    state.cgroup.kill();
     state.cgroup.remove();
     root.remove(id)?;
     hooks::post_stop(&state, log);

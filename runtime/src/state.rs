@@ -213,6 +213,7 @@ impl StateRoot {
         check_id(id)?;
         let noted = fs::read(self.path.join(id).join(GROUP)).ok();
         if let Some(group) = noted.and_then(|text| serde_json::from_slice::<Group>(&text).ok()) {
+            group.kill();
             group.remove();
         }
         self.remove(id)

@@ -150,10 +150,7 @@ fn await_reset(stream: &TcpStream, mut bytes: Stream) -> io::Result<()> {
 fn attend(stream: &TcpStream) -> io::Result<Option<u64>> {
     prepare(stream)?;
     let mut head = [0; HEAD];
-    if let Err(error) = (&*stream).read_exact(&mut head) {
-        // A reset may overtake everything that was sent before it.
-        return if error.kind() == io::ErrorKind::ConnectionReset { Ok(None) } else { Err(error) };
-    }
+    (&*stream).read_exact(&mut head)?;
     let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap());
     let (kind, number, up, down) = (KINDS[usize::from(head[0]) % KINDS.len()], word(1), word(9), word(17));
     match kind {
@@ -181,7 +178,11 @@ fn attend(stream: &TcpStream) -> io::Result<Option<u64>> {
             check_end(stream)?;
             send(stream, Stream::new(number, false), down)?;
         }
-        Kind::Reset => await_reset(stream, Stream::new(number, true))?,
+        Kind::Reset => {
+            // A reset may overtake everything that was sent before it: this much has come.
+            (&*stream).write_all(&[0])?;
+            await_reset(stream, Stream::new(number, true))?;
+        }
     }
     Ok(None)
 }
@@ -277,6 +278,7 @@ fn converse(to: SocketAddr, number: u64) -> io::Result<()> {
             check_end(&stream)
         }
         Kind::Reset => {
+            (&stream).read_exact(&mut [0])?;
             send(&stream, Stream::new(number, true), up)?;
             linger_zero(&stream);
             Ok(())

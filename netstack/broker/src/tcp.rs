@@ -131,7 +131,7 @@ impl Connection {
                 self.flow.arrive(&syn, now, out);
             }
         }
-        let moved = self.from_host(ready, now).and_then(|()| self.to_host(now));
+        let moved = self.pull(ready, now).and_then(|()| self.push(now));
         if moved.is_err() {
             self.flow.abort();
         }
@@ -148,7 +148,7 @@ impl Connection {
         Verdict::Goes
     }
 
-    fn from_host(&mut self, ready: i16, now: u64) -> io::Result<()> {
+    fn pull(&mut self, ready: i16, now: u64) -> io::Result<()> {
         if self.host != Host::Open || ready & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) == 0 {
             return Ok(());
         }
@@ -175,7 +175,7 @@ impl Connection {
         }
     }
 
-    fn to_host(&mut self, now: u64) -> io::Result<()> {
+    fn push(&mut self, now: u64) -> io::Result<()> {
         loop {
             if self.at == self.pending.len() {
                 let readable = self.flow.readable().min(PIECE);

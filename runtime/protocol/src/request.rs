@@ -19,6 +19,13 @@ pub enum Request {
     Kill { signal: i32, all: bool },
     /// List the processes. Answered by some [`Answer::Processes`], then [`Answer::Done`].
     Processes,
+    /// Tell what the sandbox holds, and turn the trace of system calls on or off. Answered by some
+    /// [`Answer::Inspected`], then [`Answer::Done`].
+    Inspect {
+        /// On: into the file that came along.
+        trace: Option<bool>,
+        files: bool,
+    },
     /// Start another process. Answered by [`crate::Event`]s; the process is killed when the connection ends.
     Exec {
         process: Box<Process>,
@@ -45,6 +52,8 @@ pub enum Answer {
     /// No process that the request is about is there.
     NotRunning,
     Processes(Vec<ProcessInfo>),
+    /// Lines to show.
+    Inspected(Vec<String>),
     Refused(String),
 }
 

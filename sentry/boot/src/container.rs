@@ -21,7 +21,7 @@ use sentry_vfs::Vfs;
 use crate::console::Console;
 use crate::link::{self, Capture, LinkBell};
 use crate::log::Log;
-use crate::started::{Descriptors, Ending, Factory, Kind, Made, failed};
+use crate::started::{self, Descriptors, Ending, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
 
 /// Tasks at the same time if nothing limits them (`kernel.pid_max`).
@@ -110,6 +110,7 @@ impl Container {
             total_memory: memory_size(boot, ground.total_memory),
             max_tasks: usize::try_from(boot.options.tasks).ok().filter(|max| *max > 0).unwrap_or(MAX_TASKS),
             trace: trace_sink(boot, &log),
+            interruptions: boot.options.interruptions,
         });
         let terminals = terminals_of(&kernel);
         Devices::new(Arc::clone(&terminals)).register(&vfs);
@@ -182,8 +183,17 @@ impl Container {
             console: which.number == 0 && boot.process.terminal.is_some(),
         };
         let tree = Tree::build(boot, &parts).map_err(|error| failed(Phase::Mount, error))?;
+        for note in &tree.notes {
+            log.debug(note);
+        }
         log.debug("the mounts stand");
 
+        let filter = match &boot.filter {
+            Some(asked) => Some(started::filter_of(asked).ok_or_else(|| {
+                failed(Phase::Init, "the filter of system calls is not one that Linux would take")
+            })?),
+            None => None,
+        };
         let factory = Arc::new(Factory {
             kernel: Arc::clone(kernel),
             tree,
@@ -191,6 +201,7 @@ impl Container {
             watcher: Arc::clone(&shared.watcher),
             pid_ns,
             container: which.number,
+            filter,
         });
         let kind = if which.number == 0 { Kind::Init } else { Kind::Later };
         let init = factory.make(kind, &boot.process, fds.guest, fds.console, ended)?;

@@ -22,6 +22,7 @@ mod console;
 mod container;
 mod control;
 mod filter;
+mod inspect;
 mod link;
 mod log;
 mod session;

@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::console::{Bell, Console};
 use crate::container::{Container, Shared, Which, members};
 use crate::control::{Address, Note, send, status_of};
+use crate::inspect;
 use crate::started::{Descriptors, Factory, Kind, Made, failed};
 
 /// What workers and relays tell about a session.
@@ -28,6 +29,7 @@ use crate::started::{Descriptors, Factory, Kind, Made, failed};
 pub enum SessionEvent {
     Built(Result<Built, Failure>),
     Listed(Vec<ProcessInfo>),
+    Inspected(Vec<String>),
     Ended(WaitStatus),
     /// The relay has sent everything.
     Drained,
@@ -190,6 +192,20 @@ impl Session {
                 });
                 return false;
             }
+            Request::Inspect { trace, files } => {
+                match (trace, fds.into_iter().next()) {
+                    (Some(true), Some(file)) => container.kernel().set_trace(Some(inspect::trace_to(file))),
+                    (Some(false), _) => container.kernel().set_trace(None),
+                    _ => {}
+                }
+                self.state = State::Working { process: false, gone: false };
+                let (kernel, address) = (Arc::clone(container.kernel()), address.clone());
+                container.kernel().executor().spawn(async move {
+                    let lines = inspect::lines(&kernel, files);
+                    address.post(Note::Session(number, SessionEvent::Inspected(lines)));
+                });
+                return false;
+            }
             Request::Exec { process, descriptors } => {
                 if descriptors.len() != fds.len() {
                     return true;
@@ -212,6 +228,13 @@ impl Session {
             SessionEvent::Listed(list) => {
                 for part in list.chunks(PER_ANSWER) {
                     let _ = self.channel.send(&Answer::Processes(part.to_vec()));
+                }
+                let _ = self.channel.send(&Answer::Done);
+                return true;
+            }
+            SessionEvent::Inspected(lines) => {
+                for part in lines.chunks(PER_ANSWER) {
+                    let _ = self.channel.send(&Answer::Inspected(part.to_vec()));
                 }
                 let _ = self.channel.send(&Answer::Done);
                 return true;

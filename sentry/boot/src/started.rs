@@ -4,10 +4,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
-use control_protocol::{Descriptor, Failure, Phase, Process};
+use abi::seccomp::SockFilter;
+use control_protocol::{Descriptor, Failure, FilterInsn, Phase, Process, SyscallFilter};
 use fs_dev::{HostSide, Terminals};
 use fs_host::{HostFile, Watcher};
 use sentry_base::Errno;
+use sentry_kernel::seccomp::{Filter, Program};
 use sentry_kernel::{InitError, InitSpec, Kernel, PidNs, Prepared, ThreadGroup};
 use sentry_vfs::{
     CapSet, Credentials, FdTable, FileDescription, FileOps, NR_OPEN, OpenFlags, OpenHow, Opened, Terminal,
@@ -80,6 +82,15 @@ pub struct Factory {
     pub pid_ns: Arc<PidNs>,
     /// The container's number.
     pub container: u32,
+    /// What the calls of every process pass.
+    pub filter: Option<Arc<Filter>>,
+}
+
+/// The filter that a configuration asks for. `None` is what the runtime should not have sent.
+pub fn filter_of(asked: &SyscallFilter) -> Option<Arc<Filter>> {
+    let insn = |insn: &FilterInsn| SockFilter { code: insn.code, jt: insn.jt, jf: insn.jf, k: insn.k };
+    let program: Vec<_> = asked.program.iter().map(insn).collect();
+    Program::check(&program).ok().map(Filter::first)
 }
 
 impl Factory {
@@ -158,6 +169,7 @@ impl Factory {
             terminal: terminal.map(|side| Arc::clone(side.tty()) as Arc<dyn Terminal>),
             pid_ns: Some(Arc::clone(&self.pid_ns)),
             container: self.container,
+            filter: self.filter.clone(),
             oom_score_adj: process.oom_score_adj.unwrap_or(0),
             shielded: process.shielded,
             on_exit: Some(ended),

@@ -12,10 +12,11 @@ use fs_overlay::OverlayFs;
 use fs_tmpfs::{TmpFs, TmpfsOptions};
 use sentry_base::{Errno, Result};
 use sentry_kernel::{Kernel, PidNs};
-use sentry_memory::MemoryFile;
+use sentry_memory::{MemoryFile, UserReader};
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{
-    FileSystem, FsContextView, Location, LookupFlags, MountFlags, MountNamespace, PathCx, anonymous_dev,
+    FileSystem, FsContextView, IoCtx, IoStart, Location, LookupFlags, MountFlags, MountNamespace, OpenFlags,
+    OpenHow, Opened, PathCx, Pos, anonymous_dev,
 };
 
 use crate::caller::KernelCaller;
@@ -63,6 +64,8 @@ pub struct Tree {
     pub ns: Arc<MountNamespace>,
     caller: KernelCaller,
     view: FsContextView,
+    /// What could not be done and does not matter to most programs.
+    pub notes: Vec<String>,
 }
 
 impl Tree {
@@ -73,10 +76,13 @@ impl Tree {
         let ns = MountNamespace::new(parts.kernel.vfs(), root, MountFlags::empty(), "overlay");
         let at = ns.root();
         let view = FsContextView { root: at.clone(), cwd: at.clone(), umask: 0o022 };
-        let tree = Self { ns, caller: KernelCaller::new(), view };
+        let mut tree = Self { ns, caller: KernelCaller::new(), view, notes: Vec::new() };
         for mount in &boot.mounts {
             tree.mount(parts, mount)?;
         }
+        // The places of some are read-only in a moment.
+        let sysctls = boot.sysctls.iter();
+        tree.notes = sysctls.filter_map(|(name, value)| tree.set_sysctl(name, value).err()).collect();
         for path in &boot.masked_paths {
             tree.mask(path)?;
         }
@@ -131,6 +137,21 @@ impl Tree {
         made.and_then(|fs| self.ns.mount_at(&at, fs, flags_of(mount.flags), what))
             .map_err(|errno| TreeError::Mount { what, place: show(path), errno })?;
         Ok(())
+    }
+
+    /// Sets a value of `/proc/sys`; a sentence where that is not possible.
+    fn set_sysctl(&self, name: &str, value: &str) -> core::result::Result<(), String> {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let set = || -> Result<()> {
+            let opened = self.walk().open(None, path.as_bytes(), OpenHow::new(OpenFlags::WRONLY))?;
+            let Opened::File(file) = opened else { return Err(Errno::EINVAL) };
+            let io = IoCtx { flags: OpenFlags::WRONLY, caller: &self.caller };
+            match file.ops().try_write(&io, &mut UserReader::buffer(value.as_bytes()), Pos::At(0))? {
+                IoStart::Done(_) => Ok(()),
+                IoStart::WouldBlock => Err(Errno::EAGAIN),
+            }
+        };
+        set().map_err(|errno| format!("linux.sysctl[{name:?}]: not applied inside the sandbox: {errno}"))
     }
 
     /// Hides a path, if it is there: a file behind an empty one, a directory behind an empty one.
@@ -204,7 +225,7 @@ fn file_system(parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dy
             fs.set_root(fs.dir([]));
             ("cgroup2", Ok(fs))
         }
-        MountKind::Tmpfs { data } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
+        MountKind::Tmpfs { data, .. } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
         MountKind::Bind { attach, .. } => {
             // Others may change the host's files at any time.
             let options =

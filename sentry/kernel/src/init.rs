@@ -88,6 +88,9 @@ impl Kernel {
             mask: SigSet::EMPTY,
             scheduling: Scheduling::of_cpus(self.nr_cpus()),
         });
+        if let Some(filter) = &spec.filter {
+            task.seccomp.begin_with(filter);
+        }
         enter_directory(&task, &spec.creds, &spec.cwd)?;
         let program = find_program(&task, &spec, &command)?;
 

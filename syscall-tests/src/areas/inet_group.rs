@@ -27,8 +27,17 @@ cases![
     a_group_is_no_stream,
 ];
 
-const GROUP: [u8; 4] = [239, 77, 1, 2];
-const OTHER: [u8; 4] = [239, 77, 1, 3];
+/// A group of this case's own: cases run beside one another, and a member anywhere is heard of by others.
+fn group() -> [u8; 4] {
+    let [low, high, ..] = unsafe { getpid() }.to_le_bytes();
+    [239, 77, high, low]
+}
+
+fn other() -> [u8; 4] {
+    let [_, _, high, low] = group();
+    [239, 79, high, low]
+}
+
 const GROUP6: [u8; 16] = [0xff, 0x15, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x77, 0x01];
 
 fn membership(s: &OwnedFd, group: [u8; 4], join: bool) -> i32 {
@@ -58,7 +67,7 @@ fn receiver(port: u16) -> Result<(OwnedFd, u16), String> {
 
 fn member(port: u16) -> Result<(OwnedFd, u16), String> {
     let (s, port) = receiver(port)?;
-    ok!(membership(&s, GROUP, true));
+    ok!(membership(&s, group(), true));
     Ok((s, port))
 }
 
@@ -80,13 +89,13 @@ fn hears_nothing(s: &OwnedFd) -> Outcome {
 
 fn a_member_hears_the_group() -> Outcome {
     let (s, port) = member(0)?;
-    same!(say(&sender()?, GROUP, port, b"all"), 3);
+    same!(say(&sender()?, group(), port, b"all"), 3);
     hears(&s, b"all")
 }
 
 fn nobody_hears_a_group_without_members() -> Outcome {
     let (s, port) = receiver(0)?;
-    same!(say(&sender()?, GROUP, port, b"all"), 3);
+    same!(say(&sender()?, group(), port, b"all"), 3);
     hears_nothing(&s)
 }
 
@@ -94,17 +103,17 @@ fn who_sends_can_be_left_out() -> Outcome {
     let (s, port) = member(0)?;
     let from = sender()?;
     ok!(set_int(&from, IPPROTO_IP, IP_MULTICAST_LOOP, 0));
-    same!(say(&from, GROUP, port, b"far"), 3);
+    same!(say(&from, group(), port, b"far"), 3);
     hears_nothing(&s)?;
     ok!(set_int(&from, IPPROTO_IP, IP_MULTICAST_LOOP, 1));
-    same!(say(&from, GROUP, port, b"near"), 4);
+    same!(say(&from, group(), port, b"near"), 4);
     hears(&s, b"near")
 }
 
 fn every_member_hears() -> Outcome {
     let (a, port) = member(0)?;
     let (b, _) = member(port)?;
-    same!(say(&sender()?, GROUP, port, b"both"), 4);
+    same!(say(&sender()?, group(), port, b"both"), 4);
     hears(&a, b"both")?;
     hears(&b, b"both")
 }
@@ -114,7 +123,7 @@ fn others_hear_unless_they_say_no() -> Outcome {
     let (b, _) = receiver(port)?;
     let (c, _) = receiver(port)?;
     ok!(set_int(&c, IPPROTO_IP, 49, 0));
-    same!(say(&sender()?, GROUP, port, b"all"), 3);
+    same!(say(&sender()?, group(), port, b"all"), 3);
     hears(&a, b"all")?;
     hears(&b, b"all")?;
     hears_nothing(&c)
@@ -122,27 +131,27 @@ fn others_hear_unless_they_say_no() -> Outcome {
 
 fn a_former_member_hears_nothing() -> Outcome {
     let (s, port) = member(0)?;
-    ok!(membership(&s, GROUP, false));
-    same!(say(&sender()?, GROUP, port, b"gone"), 4);
+    ok!(membership(&s, group(), false));
+    same!(say(&sender()?, group(), port, b"gone"), 4);
     hears_nothing(&s)
 }
 
 fn another_group_is_not_heard() -> Outcome {
     let (s, port) = member(0)?;
-    same!(say(&sender()?, OTHER, port, b"other"), 5);
+    same!(say(&sender()?, other(), port, b"other"), 5);
     hears_nothing(&s)
 }
 
 fn another_port_is_not_heard() -> Outcome {
     let (s, port) = member(0)?;
-    same!(say(&sender()?, GROUP, port ^ 1, b"port"), 4);
+    same!(say(&sender()?, group(), port ^ 1, b"port"), 4);
     hears_nothing(&s)
 }
 
 fn the_sender_is_the_interface() -> Outcome {
     let (s, port) = member(0)?;
     let from = sender()?;
-    same!(say(&from, GROUP, port, b"who"), 3);
+    same!(say(&from, group(), port, b"who"), 3);
     same!(poll_for(s.as_raw_fd(), POLLIN, 2000)?, POLLIN);
     let mut at: sockaddr_in = unsafe { std::mem::zeroed() };
     let (mut len, mut data) = (16, [0u8; 9]);
@@ -158,12 +167,12 @@ fn the_sender_is_the_interface() -> Outcome {
 fn the_group_is_told() -> Outcome {
     let (s, port) = member(0)?;
     ok!(set_int(&s, IPPROTO_IP, IP_PKTINFO, 1));
-    same!(say(&sender()?, GROUP, port, b"x"), 1);
+    same!(say(&sender()?, group(), port, b"x"), 1);
     same!(poll_for(s.as_raw_fd(), POLLIN, 2000)?, POLLIN);
     let message = recv_message(&s, 9, 0)?;
     let (_, _, info) =
         message.control.iter().find(|c| (c.0, c.1) == (IPPROTO_IP, IP_PKTINFO)).ok_or("no info")?;
-    same!(info[8..12], GROUP);
+    same!(info[8..12], group());
     same!(info[..4], 1u32.to_ne_bytes());
     Ok(())
 }
@@ -174,7 +183,7 @@ fn the_hops_are_those_of_groups() -> Outcome {
     let from = sender()?;
     for (ttl, wanted) in [(-1, 1), (7, 7)] {
         ok!(set_int(&from, IPPROTO_IP, IP_MULTICAST_TTL, ttl));
-        same!(say(&from, GROUP, port, b"x"), 1);
+        same!(say(&from, group(), port, b"x"), 1);
         same!(poll_for(s.as_raw_fd(), POLLIN, 2000)?, POLLIN);
         let message = recv_message(&s, 9, 0)?;
         let (_, _, got) =
@@ -187,7 +196,7 @@ fn the_hops_are_those_of_groups() -> Outcome {
 fn a_connected_socket_sends_to_its_group() -> Outcome {
     let (s, port) = member(0)?;
     let from = sender()?;
-    ok!(connect4(&from, GROUP, port));
+    ok!(connect4(&from, group(), port));
     same!(name_of(&from, true)?.2, port);
     same!(send_flags(&from, b"tied", 0), 4);
     hears(&s, b"tied")
@@ -195,10 +204,10 @@ fn a_connected_socket_sends_to_its_group() -> Outcome {
 
 fn a_group_can_be_bound_to() -> Outcome {
     let s = udp()?;
-    ok!(bind4(&s, GROUP, 0));
+    ok!(bind4(&s, group(), 0));
     let port = port_of(&s)?;
-    ok!(membership(&s, GROUP, true));
-    same!(say(&sender()?, GROUP, port, b"bound"), 5);
+    ok!(membership(&s, group(), true));
+    same!(say(&sender()?, group(), port, b"bound"), 5);
     hears(&s, b"bound")?;
     same!(say(&sender()?, LOCALHOST, port, b"alone"), 5);
     hears_nothing(&s)
@@ -231,7 +240,7 @@ fn a_membership_ends_with_its_socket() -> Outcome {
     let (a, port) = member(0)?;
     let (b, _) = receiver(port)?;
     drop(a);
-    same!(say(&sender()?, GROUP, port, b"late"), 4);
+    same!(say(&sender()?, group(), port, b"late"), 4);
     hears_nothing(&b)
 }
 
@@ -246,7 +255,7 @@ fn memberships_are_limited() -> Outcome {
 
 fn a_group_is_no_stream() -> Outcome {
     let s = tcp()?;
-    fails!(EPROTO, membership(&s, GROUP, true));
-    fails!(ENETUNREACH, connect4(&s, GROUP, 80));
+    fails!(EPROTO, membership(&s, group(), true));
+    fails!(ENETUNREACH, connect4(&s, group(), 80));
     Ok(())
 }

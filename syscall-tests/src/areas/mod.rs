@@ -47,6 +47,7 @@ mod process;
 mod procfs;
 mod ptrace;
 mod ptrace_events;
+mod pty;
 mod rename;
 mod rlimit;
 mod sched;
@@ -92,6 +93,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "netdev", cases: netdev::CASES },
     Area { name: "netset", cases: netset::CASES },
     Area { name: "tty", cases: tty::CASES },
+    Area { name: "pty", cases: pty::CASES },
     Area { name: "path", cases: path::CASES },
     Area { name: "dir", cases: dir::CASES },
     Area { name: "rename", cases: rename::CASES },

@@ -594,17 +594,15 @@ pub(crate) struct Carried {
 impl Inet {
     /// The counters of an interface.
     pub(crate) fn carried(&self, interface: u32) -> Carried {
-        match self.outside.get().and_then(|outside| outside.ports.get(&interface)) {
-            Some(port) => Carried {
+        if let Some(port) = self.outside.get().and_then(|outside| outside.ports.get(&interface)) {
+            return Carried {
                 received: (port.received.packets.get(), port.received.bytes.get()),
                 sent: (port.sent.packets.get(), port.sent.bytes.get()),
                 dropped: port.dropped.get(),
-            },
-            None => {
-                let all = (self.stats.packets.get(), self.stats.bytes.get());
-                Carried { received: all, sent: all, dropped: 0 }
-            }
+            };
         }
+        let all = (self.stats.packets.get(), self.stats.bytes.get());
+        Carried { received: all, sent: all, dropped: 0 }
     }
 
     /// Neighbours whose hardware addresses are known, and whether they were heard of lately.
