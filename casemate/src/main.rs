@@ -26,6 +26,9 @@ fn main() -> ExitCode {
     if is(0, runtime::detached::PROXY_NAME) {
         return runtime::detached::proxy_main();
     }
+    if is(0, net_broker::NAME) {
+        return net_broker::main();
+    }
     if is(0, "casemate-gofer") && is(1, gofer::launch::SUBCOMMAND) {
         return gofer::main();
     }

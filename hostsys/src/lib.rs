@@ -24,6 +24,7 @@ pub mod futex;
 pub mod launch;
 pub mod memory;
 pub mod mount;
+pub mod packet;
 pub mod pidfd;
 pub mod polling;
 pub mod process;

@@ -27,4 +27,10 @@ pub enum Error {
     /// no route leads there (`ENETUNREACH`)
     #[error("no route leads there")]
     Unreachable,
+    /// nobody has that address (`EHOSTUNREACH`)
+    #[error("nobody has that address")]
+    NoHost,
+    /// it must not be sent there (`EACCES`)
+    #[error("it must not be sent there")]
+    Prohibited,
 }

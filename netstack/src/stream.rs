@@ -81,6 +81,8 @@ struct Side {
     sent: u64,
     receive_limit: usize,
     send_limit: usize,
+    /// Reset by the other end.
+    was_reset: bool,
     /// A writer has met a full queue.
     no_space: bool,
     urgent: Option<Urgent>,
@@ -105,6 +107,7 @@ impl Side {
             sent: 0,
             receive_limit,
             send_limit,
+            was_reset: false,
             no_space: false,
             urgent: None,
             urgent_inline: false,
@@ -117,6 +120,7 @@ impl Side {
         if self.state == TcpState::Close {
             return Ready::empty();
         }
+        self.was_reset = true;
         self.fault = Some(if self.state == TcpState::CloseWait { Error::Broken } else { Error::Reset });
         self.finish();
         Ready::all()
@@ -166,6 +170,15 @@ pub struct Change {
 }
 
 impl Change {
+    /// Adds what another call has changed.
+    pub fn merge(&mut self, other: Self) {
+        self.client |= other.client;
+        self.server |= other.server;
+        self.time_wait = self.time_wait.or(other.time_wait);
+        self.urgent |= other.urgent;
+        self.freed += other.freed;
+    }
+
     fn tell(&mut self, end: End, what: Ready) {
         match end {
             End::Client => self.client |= what,
@@ -575,6 +588,32 @@ impl LoopStream {
             change.tell(end.other(), peer.reset());
         }
         change
+    }
+
+    /// The connection of `end` has failed beyond its peer: nothing goes through any more.
+    pub fn fail(&mut self, end: End, error: Error) -> Change {
+        let mut change = Change::default();
+        let (me, peer) = self.both(end);
+        if me.state == TcpState::Close {
+            return change;
+        }
+        let told = me.reset();
+        if error != Error::Reset {
+            me.fault = Some(error);
+        }
+        peer.finish();
+        change.tell(end, told);
+        change
+    }
+
+    /// Whether the other end has reset this one.
+    pub fn was_reset(&self, end: End) -> bool {
+        self.ends(end).0.was_reset
+    }
+
+    /// Whether the owner of `end` has closed it.
+    pub fn is_orphan(&self, end: End) -> bool {
+        self.ends(end).0.orphan
     }
 
     /// The unused buffers of an end that is closed are dropped with it; this says whether the connection is over.

@@ -356,6 +356,12 @@ pub struct Images {
 
 #[derive(Debug, Args)]
 pub struct Do {
+    /// Let it reach the network, by way of the host's
+    #[arg(long)]
+    pub net: bool,
+    /// What it may reach of the network; implies --net
+    #[arg(long, value_name = "FILE")]
+    pub net_policy: Option<PathBuf>,
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }
@@ -570,7 +576,7 @@ mod tests {
             let Parsed::Run(arguments) = parse(line.split(' ').map(OsString::from).collect()) else {
                 panic!("{line} was refused");
             };
-            let Command::Do(Do { command }) = arguments.command else { panic!() };
+            let Command::Do(Do { command, .. }) = arguments.command else { panic!() };
             assert_eq!(command, ["ls", "-l", "--color"]);
         }
     }

@@ -142,7 +142,7 @@ fn dashed(name: &str) -> String {
     if name.chars().count() == 1 { format!("-{name}") } else { format!("--{name}") }
 }
 
-/// `do` has no flags of its own: what follows it is the program.
+/// What follows `do` is a program, or flags in one form alone.
 fn break_at_program(out: &mut Vec<OsString>, args: &mut std::vec::IntoIter<OsString>) {
     out.extend(args);
 }

@@ -11,10 +11,13 @@ use hostsys::signals;
 
 use crate::cgroup::ControlGroup;
 use crate::config::Config;
+use crate::detached::Network;
 use crate::drive::{Overseer, Progress, Run};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, HookState};
+use crate::lifecycle::network_of;
 use crate::log::{Level, Log};
+use crate::network;
 use crate::plan::Plan;
 use crate::registration::{self, Processes};
 use crate::relay::Relay;
@@ -53,7 +56,8 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
         descriptors.push((Descriptor::Listener, dir.listen()?));
     }
     let hooks = registration.as_ref().and_then(|registration| registration.config.spec.hooks().clone());
-    plan.boot.held = hooks.is_some();
+    let network = registration.as_ref().map_or(Network::Host, |registration| network_of(registration.config));
+    plan.boot.held = hooks.is_some() || matches!(network, Network::Join(_));
     let (sandbox, warnings) = Sandbox::start(&mut plan, descriptors, &cgroup)?;
     log.warnings(warnings);
     log.write(
@@ -79,7 +83,7 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
         }
     }
     let group = cgroup.group().clone();
-    let mut attendant = Attendant { state: state.as_ref(), log };
+    let mut attendant = Attendant { state: state.as_ref(), network, log };
     let mut run = Run {
         sandbox,
         relay,
@@ -101,7 +105,23 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
 /// Starts the container when it is complete, with its hooks before and after.
 struct Attendant<'a> {
     state: Option<&'a State>,
+    network: Network,
     log: &'a Log,
+}
+
+impl Attendant<'_> {
+    /// Gives the sandbox the network that its configuration names, or that hooks have made for it.
+    fn connect(&self, state: &State) -> Result<()> {
+        let namespace = match &self.network {
+            Network::Host => return Ok(()),
+            Network::Join(path) => path.clone(),
+            Network::New => network::of_process(state.init.pid),
+        };
+        match network::take_over(&namespace, self.log)? {
+            Some(network) => network.hand_over(&state.dir),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Overseer for Attendant<'_> {
@@ -111,10 +131,15 @@ impl Overseer for Attendant<'_> {
             let shown = HookState::new(state, state.sandbox.pid);
             hooks::before_start(hooks, &shown.with_status("creating"), self.log)?;
             hooks::in_container(hooks, state, &shown.with_status("created"))?;
+            self.connect(state)?;
             // Before the program's first instruction: nothing of the command's touches files beside it.
             state.mark_started()?;
             Channel::send(&sandbox.control, &Order::Start)?;
             hooks::after_start(hooks, &shown.with_status("running"), self.log)?;
+        } else if matches!(self.network, Network::Join(_)) {
+            self.connect(state)?;
+            state.mark_started()?;
+            Channel::send(&sandbox.control, &Order::Start)?;
         }
         Ok(())
     }

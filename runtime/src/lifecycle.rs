@@ -18,7 +18,7 @@ use crate::log::{Level, Log};
 use crate::plan::Plan;
 use crate::registration::{self, Processes};
 use crate::state::{HostProcess, State, StateRoot, Status};
-use crate::{pod, pty, session, state};
+use crate::{network, pod, pty, session, state};
 
 /// What a container is made with besides its configuration.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub struct Creation {
     pub preserved: Vec<OwnedFd>,
 }
 
-fn network_of(config: &Config) -> Network {
+pub(crate) fn network_of(config: &Config) -> Network {
     let namespaces = config.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let mut all = namespaces.into_iter().flatten();
     let Some(network) = all.find(|namespace| namespace.typ() == LinuxNamespaceType::Network) else {
@@ -143,6 +143,9 @@ pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
     {
         end(&state)?;
         return Err(error);
+    }
+    if let Some(network) = network::take_over(&network::of_process(state.init.pid), log)? {
+        network.hand_over(&state.dir)?;
     }
     match session::ask(&state.dir, &Request::Start) {
         Err(Error::NotRunning) => return Err(Error::HasStopped),

@@ -28,6 +28,9 @@ pub struct Plan {
     /// Where what the container writes on its root is kept.
     #[serde(default)]
     pub filestore: Filestore,
+    /// The policy of a user-mode NAT (JSON, or empty for the usual one), if the sandbox is to have one.
+    #[serde(default)]
+    pub nat: Option<String>,
     /// Limits of the sandbox's control group, if it is to have one.
     #[serde(skip)]
     pub limits: Limits,
@@ -123,10 +126,11 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
         filter,
         sysctls,
         options: told(options, &limits),
+        network: None,
         held: false,
         descriptors: Vec::new(),
     };
-    Ok(Plan { boot, attachments, filestore: Filestore::default(), limits, notes })
+    Ok(Plan { boot, attachments, filestore: Filestore::default(), nat: None, limits, notes })
 }
 
 pub(crate) fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Limits {
@@ -282,9 +286,17 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         filter: None,
         sysctls: Vec::new(),
         options,
+        network: None,
         held: false,
         descriptors: Vec::new(),
     };
     let attachments = vec![Attachment { source: PathBuf::from("/"), read_only: true }];
-    Plan { boot, attachments, filestore: Filestore::default(), limits: Limits::default(), notes: Vec::new() }
+    Plan {
+        boot,
+        attachments,
+        filestore: Filestore::default(),
+        nat: None,
+        limits: Limits::default(),
+        notes: Vec::new(),
+    }
 }

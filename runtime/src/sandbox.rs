@@ -137,6 +137,8 @@ pub(crate) struct Sandbox {
     // Fields are dropped in this order: the Sentry takes its stubs along, then the gofer goes.
     pub sentry: Guarded,
     pub gofer: Guarded,
+    /// Its network, where that is a process of ours.
+    _nat: Option<Guarded>,
     pub control: Channel,
     pub sentry_says: LastWords,
     pub gofer_says: LastWords,
@@ -157,6 +159,14 @@ impl Sandbox {
         let sentry = start_sentry(&sentry_control, sentry_stderr.as_fd(), cgroup, &mut warnings)?;
         drop((sentry_control, sentry_stderr));
 
+        let mut nat = None;
+        if let Some(policy) = &plan.nat {
+            let (process, link) = crate::nat::start(policy)?;
+            warnings.extend(cgroup.add(process.pid()));
+            plan.boot.network = Some(crate::nat::network());
+            descriptors.push((Descriptor::Link, link));
+            nat = Some(process);
+        }
         if let Some(file) = plan.filestore.open()? {
             descriptors.push((Descriptor::Filestore, file));
         }
@@ -168,7 +178,7 @@ impl Sandbox {
         let borrowed: Vec<_> = descriptors.iter().map(|(_, fd)| fd.as_fd()).collect();
         // A Sentry that died meanwhile is found by the caller, with its cause.
         let _ = control.send_boot(&plan.boot, &borrowed);
-        Ok((Self { sentry, gofer, control, sentry_says, gofer_says }, warnings))
+        Ok((Self { sentry, gofer, _nat: nat, control, sentry_says, gofer_says }, warnings))
     }
 }
 

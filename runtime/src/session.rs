@@ -78,8 +78,14 @@ fn settle(answer: Answer) -> Result<()> {
 
 /// Asks for what is answered by yes or no.
 pub(crate) fn ask(dir: &Path, request: &Request) -> Result<()> {
+    ask_with(dir, request, &[])
+}
+
+/// The same with descriptors.
+pub(crate) fn ask_with(dir: &Path, request: &Request, descriptors: &[OwnedFd]) -> Result<()> {
     let channel = connect(dir)?;
-    channel.send_sealed(request, &[])?;
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    channel.send_sealed(request, &borrowed)?;
     settle(answer(&channel)?)
 }
 

@@ -29,11 +29,13 @@ mod helpers;
 mod inet;
 mod sys;
 mod tracing;
+mod traffic;
 
 use harness::{Options, Selected};
 
 const USAGE: &str = "usage: syscall-tests list
        syscall-tests run [--json] [--jobs N] [--timeout SECONDS] [--dir DIR] [--skip AREA/NAME]... (--all | AREA | AREA/NAME)...
+       syscall-tests traffic serve ADDRESS | traffic connect ADDRESS COUNT JOBS
        syscall-tests fsx [--seed N] [--seconds N] [--ops N] [--dir DIR]";
 
 fn main() {
@@ -49,6 +51,7 @@ fn main() {
         }
         Some("run") => std::process::exit(run(rest)),
         Some("fsx") => std::process::exit(fsx::main(rest)),
+        Some("traffic") => std::process::exit(traffic::main(rest)),
         Some("helper") => std::process::exit(helpers::run(rest)),
         _ => {
             eprintln!("{USAGE}");

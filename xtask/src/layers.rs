@@ -110,10 +110,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gofer", &["abi", "hostsys", "gofer-protocol"]),
     ("control-protocol", &["abi", "hostsys"]),
     // The life-cycle side starts the gofer; it knows the Sentry by the control protocol alone.
-    ("runtime", &["abi", "hostsys", "control-protocol", "gofer"]),
+    ("net-broker", &["hostsys", "netstack"]),
+    ("runtime", &["abi", "hostsys", "control-protocol", "gofer", "net-broker"]),
     ("runsc-compat", &["abi", "hostsys", "control-protocol", "runtime"]),
     ("shim", &["abi", "hostsys", "runtime"]),
-    ("casemate", &["abi", "hostsys", "runsc-compat", "shim", "runtime", "sentry-boot", "gofer"]),
+    (
+        "casemate",
+        &["abi", "hostsys", "runsc-compat", "shim", "runtime", "sentry-boot", "gofer", "net-broker"],
+    ),
     ("syscall-tests", &[]),
     ("benches", &["xtask"]),
     ("xtask", &[]),

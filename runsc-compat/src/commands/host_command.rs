@@ -18,6 +18,7 @@ pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
     let on_terminal = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()]
         .into_iter()
         .all(terminal::is_terminal);
+    let (command_net, policy) = (command.net, command.net_policy);
     let command = HostCommand {
         args: command.command,
         env: env::vars_os().collect(),
@@ -32,6 +33,14 @@ pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
     let id = format!("do-{}", std::process::id());
     let mut plan = runtime::of_host_command(&id, command, super::options(global, log));
     plan.filestore = runtime::Filestore::parse(&global.filestore)?;
+    if command_net || policy.is_some() {
+        let text = match &policy {
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("read the network policy {}", path.display()))?,
+            None => String::new(),
+        };
+        plan.nat = Some(text);
+    }
     let report = runtime::run(plan, None, log)?;
     for call in &report.unsupported {
         eprintln!("casemate: {call}");

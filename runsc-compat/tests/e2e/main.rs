@@ -28,6 +28,7 @@ mod ipc;
 mod jobs;
 mod languages;
 mod lifecycle;
+mod links;
 mod lower;
 mod many;
 mod namespaces;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Text;
+use crate::{Network, Text};
 
 /// Everything that the Sentry needs to start one container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Boot {
     /// Settings of the kernel: names with dots, and their values.
     pub sysctls: Vec<(String, String)>,
     pub options: Options,
+    /// The network, where it is known already.
+    #[serde(default)]
+    pub network: Option<Network>,
     /// Whether init waits for [`crate::Request::Start`] before its first instruction.
     pub held: bool,
     /// What the descriptors that came along with this message are, in their order.
@@ -47,6 +50,8 @@ pub enum Descriptor {
     Console,
     /// A sparse file for the contents of what the container writes on its root.
     Filestore,
+    /// A link of [`Boot::network`], in their order.
+    Link,
     /// A listening socket: each connection carries one [`crate::Request`].
     Listener,
 }

@@ -174,6 +174,7 @@ mod tests {
             filter: None,
             sysctls: Vec::new(),
             options: Options::default(),
+            network: None,
             held: false,
             descriptors: vec![Descriptor::Guest(0)],
         }

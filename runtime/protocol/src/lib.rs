@@ -16,11 +16,13 @@
 mod boot;
 mod channel;
 mod event;
+mod network;
 mod request;
 mod text;
 
 pub use boot::*;
 pub use channel::{Channel, ChannelError, MAX_BOOT, MAX_MESSAGE};
 pub use event::*;
+pub use network::{Address, Link, MAX_LINKS, Network, Route};
 pub use request::*;
 pub use text::Text;

@@ -2,12 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Boot, Descriptor, Process};
+use crate::{Boot, Descriptor, Network, Process};
 
 /// The first message on a connection. It travels as the boot message does, in a memfd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Request {
+    /// Take a network over, before init runs. Answered by [`Answer`].
+    Connect(Box<Network>),
+    /// Write every frame of the links to the file that comes along, in the format of `pcap-savefile(5)`, from now on; without
+    /// a file no more. Answered by [`Answer`].
+    Capture,
     /// Let a held init run. Answered by [`Answer`].
     Start,
     /// Send a signal to init, or to every process. Answered by [`Answer`].

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use control_protocol::{Boot, Failure, Phase};
+use control_protocol::{Boot, Failure, Network, Phase};
 use fs_dev::{Devices, HostSide, Terminals};
 use fs_gofer::Session;
 use fs_host::Watcher;
@@ -14,10 +14,12 @@ use sentry_base::{Mutex, lock::rank};
 use sentry_kernel::{Kernel, KernelConfig, Prepared, ThreadGroup, TraceSink};
 use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
+use sentry_net::NetworkNamespace;
 use sentry_syscalls::Table;
 use sentry_vfs::Vfs;
 
 use crate::console::Console;
+use crate::link::{self, Capture, LinkBell};
 use crate::log::Log;
 use crate::started::{self, Descriptors, Ending, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
@@ -34,6 +36,7 @@ pub struct Ground {
     pub nr_cpus: usize,
     pub machine: Machine,
     pub total_memory: u64,
+    pub link_bell: LinkBell,
 }
 
 /// What the containers of a sandbox share.
@@ -42,6 +45,23 @@ pub struct Shared {
     pub kernel: Arc<Kernel>,
     memory: Arc<MemoryFile>,
     watcher: Arc<Watcher>,
+    /// For the links of the network, until there are some.
+    link_bell: Mutex<Option<LinkBell>, { rank::LEAF }>,
+    capture: Arc<Capture>,
+}
+
+impl Shared {
+    /// Takes over a network for the sandbox, once.
+    pub fn connect(&self, network: &Network, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let bell = self.link_bell.lock().take().ok_or("the sandbox has a network already")?;
+        let first = self.kernel.first_network().extension::<NetworkNamespace>();
+        link::connect(first.inet(), bell, &self.capture, network, fds)
+    }
+
+    /// Begins to write frames to a file, or ends it.
+    pub fn capture(&self, fds: Vec<OwnedFd>) -> Result<(), String> {
+        self.capture.to(fds.into_iter().next()).map_err(|error| error.to_string())
+    }
 }
 
 /// A container whose init is ready to run.
@@ -103,7 +123,17 @@ impl Container {
         vfs.register_type("sysfs", Arc::new(fs_sys::SysType { cpus: kernel.nr_cpus() }));
         vfs.register_type("devpts", Arc::new(fs_dev::DevPtsType { terminals: Arc::clone(&terminals) }));
 
-        let shared = Arc::new(Shared { kernel, memory: ground.memory, watcher: ground.watcher });
+        let shared = Arc::new(Shared {
+            kernel,
+            memory: ground.memory,
+            watcher: ground.watcher,
+            link_bell: Mutex::new(Some(ground.link_bell)),
+            capture: Arc::default(),
+        });
+        if let Some(network) = &boot.network {
+            let links = core::mem::take(&mut fds.links);
+            shared.connect(network, links).map_err(|error| failed(Phase::Init, error))?;
+        }
         let which = Which { number: 0, own_pids: false };
         Self::assemble(&shared, boot, fds, log, terminals, which, ended)
     }

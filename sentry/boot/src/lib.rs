@@ -23,6 +23,7 @@ mod container;
 mod control;
 mod filter;
 mod inspect;
+mod link;
 mod log;
 mod session;
 mod started;
@@ -117,6 +118,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
     let memory = MemoryFile::create(MemoryFile::DEFAULT_SIZE).map_err(confining("making the memory file"))?;
     let watcher = Watcher::new().map_err(confining("epoll"))?;
     let mut mailbox = Mailbox::new().map_err(confining("socketpair"))?;
+    let link_bell = link::LinkBell::new().map_err(confining("socketpair"))?;
     filter::lock_down().map_err(confining("filtering system calls"))?;
 
     let (boot, fds) =
@@ -128,6 +130,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
         nr_cpus,
         machine: Machine::from_auxv(&seen.auxv),
         total_memory: seen.total_memory,
+        link_bell,
     };
     let mut container = Container::build(&boot, fds, ground, mailbox.ending())?;
     let threads = Threads::start(&mut container, watcher, nr_cpus)

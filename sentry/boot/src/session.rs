@@ -160,6 +160,14 @@ impl Session {
         address: &Address,
     ) -> bool {
         let answer = match request {
+            Request::Connect(network) => match container.shared.connect(&network, fds) {
+                Ok(()) => Answer::Done,
+                Err(problem) => Answer::Refused(problem),
+            },
+            Request::Capture => match container.shared.capture(fds) {
+                Ok(()) => Answer::Done,
+                Err(problem) => Answer::Refused(problem),
+            },
             Request::Start if container.start() => Answer::Done,
             Request::Start => Answer::AlreadyStarted,
             Request::Kill { signal, all } => kill(container, signal, all),

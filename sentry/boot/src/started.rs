@@ -30,6 +30,7 @@ pub struct Descriptors {
     pub console: Option<OwnedFd>,
     pub listener: Option<OwnedFd>,
     pub filestore: Option<OwnedFd>,
+    pub links: Vec<OwnedFd>,
 }
 
 impl Descriptors {
@@ -42,6 +43,7 @@ impl Descriptors {
                 Descriptor::Log => sorted.log = Some(fd),
                 Descriptor::Console => sorted.console = Some(fd),
                 Descriptor::Filestore => sorted.filestore = Some(fd),
+                Descriptor::Link => sorted.links.push(fd),
                 Descriptor::Listener => sorted.listener = Some(fd),
             }
         }

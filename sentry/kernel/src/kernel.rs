@@ -276,6 +276,11 @@ impl Kernel {
         self.extensions.get()
     }
 
+    /// The sandbox's first network namespace.
+    pub fn first_network(&self) -> &Arc<crate::ns::ObjectNs> {
+        &self.first.net
+    }
+
     /// The names of the sandbox's first UTS namespace.
     pub fn uts(&self) -> UtsNames {
         self.first.uts.names()

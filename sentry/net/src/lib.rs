@@ -1,5 +1,6 @@
 //! Sockets: the interface that system calls see, and the families behind it: `AF_UNIX` (`unix(7)`), `AF_INET` and
-//! `AF_INET6` (`ip(7)`) and `AF_NETLINK` (`netlink(7)`) over the network stack, which is pure memory: no socket here has a host socket behind it.
+//! `AF_INET6` (`ip(7)`) and `AF_NETLINK` (`netlink(7)`) over the network stack.
+//! No socket here has a host socket behind it: what goes out are packets, through links that the runtime has opened.
 //!
 //! **Invariants.** No two `AF_UNIX` sockets' locks are held at once: a send locks the receiver alone, a connect its two
 //! sides in turn. Of TCP sockets a connect holds the listener's and then the new socket's; a transfer holds the reader's
@@ -20,7 +21,7 @@ pub mod proc;
 mod socket;
 mod unix;
 
-pub use inet::{Domain, Inet};
+pub use inet::{Domain, Inet, LinkHost, LinkSetup, Links};
 pub use namespace::NetworkNamespace;
 pub use netlink::NetlinkSocket;
 pub use socket::{

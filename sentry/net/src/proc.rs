@@ -3,6 +3,8 @@
 use core::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
+use netstack::iface::InterfaceAddress;
+
 use crate::inet::report::Row;
 use crate::{Domain, Inet, NetworkNamespace};
 
@@ -56,9 +58,7 @@ impl NetworkNamespace {
     pub fn proc_text(&self, name: &str) -> Option<String> {
         let inet = self.inet();
         Some(match name {
-            "arp" => {
-                "IP address       HW type     Flags       HW address            Mask     Device\n".into()
-            }
+            "arp" => arp(inet),
             "dev" => dev(inet),
             "dev_mcast" | "igmp6" | "wireless" => String::new(),
             "if_inet6" => if_inet6(inet),
@@ -72,7 +72,7 @@ impl NetworkNamespace {
             "packet" => "sk       RefCnt Type Proto  Iface R Rmem   User   Inode\n".into(),
             "protocols" => protocols(),
             "psched" => "000003e8 00000040 000f4240 3b9aca00\n".into(),
-            "route" => route(),
+            "route" => route(inet),
             "rt6_stats" => "0000 0000 0000 0000 0000 0000 0000\n".into(),
             "snmp" => snmp(inet),
             "snmp6" => snmp6(inet),
@@ -190,13 +190,14 @@ fn udp6(rows: &[Row]) -> String {
 }
 
 fn dev(inet: &Inet) -> String {
-    let (packets, bytes) = (inet.stats.packets.get(), inet.stats.bytes.get());
     let mut out = DEV.to_owned();
     for interface in inet.interfaces.lock().iter() {
+        let carried = inet.carried(interface.index);
+        let ((packets, bytes), (sent, sent_bytes)) = (carried.received, carried.sent);
         let _ = writeln!(
             out,
-            "{:>6}: {bytes:7} {packets:7} {:4} {:4} {:4} {:5} {:10} {:9} {bytes:8} {packets:7} {:4} {:4} {:4} {:5} {:7} {:10}",
-            interface.name, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            "{:>6}: {bytes:7} {packets:7} {:4} {:4} {:4} {:5} {:10} {:9} {sent_bytes:8} {sent:7} {:4} {:4} {:4} {:5} {:7} {:10}",
+            interface.name, 0, carried.dropped, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         );
     }
     out
@@ -250,8 +251,47 @@ fn ipv6_route(inet: &Inet) -> String {
     out
 }
 
-fn route() -> String {
-    padded("Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT", 127)
+/// `fib_route_seq_show`.
+fn route(inet: &Inet) -> String {
+    const UP: u32 = 1;
+    const GATEWAY: u32 = 2;
+    const HOST: u32 = 4;
+    let mut out =
+        padded("Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT", 127);
+    for row in inet.interfaces.lock().main_routes().filter(|row| row.to.is_ipv4()) {
+        let hex = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => u32::from_ne_bytes(ip.octets()),
+            IpAddr::V6(_) => 0,
+        };
+        let mask = InterfaceAddress { ip: row.to, prefix: row.prefix, scope: 0 }.netmask();
+        let flags =
+            UP | if row.gateway.is_some() { GATEWAY } else { 0 } | if row.prefix == 32 { HOST } else { 0 };
+        let line = format!(
+            "{}\t{:08X}\t{:08X}\t{flags:04X}\t0\t0\t{}\t{:08X}\t0\t0\t0",
+            row.name,
+            hex(row.to),
+            row.gateway.map_or(0, hex),
+            row.metric,
+            u32::from_ne_bytes(mask.octets()),
+        );
+        out.push_str(&padded(&line, 127));
+    }
+    out
+}
+
+/// `arp_seq_show`.
+fn arp(inet: &Inet) -> String {
+    let mut out =
+        "IP address       HW type     Flags       HW address            Mask     Device\n".to_owned();
+    let neighbors = inet.neighbors();
+    let interfaces = inet.interfaces.lock();
+    for (index, ip, [a, b, c, d, e, f], _) in neighbors.into_iter().filter(|n| n.1.is_ipv4()) {
+        let Some(interface) = interfaces.by_index(index) else { continue };
+        let hardware = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        let ip = ip.to_string();
+        let _ = writeln!(out, "{ip:<16} 0x1         0x2         {hardware}     *        {}", interface.name);
+    }
+    out
 }
 
 fn sockstat(inet: &Inet) -> String {

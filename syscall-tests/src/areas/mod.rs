@@ -19,6 +19,7 @@ mod futex;
 mod futex_pi;
 mod futexv;
 mod inet_dgram;
+mod inet_group;
 mod inet_options;
 mod inet_raw;
 mod inet_stream;
@@ -33,6 +34,7 @@ mod mm_limits;
 mod mount;
 mod mqueue;
 mod netdev;
+mod netset;
 mod ns;
 mod openat2;
 mod path;
@@ -86,8 +88,10 @@ pub const AREAS: &[Area] = &[
     Area { name: "inet_dgram", cases: inet_dgram::CASES },
     Area { name: "inet_wait", cases: inet_wait::CASES },
     Area { name: "inet_raw", cases: inet_raw::CASES },
+    Area { name: "inet_group", cases: inet_group::CASES },
     Area { name: "inet_options", cases: inet_options::CASES },
     Area { name: "netdev", cases: netdev::CASES },
+    Area { name: "netset", cases: netset::CASES },
     Area { name: "tty", cases: tty::CASES },
     Area { name: "pty", cases: pty::CASES },
     Area { name: "path", cases: path::CASES },

@@ -36,11 +36,11 @@ cases![
     sys_class_net,
 ];
 
-fn route_socket() -> Result<OwnedFd, String> {
+pub(super) fn route_socket() -> Result<OwnedFd, String> {
     Ok(own(ok!(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE))))
 }
 
-fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+pub(super) fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend_from_slice(&((16 + body.len()) as u32).to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
@@ -51,18 +51,18 @@ fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     out
 }
 
-const DUMP: u16 = NLM_F_DUMP as u16;
+pub(super) const DUMP: u16 = NLM_F_DUMP as u16;
 
-fn u16_at(b: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(b: &[u8], at: usize) -> u16 {
     u16::from_ne_bytes([b[at], b[at + 1]])
 }
 
-fn u32_at(b: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(b: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
 
 /// The messages of an answer: type, flags, body. A dump ends with its DONE.
-fn ask(s: &OwnedFd, request: &[u8]) -> Result<Vec<(u16, u16, Vec<u8>)>, String> {
+pub(super) fn ask(s: &OwnedFd, request: &[u8]) -> Result<Vec<(u16, u16, Vec<u8>)>, String> {
     ok!(send(s.as_raw_fd(), request.as_ptr().cast(), request.len(), 0));
     let mut out = Vec::new();
     loop {
@@ -83,7 +83,7 @@ fn ask(s: &OwnedFd, request: &[u8]) -> Result<Vec<(u16, u16, Vec<u8>)>, String> 
     }
 }
 
-fn attrs(body: &[u8], skip: usize) -> Vec<(u16, Vec<u8>)> {
+pub(super) fn attrs(body: &[u8], skip: usize) -> Vec<(u16, Vec<u8>)> {
     let mut rest = &body[skip.min(body.len())..];
     let mut out = Vec::new();
     while rest.len() >= 4 {
@@ -94,7 +94,7 @@ fn attrs(body: &[u8], skip: usize) -> Vec<(u16, Vec<u8>)> {
     out
 }
 
-fn attr(body: &[u8], skip: usize, kind: u16) -> Result<Vec<u8>, String> {
+pub(super) fn attr(body: &[u8], skip: usize, kind: u16) -> Result<Vec<u8>, String> {
     let found = attrs(body, skip).into_iter().find(|(k, _)| *k == kind);
     found.map(|(_, data)| data).ok_or(format!("no attribute {kind}"))
 }

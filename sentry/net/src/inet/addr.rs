@@ -50,6 +50,8 @@ pub(crate) fn errno(error: Error) -> Errno {
         Error::AddressInUse => Errno::EADDRINUSE,
         Error::AddressNotAvailable => Errno::EADDRNOTAVAIL,
         Error::Unreachable => Errno::ENETUNREACH,
+        Error::NoHost => Errno::EHOSTUNREACH,
+        Error::Prohibited => Errno::EACCES,
     }
 }
 

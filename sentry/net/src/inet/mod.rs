@@ -5,11 +5,15 @@
 
 pub(crate) mod addr;
 mod control;
+mod flow;
+mod icmp_errors;
 mod info;
 pub(crate) mod netdev;
 pub(crate) mod options;
+pub(crate) mod outside;
 mod raw;
 pub(crate) mod report;
+mod resolver;
 mod tcp;
 mod tcp_connect;
 mod tcp_io;
@@ -31,6 +35,8 @@ use sentry_vfs::{Caller, UserNs, cap};
 use crate::Socket;
 use crate::netlink::NetlinkTable;
 pub use addr::Domain;
+use outside::Outside;
+pub use outside::{LinkHost, LinkSetup, Links};
 use raw::{RawSocket, RawTable};
 use tcp::{TcpCore, TcpSocket};
 use udp::{UdpCore, UdpSocket};
@@ -53,6 +59,8 @@ pub struct Inet {
     unprivileged_port_start: AtomicU16,
     /// The user namespace whose capabilities count here.
     owner: OnceLock<Arc<UserNs>>,
+    /// Links, where this network has some.
+    pub(crate) outside: OnceLock<Outside>,
 }
 
 /// Bytes in TCP streams above which each connection is held to one buffer (`net.ipv4.tcp_mem`).
@@ -72,6 +80,7 @@ impl Default for Inet {
             stats: Stats::default(),
             unprivileged_port_start: AtomicU16::new(1024),
             owner: OnceLock::new(),
+            outside: OnceLock::new(),
         }
     }
 }
@@ -147,6 +156,11 @@ impl Inet {
     /// Whether the streams hold so much that each of them must do with less.
     fn is_pressed(&self) -> bool {
         self.queued.load(Ordering::Relaxed) > QUEUED_MAX
+    }
+
+    /// Notes bytes that wait in a stream now.
+    fn note_queued(&self, bytes: usize) {
+        self.queued.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// A buffer for about `want` bytes.

@@ -4,6 +4,8 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::collections::BTreeMap;
 
+use std::net::IpAddr;
+
 use abi::net::{Linger, SockTimeval};
 use sentry_base::{Errno, Mutex, Nanos, Result, lock::rank};
 use sentry_vfs::{Caller, cap};
@@ -307,6 +309,17 @@ impl Options {
         };
         let known = [libc::SOL_SOCKET, libc::IPPROTO_IP, own].contains(&level);
         if known || self.domain == Domain::V6 { Errno::ENOPROTOOPT } else { Errno::EOPNOTSUPP }
+    }
+
+    /// The interface that datagrams to groups go out by, as far as it was set: an address, or a number.
+    pub(super) fn group_interface(&self, six: bool) -> (Option<IpAddr>, u32) {
+        if six {
+            let index = self.set_or(libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, 0);
+            return (None, u32::try_from(index).unwrap_or(0));
+        }
+        let kept = self.kept(libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &[0; 4]);
+        let ip = kept.first_chunk::<4>().map(|b| IpAddr::from(*b));
+        (ip.filter(|ip| !ip.is_unspecified()), 0)
     }
 
     fn kept(&self, level: i32, name: i32, default: &[u8]) -> Vec<u8> {

@@ -14,6 +14,7 @@ use sentry_vfs::{Attr, Caller, IoStart};
 use super::addr::{self, Domain, errno};
 use super::control;
 use super::options::{Options, Transport};
+use super::outside::HowSent;
 use super::{Inet, netdev};
 use crate::socket::new_attr;
 use crate::{RecvMsg, SendMsg, SockCtx, Socket};
@@ -100,19 +101,20 @@ impl RawSocket {
     }
 }
 
-/// A message on its way over the loopback.
-struct Packet<'p> {
-    from: IpAddr,
-    to: IpAddr,
-    protocol: u8,
-    payload: &'p [u8],
-    hops: u8,
-    class: u8,
+/// A message that has come.
+pub(super) struct Message<'p> {
+    pub(super) from: IpAddr,
+    pub(super) to: IpAddr,
+    pub(super) protocol: u8,
+    pub(super) payload: &'p [u8],
+    pub(super) hops: u8,
+    pub(super) class: u8,
+    pub(super) interface: u32,
 }
 
 impl Inet {
     /// Brings a message to all sockets that see it.
-    fn deliver_raw(&self, packet: &Packet<'_>) {
+    pub(super) fn deliver_raw(&self, packet: &Message<'_>) {
         self.stats.packet(packet.payload.len() + IP_HEADER);
         let cores: Vec<Arc<RawCore>> = self.raws.lock().iter().filter_map(Weak::upgrade).collect();
         for core in cores {
@@ -122,7 +124,7 @@ impl Inet {
 }
 
 impl RawCore {
-    fn receive(&self, packet: &Packet<'_>) {
+    fn receive(&self, packet: &Message<'_>) {
         let own = (self.domain == Domain::V4) == packet.to.is_ipv4();
         if !own || self.protocol != packet.protocol {
             return;
@@ -153,7 +155,7 @@ impl RawCore {
             data,
             from: SocketAddr::new(packet.from, 0),
             to: packet.to,
-            interface: 1,
+            interface: packet.interface,
             hops: packet.hops,
             class: packet.class,
             stamp: real_now(),
@@ -261,7 +263,20 @@ impl RawCore {
         };
         let hops = u8::try_from(self.options.number(level, name)).unwrap_or(64);
         let class = u8::try_from(self.options.number(libc::IPPROTO_IP, libc::IP_TOS)).unwrap_or(0);
-        let request = Packet { from: route.source, to, protocol: self.protocol, payload: &data, hops, class };
+        if let (Some(_), Some(outside)) = (route.next_hop, self.net.outside.get()) {
+            let how = HowSent { hops, class, dont_fragment: false };
+            let sent = outside.send_message(&route, (route.source, to), self.protocol, &data, how);
+            return if sent { Ok(len) } else { Err(Errno::EMSGSIZE) };
+        }
+        let request = Message {
+            from: route.source,
+            to,
+            protocol: self.protocol,
+            payload: &data,
+            hops,
+            class,
+            interface: 1,
+        };
         self.net.deliver_raw(&request);
         let reply = match (self.protocol, route.source, to) {
             (1, IpAddr::V4(_), _) => icmp::reply_v4(&data),
@@ -270,7 +285,7 @@ impl RawCore {
         };
         if let Some(reply) = reply {
             self.net.stats.icmp_messages.add(1);
-            let packet = Packet { from: to, to: route.source, payload: &reply, hops: 64, ..request };
+            let packet = Message { from: to, to: route.source, payload: &reply, hops: 64, ..request };
             self.net.deliver_raw(&packet);
         }
         Ok(len)

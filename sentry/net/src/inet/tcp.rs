@@ -5,12 +5,16 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
+use netstack::Ready;
+use netstack::flow::Settings;
+use netstack::iface::Route;
 use netstack::ports::{BindingId, Local, Sharing};
 use netstack::stream::{Change, End, LoopStream, TcpState};
 use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank, mono_now};
 use sentry_vfs::{Attr, Caller, IoStart};
 
 use super::addr::{self, Domain};
+use super::flow::{Flow, SEND_QUEUE};
 use super::options::{Options, Transport};
 use super::{Inet, events};
 use crate::{RecvMsg, SendMsg, SockCtx, Socket};
@@ -29,11 +33,39 @@ pub(super) struct Link {
     server: Side,
 }
 
-/// What an end of a link needs from its socket when the other end acts.
+/// What is behind an end of a link, to be told when the other end acts.
 #[derive(Debug)]
-pub(super) struct Side {
-    pub(super) queue: Arc<WaitQueue>,
-    pub(super) binding: BindingId,
+pub(super) enum Side {
+    Socket {
+        queue: Arc<WaitQueue>,
+        binding: BindingId,
+    },
+    /// The outside.
+    Wire(Weak<Flow>),
+}
+
+impl Side {
+    pub(super) fn binding(&self) -> Option<BindingId> {
+        match self {
+            Self::Socket { binding, .. } => Some(*binding),
+            Self::Wire(_) => None,
+        }
+    }
+
+    fn flow(&self) -> Option<Arc<Flow>> {
+        match self {
+            Self::Socket { .. } => None,
+            Self::Wire(flow) => flow.upgrade(),
+        }
+    }
+
+    fn tell(&self, what: Ready) {
+        if let Self::Socket { queue, .. } = self
+            && !what.is_empty()
+        {
+            queue.notify(events(what));
+        }
+    }
 }
 
 impl Link {
@@ -51,18 +83,31 @@ impl Link {
 
     /// Tells both ends what a call on the stream has changed. Call it without the stream's lock.
     pub(super) fn apply(&self, change: Change) {
+        self.apply_to_sockets(change);
+        for (side, what) in [(&self.client, change.client), (&self.server, change.server)] {
+            if !what.is_empty()
+                && let Some(flow) = side.flow()
+            {
+                flow.stirred();
+            }
+        }
+    }
+
+    /// The same without a word to the outside, which has done it.
+    pub(super) fn apply_to_sockets(&self, change: Change) {
         if change.freed > 0 {
             self.net.queued.fetch_sub(change.freed, Ordering::Relaxed);
         }
-        if let Some(end) = change.time_wait {
-            self.net.tcp.lock().rest(self.side(end).binding, mono_now());
+        if let Some(id) = change.time_wait.and_then(|end| self.side(end).binding()) {
+            self.net.tcp.lock().rest(id, mono_now());
         }
-        if !change.client.is_empty() {
-            self.client.queue.notify(events(change.client));
-        }
-        if !change.server.is_empty() {
-            self.server.queue.notify(events(change.server));
-        }
+        self.client.tell(change.client);
+        self.server.tell(change.server);
+    }
+
+    /// The flow behind this connection, where its other end is outside.
+    pub(super) fn flow(&self) -> Option<Arc<Flow>> {
+        self.client.flow().or_else(|| self.server.flow())
     }
 }
 
@@ -118,6 +163,8 @@ pub(super) struct State {
     pub(super) fault: Option<Errno>,
     pub(super) shut_read: bool,
     pub(super) shut_write: bool,
+    /// The flow that is being opened.
+    pub(super) opening: Weak<Flow>,
 }
 
 /// What a socket is, apart from who holds it.
@@ -191,13 +238,46 @@ impl TcpCore {
             Phase::Connecting(_) => return TcpState::SynSent,
             Phase::Connected { connection, .. } => connection.clone(),
         };
-        connection.link.stream.lock().state(connection.end)
+        let state = connection.link.stream.lock().state(connection.end);
+        match connection.link.flow() {
+            // The stream passes over what only packets can be in.
+            Some(flow) if state != TcpState::Close => flow.condition().0,
+            _ => state,
+        }
     }
 
     /// What a receiver takes in, and what a sender may have queued besides, in bytes.
     pub(super) fn limits(&self) -> (usize, usize) {
         let send = self.options.send_buffer();
         (self.options.receive_buffer(), if send == SEND_DEFAULT { SEND_GROWN } else { send })
+    }
+
+    /// The same for a connection with the outside, where what is on its way is queued elsewhere.
+    pub(super) fn limits_outside(&self) -> (usize, usize) {
+        let send = self.options.send_buffer();
+        (self.options.receive_buffer(), if send == SEND_DEFAULT { SEND_QUEUE } else { send })
+    }
+
+    /// What a flow needs to know of the options.
+    pub(super) fn flow_settings(&self, route: &Route) -> Settings {
+        let set = |level, name, or| self.options.set_or(level, name, or);
+        let hops = if route.source.is_ipv4() {
+            set(libc::IPPROTO_IP, libc::IP_TTL, 64)
+        } else {
+            set(libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, 64)
+        };
+        let keep_alive = self.options.flag(libc::SOL_SOCKET, libc::SO_KEEPALIVE);
+        let idle = u64::try_from(self.options.number(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE)).unwrap_or(7200);
+        let asked = usize::try_from(set(libc::IPPROTO_TCP, libc::TCP_MAXSEG, 0)).unwrap_or(0);
+        let mtu = route.mtu as usize;
+        Settings {
+            receive: super::flow::BUFFER,
+            send: super::flow::BUFFER,
+            mtu: if asked > 0 { mtu.min(asked + if route.source.is_ipv4() { 40 } else { 60 }) } else { mtu },
+            hops: u8::try_from(hops).ok().filter(|hops| *hops > 0).unwrap_or(64),
+            no_delay: self.options.flag(libc::IPPROTO_TCP, libc::TCP_NODELAY),
+            keep_alive: keep_alive.then(|| idle.max(1) * 1_000_000_000),
+        }
     }
 
     /// Hands the options that a stream needs to it.
@@ -245,6 +325,7 @@ impl TcpSocket {
             fault: None,
             shut_read: false,
             shut_write: false,
+            opening: Weak::new(),
         };
         let options = Options::new(Transport::Tcp, domain, SEND_DEFAULT, RECEIVE_DEFAULT);
         let attr = crate::socket::new_attr(creds.fsuid, creds.fsgid);

@@ -3,16 +3,19 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use netstack::iface::or_this_host;
+use netstack::flow::Tuple;
+use netstack::iface::{Route, or_this_host};
 use netstack::ports::BindingId;
 use netstack::stream::{End, LoopStream};
 use sentry_base::{Errno, Events, Result, mono_now};
 use sentry_vfs::IoStart;
 
 use super::addr::{self, Domain, errno};
+use super::flow::Flow;
 use super::options::Options;
+use super::outside::Outside;
 use super::tcp::{Connection, Link, Listening, Phase, Side, State, TcpCore, TcpSocket};
 use crate::{SockCtx, Socket};
 
@@ -25,7 +28,8 @@ const MAX_WAITING: usize = 1024;
 enum Attempt {
     Connected,
     Refused,
-    Full,
+    /// It may yet go well: the listener's queue is full, or the other end is outside.
+    Pending,
 }
 
 impl TcpCore {
@@ -171,8 +175,8 @@ impl TcpCore {
                 state.phase = Phase::Closed;
                 Err(state.fault.take().unwrap_or(Errno::ECONNREFUSED))
             }
-            Attempt::Full if cx.nonblock => Err(Errno::EINPROGRESS),
-            Attempt::Full => Ok(IoStart::WouldBlock),
+            Attempt::Pending if cx.nonblock => Err(Errno::EINPROGRESS),
+            Attempt::Pending => Ok(IoStart::WouldBlock),
         }
     }
 
@@ -221,10 +225,13 @@ impl TcpCore {
     }
 
     /// A connect has failed: the port is free again, and the error waits to be read.
-    fn fail(&self, errno: Errno) {
+    pub(super) fn fail(&self, errno: Errno) {
         self.net.stats.tcp_failed.add(1);
         let freed = {
             let mut state = self.state.lock();
+            if !matches!(state.phase, Phase::Connecting(_)) {
+                return;
+            }
             state.phase = Phase::Failed;
             state.fault = Some(errno);
             self.unbind(&mut state)
@@ -267,6 +274,9 @@ impl TcpCore {
                 _ => return Attempt::Refused,
             }
         };
+        if let Some((outside, route)) = self.net.route_out(to.ip(), from.ip()) {
+            return self.open_flow(outside, route, (from, id), to);
+        }
         self.net.stats.packet(60);
         let listener = {
             let table = self.net.tcp.lock();
@@ -286,7 +296,7 @@ impl TcpCore {
             }
             self.net.stats.listen_overflows.add(1);
             listening.waiting.push_back(Arc::downgrade(&me));
-            return Attempt::Full;
+            return Attempt::Pending;
         }
         let (server, link) = listener.accepted(self, (from, id), to);
         listening.queue.push_back(server);
@@ -308,34 +318,116 @@ impl TcpCore {
         (from, id): (SocketAddr, BindingId),
         to: SocketAddr,
     ) -> (Arc<TcpSocket>, Arc<Link>) {
-        let options = Options::inherit(&self.options);
-        let attr = crate::socket::new_attr(self.attr.uid, self.attr.gid);
-        let state = State {
-            phase: Phase::Closed,
-            binding: None,
-            local: to,
-            bound_port: true,
-            bound_ip: true,
-            fault: None,
-            shut_read: false,
-            shut_write: false,
-        };
-        let server = TcpCore::make(&self.net, self.domain, attr, options, state);
+        let server = self.new_server(to);
         let sharing = self.sharing();
         let server_id = self.net.tcp.lock().adopt(to.port(), to.ip(), from, sharing, server.me.clone());
         let mut stream = LoopStream::new(client.limits(), server.limits());
         client.configure_stream(&mut stream, End::Client);
         server.configure_stream(&mut stream, End::Server);
-        let client_side = Side { queue: Arc::clone(&client.queue), binding: id };
-        let server_side = Side { queue: Arc::clone(&server.queue), binding: server_id };
+        let client_side = Side::Socket { queue: Arc::clone(&client.queue), binding: id };
+        let server_side = Side::Socket { queue: Arc::clone(&server.queue), binding: server_id };
         let link = Link::new(&self.net, stream, client_side, server_side);
+        (server.become_server(&link, server_id, from), link)
+    }
+
+    /// The listener's new socket has its connection.
+    fn become_server(self: Arc<Self>, link: &Arc<Link>, id: BindingId, peer: SocketAddr) -> Arc<TcpSocket> {
         {
-            let mut state = server.state.lock();
-            let connection = Connection { link: Arc::clone(&link), end: End::Server, peer: from };
+            let mut state = self.state.lock();
+            let connection = Connection { link: Arc::clone(link), end: End::Server, peer };
             state.phase = Phase::Connected { connection, told: true };
-            state.binding = Some(server_id);
+            state.binding = Some(id);
         }
-        (Arc::new(TcpSocket(server)), link)
+        Arc::new(TcpSocket(self))
+    }
+
+    /// The server's end of a connection, as a listener makes it.
+    fn new_server(&self, at: SocketAddr) -> Arc<Self> {
+        let options = Options::inherit(&self.options);
+        let attr = crate::socket::new_attr(self.attr.uid, self.attr.gid);
+        let state = State {
+            phase: Phase::Closed,
+            binding: None,
+            local: at,
+            bound_port: true,
+            bound_ip: true,
+            fault: None,
+            shut_read: false,
+            shut_write: false,
+            opening: Weak::new(),
+        };
+        Self::make(&self.net, self.domain, attr, options, state)
+    }
+
+    /// Begins a connection with the outside.
+    fn open_flow(
+        &self,
+        outside: &Outside,
+        route: Route,
+        (from, id): (SocketAddr, BindingId),
+        to: SocketAddr,
+    ) -> Attempt {
+        let Some(me) = self.me.upgrade() else { return Attempt::Refused };
+        let side = Side::Socket { queue: Arc::clone(&self.queue), binding: id };
+        let tuple = Tuple { local: from, remote: to };
+        let Some(flow) = Flow::opening(&self.net, outside, &me, tuple, route, side) else {
+            return Attempt::Refused;
+        };
+        self.state.lock().opening = flow.weak();
+        flow.configure(&self.flow_settings(&route), self.user_timeout());
+        flow.begin();
+        Attempt::Pending
+    }
+
+    /// `TCP_USER_TIMEOUT`, in nanoseconds.
+    pub(super) fn user_timeout(&self) -> Option<u64> {
+        let ms = self.options.number(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT);
+        u64::try_from(ms).ok().filter(|ms| *ms > 0).map(|ms| ms * 1_000_000)
+    }
+
+    /// The other end has answered.
+    pub(super) fn opened(&self, link: Arc<Link>, peer: SocketAddr) {
+        {
+            let mut state = self.state.lock();
+            if !matches!(state.phase, Phase::Connecting(_)) {
+                return;
+            }
+            let connection = Connection { link, end: End::Client, peer };
+            state.phase = Phase::Connected { connection, told: false };
+            state.opening = Weak::new();
+        }
+        self.queue.notify(Events::WRITABLE);
+    }
+
+    /// Whether a connection from outside may begin.
+    pub(super) fn has_room_for_syn(&self) -> bool {
+        match &self.state.lock().phase {
+            Phase::Listening(listening) => listening.queue.len() <= listening.limit,
+            _ => false,
+        }
+    }
+
+    /// Takes in a connection from outside whose handshake is over. `None` where this does not listen any more.
+    pub(super) fn admit(&self, flow: &Flow) -> Option<Arc<Link>> {
+        let Tuple { local, remote } = flow.tuple();
+        let server = self.new_server(local);
+        let sharing = self.sharing();
+        let id = self.net.tcp.lock().adopt(local.port(), local.ip(), remote, sharing, server.me.clone());
+        let stream = Flow::stream_for(&server);
+        let side = Side::Socket { queue: Arc::clone(&server.queue), binding: id };
+        let link = Link::new(&self.net, stream, Side::Wire(flow.weak()), side);
+        let socket = server.become_server(&link, id, remote);
+        {
+            let mut state = self.state.lock();
+            let Phase::Listening(listening) = &mut state.phase else {
+                drop(state);
+                return None;
+            };
+            listening.queue.push_back(socket);
+        }
+        self.net.stats.tcp_passive_opens.add(1);
+        self.queue.notify(Events::READABLE);
+        Some(link)
     }
 
     pub(super) fn try_accept(&self) -> Result<IoStart<Arc<dyn Socket>>> {
@@ -366,7 +458,7 @@ impl TcpCore {
                 self.queue.notify(Events::WRITABLE);
             }
             Attempt::Refused => self.fail(Errno::ECONNREFUSED),
-            Attempt::Full => {}
+            Attempt::Pending => {}
         }
     }
 
@@ -421,11 +513,15 @@ impl TcpCore {
 
     /// Ends whatever the socket does. `abort`: reset the peer; else as `close` does.
     fn end(&self, abort: bool) {
-        let (phase, freed) = {
+        let (phase, freed, opening) = {
             let mut state = self.state.lock();
             let phase = core::mem::take(&mut state.phase);
-            (phase, self.unbind(&mut state))
+            let freed = self.unbind(&mut state);
+            (phase, freed, core::mem::take(&mut state.opening))
         };
+        if let Some(flow) = opening.upgrade() {
+            flow.cancel();
+        }
         match phase {
             Phase::Closed | Phase::Failed | Phase::Connecting(_) => {}
             Phase::Listening(listening) => {
@@ -452,8 +548,10 @@ impl TcpCore {
                 };
                 connection.link.apply(change);
                 let state = connection.link.stream.lock().state(connection.end);
-                if state == netstack::stream::TcpState::FinWait2 {
-                    self.net.tcp.lock().rest(connection.link.side(connection.end).binding, mono_now());
+                if state == netstack::stream::TcpState::FinWait2
+                    && let Some(id) = connection.link.side(connection.end).binding()
+                {
+                    self.net.tcp.lock().rest(id, mono_now());
                 }
             }
         }

@@ -50,6 +50,10 @@ impl TcpCore {
             }
             (libc::SOL_SOCKET, libc::SO_COOKIE) => return Ok(self.attr.ino.to_ne_bytes().to_vec()),
             (libc::IPPROTO_TCP, libc::TCP_MAXSEG) => match self.connection() {
+                Some(connection) if connection.link.flow().is_some() => {
+                    let size = connection.link.flow().map_or(0, |flow| flow.condition().2);
+                    i32::try_from(size).unwrap_or(i32::MAX)
+                }
                 Some(connection) if connection.peer.is_ipv6() => MSS_LOOPBACK_V6,
                 Some(_) => MSS_LOOPBACK,
                 None => match self.options.number(libc::IPPROTO_TCP, libc::TCP_MAXSEG) {
@@ -59,13 +63,26 @@ impl TcpCore {
             },
             (libc::IPPROTO_TCP, libc::TCP_INFO) => {
                 let totals = self.connection().map(|c| c.link.stream.lock().totals(c.end));
-                return Ok(tcp_info(self.tcp_state(), totals.unwrap_or_default()).as_bytes().to_vec());
+                let mut info = tcp_info(self.tcp_state(), totals.unwrap_or_default());
+                if let Some(flow) = self.connection().and_then(|c| c.link.flow()) {
+                    let (_, unacknowledged, size) = flow.condition();
+                    let size = u32::try_from(size).unwrap_or(u32::MAX);
+                    info.snd_mss = size;
+                    info.advmss = size;
+                    info.pmtu = flow.route().mtu;
+                    info.unacked = u32::try_from(unacknowledged).unwrap_or(u32::MAX).div_ceil(size.max(1));
+                }
+                return Ok(info.as_bytes().to_vec());
             }
             (libc::IPPROTO_IP, libc::IP_MTU) | (libc::IPPROTO_IPV6, libc::IPV6_MTU) => {
                 if self.connection().is_none() {
                     return Err(Errno::ENOTCONN);
                 }
-                if level == libc::IPPROTO_IP { 65_535 } else { 65_536 }
+                match self.connection().and_then(|c| c.link.flow()) {
+                    Some(flow) => i32::try_from(flow.route().mtu).unwrap_or(i32::MAX),
+                    None if level == libc::IPPROTO_IP => 65_535,
+                    None => 65_536,
+                }
             }
             _ => return self.options.get(level, name),
         };
@@ -122,6 +139,10 @@ impl TcpCore {
                 self.configure_stream(&mut connection.link.stream.lock(), connection.end);
             }
         }
+        if let Some(flow) = self.connection().and_then(|c| c.link.flow()) {
+            flow.configure(&self.flow_settings(flow.route()), self.user_timeout());
+            flow.stirred();
+        }
         Ok(())
     }
 
@@ -139,6 +160,12 @@ impl TcpCore {
                             SIOCINQ => stream.readable(connection.end),
                             SIOCATMARK => usize::from(stream.at_mark(connection.end)),
                             // What the peer's kernel has taken in is out of the queue, read or not.
+                            _ if connection.link.flow().is_some() => {
+                                let queued = stream.unread_by_peer(connection.end);
+                                drop(stream);
+                                let flow = connection.link.flow();
+                                queued + flow.map_or(0, |flow| flow.condition().1)
+                            }
                             _ => stream.unread_by_peer(connection.end).saturating_sub(SEND_GROWN),
                         }
                     }

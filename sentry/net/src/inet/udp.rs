@@ -137,6 +137,10 @@ impl UdpCore {
         if given.is_some_and(|ip| ip.is_ipv4() != to.is_ipv4()) {
             return Err(Errno::ENETUNREACH);
         }
+        if to.is_multicast() {
+            let (_, source) = self.group_route(to)?;
+            return Ok(given.unwrap_or(source));
+        }
         let route = self.net.interfaces.lock().route(to, given).map_err(errno)?;
         let broadcast = match to {
             IpAddr::V4(ip) => {
@@ -148,6 +152,35 @@ impl UdpCore {
             return Err(Errno::EACCES);
         }
         Ok(route.source)
+    }
+
+    /// The interface by which a datagram to a group goes out, and the address that it comes from.
+    pub(super) fn group_route(&self, to: IpAddr) -> Result<(u32, IpAddr)> {
+        let (address, index) = self.options.group_interface(to.is_ipv6());
+        let interfaces = self.net.interfaces.lock();
+        let chosen = match (address, index) {
+            (Some(ip), _) => interfaces.local(ip),
+            (None, 0) => None,
+            (None, index) => interfaces.by_index(index),
+        };
+        let Some(chosen) = chosen else {
+            let route = interfaces.route(to, None).map_err(errno)?;
+            return Ok((route.interface, route.source));
+        };
+        let own = chosen.addresses.iter().find(|a| a.ip.is_ipv4() == to.is_ipv4()).map(|a| a.ip);
+        let source = address.or(own).ok_or(Errno::EADDRNOTAVAIL)?;
+        Ok((chosen.index, source))
+    }
+
+    /// Whether this socket has joined a group on any interface, and takes those of others besides (`IP_MULTICAST_ALL`).
+    pub(super) fn group_taste(&self, group: IpAddr) -> (bool, bool) {
+        let joined = self.state.lock().groups.iter().any(|(ip, _)| *ip == group);
+        let all = if group.is_ipv4() {
+            self.options.set_or(libc::IPPROTO_IP, 49, 1)
+        } else {
+            self.options.set_or(libc::IPPROTO_IPV6, 29, 1)
+        };
+        (joined, all != 0)
     }
 
     /// `__ip4_datagram_connect` and `__udp_disconnect`.
@@ -337,6 +370,11 @@ impl UdpCore {
             }
             (false, None) => Err(Errno::EADDRNOTAVAIL),
         }
+    }
+
+    /// Whether datagrams to a group that came in by `interface` are for this socket (`IP_MULTICAST_ALL` aside).
+    pub(super) fn is_member(&self, group: IpAddr, interface: u32) -> bool {
+        self.state.lock().groups.contains(&(group, interface))
     }
 
     fn ioctl(&self, caller: &dyn Caller, command: u32, arg: u64) -> Result<i64> {

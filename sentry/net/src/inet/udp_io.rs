@@ -2,22 +2,29 @@
 //! `ip_recv_error`).
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Weak};
 
 use abi::net::{In6PktInfo, InPktInfo, SockExtendedErr};
 use netstack::datagram::Datagram;
-use netstack::iface::or_this_host;
+use netstack::iface::{Route, or_this_host};
+use netstack::packet::Packet;
+use netstack::ports::{Binding, PortTable};
 use sentry_base::{Errno, Events, Result, real_now};
 use sentry_vfs::IoStart;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Inet;
 use super::addr::{self, Domain};
 use super::control;
+use super::outside::HowSent;
 use super::udp::{ReturnedError, UdpCore};
 use crate::{RecvMsg, SendMsg, SockCtx};
 
 /// The longest datagrams: an IP packet's 65,535 bytes without its headers.
 const MAX_V4: usize = 65_507;
 const MAX_V6: usize = 65_527;
+/// Bytes of a datagram's own header.
+const UDP_HEADER: usize = 8;
 /// Errors that wait to be read at one socket.
 const MAX_ERRORS: usize = 64;
 /// `SO_EE_ORIGIN_ICMP`, `SO_EE_ORIGIN_ICMP6`.
@@ -193,9 +200,33 @@ impl UdpCore {
 
     /// Brings a datagram to the socket at `to`. Where there is none, a connected sender hears of it.
     fn deliver(&self, data: Vec<u8>, from: SocketAddr, to: SocketAddr, asked: &Asked, connected: bool) {
+        let six = to.is_ipv6();
+        let level = if six { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
+        let set_or =
+            |name: i32, default| u8::try_from(self.options.set_or(level, name, default)).unwrap_or(0);
+        let group = to.ip().is_multicast();
+        let hops = asked.hops.unwrap_or_else(|| match (six, group) {
+            (true, false) => set_or(libc::IPV6_UNICAST_HOPS, 64),
+            (true, true) => set_or(libc::IPV6_MULTICAST_HOPS, 1),
+            (false, false) => set_or(libc::IP_TTL, 64),
+            (false, true) => set_or(libc::IP_MULTICAST_TTL, 1),
+        });
+        let class =
+            asked.class.unwrap_or_else(|| set_or(if six { libc::IPV6_TCLASS } else { libc::IP_TOS }, 0));
         let stats = &self.net.stats;
-        stats.packet(data.len() + 28);
         stats.udp_datagrams.add(1);
+        if self.ask_resolver(&data, from, to) {
+            return;
+        }
+        if group {
+            self.deliver_to_group(&data, from, to, HowSent { hops, class, dont_fragment: false });
+            return;
+        }
+        if let Some((outside, route)) = self.net.route_out(to.ip(), from.ip()) {
+            outside.send_udp(&route, from, to, &data, HowSent { hops, class, dont_fragment: false });
+            return;
+        }
+        stats.packet(data.len() + 28);
         let receiver = {
             let table = self.net.udp.lock();
             let found = table.find(to, from, |binding| match binding.peer {
@@ -210,55 +241,98 @@ impl UdpCore {
             self.refused(data, to, connected);
             return;
         };
-        let six = to.is_ipv6();
-        let level = if six { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
-        let set_or =
-            |name: i32, default| u8::try_from(self.options.set_or(level, name, default)).unwrap_or(0);
-        let datagram = Datagram {
-            data,
-            from,
-            to: to.ip(),
-            interface: 1,
-            hops: asked
-                .hops
-                .unwrap_or_else(|| set_or(if six { libc::IPV6_UNICAST_HOPS } else { libc::IP_TTL }, 64)),
-            class: asked
-                .class
-                .unwrap_or_else(|| set_or(if six { libc::IPV6_TCLASS } else { libc::IP_TOS }, 0)),
-            stamp: real_now(),
-        };
-        let taken = receiver.state.lock().inbox.push(datagram);
-        if taken {
-            receiver.queue.notify(Events::READABLE);
+        let datagram = Datagram { data, from, to: to.ip(), interface: 1, hops, class, stamp: real_now() };
+        receiver.take_in(datagram);
+    }
+
+    /// Brings a datagram to the members of a group: here, where that is wanted, and beyond a link.
+    fn deliver_to_group(&self, data: &[u8], from: SocketAddr, to: SocketAddr, how: HowSent) {
+        let Ok((interface, _)) = self.group_route(to.ip()) else { return };
+        let mtu = self.net.interfaces.lock().by_index(interface).map(|i| i.mtu);
+        if let (Some(mtu), Some(outside)) = (mtu, self.net.outside.get())
+            && interface != 1
+            && how.hops > 0
+        {
+            let route = Route { interface, source: from.ip(), next_hop: Some(to.ip()), mtu };
+            outside.send_udp(&route, from, to, data, how);
+        }
+        let (level, name) = if to.is_ipv6() {
+            (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP)
         } else {
-            stats.udp_dropped.add(1);
+            (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP)
+        };
+        if self.options.set_or(level, name, 1) == 0 {
+            return;
+        }
+        self.net.stats.packet(data.len() + 28);
+        for core in self.net.group_takers(from, to, interface) {
+            core.take_in(Datagram {
+                data: data.to_vec(),
+                from,
+                to: to.ip(),
+                interface,
+                hops: how.hops,
+                class: how.class,
+                stamp: real_now(),
+            });
+        }
+    }
+
+    /// Passes a query on to the engine's resolver, where there is one and this goes to it.
+    fn ask_resolver(&self, data: &[u8], from: SocketAddr, to: SocketAddr) -> bool {
+        if to != super::resolver::ADDRESS {
+            return false;
+        }
+        let Some(outside) = self.net.outside.get() else { return false };
+        let Some(resolver) = &outside.resolver else { return false };
+        if let Some(query) = resolver.ask(data, from) {
+            outside.ask_resolver(&query);
+        }
+        true
+    }
+
+    /// Queues what has come.
+    fn take_in(&self, datagram: Datagram) {
+        let taken = self.state.lock().inbox.push(datagram);
+        if taken {
+            self.queue.notify(Events::READABLE);
+        } else {
+            self.net.stats.udp_dropped.add(1);
         }
     }
 
     /// Nobody has the port: an ICMP error comes back.
     fn refused(&self, data: Vec<u8>, to: SocketAddr, connected: bool) {
+        if self.wants_error(to, connected) {
+            self.note_error(Errno::ECONNREFUSED, data, to);
+        }
+    }
+
+    fn wants_error(&self, to: SocketAddr, connected: bool) -> bool {
+        connected && self.state.lock().peer.is_some() || self.wants_errors(to)
+    }
+
+    fn wants_errors(&self, to: SocketAddr) -> bool {
         let (level, name) = if to.is_ipv6() {
             (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
         } else {
             (libc::IPPROTO_IP, libc::IP_RECVERR)
         };
-        let wants_errors = self.options.flag(level, name);
-        if !connected && !wants_errors {
-            return;
-        }
+        self.options.flag(level, name)
+    }
+
+    /// An error for a datagram that this socket has sent to `to`.
+    fn note_error(&self, errno: Errno, data: Vec<u8>, to: SocketAddr) {
+        let wants_errors = self.wants_errors(to);
         {
             let mut state = self.state.lock();
-            if state.peer.is_none() && !wants_errors {
-                return;
-            }
-            state.fault = Some(Errno::ECONNREFUSED);
+            state.fault = Some(errno);
             if wants_errors && state.errors.len() < MAX_ERRORS {
-                state.errors.push_back(ReturnedError { errno: Errno::ECONNREFUSED, data, to });
+                state.errors.push_back(ReturnedError { errno, data, to });
             }
         }
         self.queue.notify(Events::ERR | Events::READABLE);
     }
-
     pub(super) fn try_recv(&self, cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
         if msg.flags & libc::MSG_ERRQUEUE != 0 {
             return self.recv_error(msg).map(IoStart::Done);
@@ -329,5 +403,109 @@ impl UdpCore {
         data.extend_from_slice(&addr::to_bytes(domain, SocketAddr::new(error.to.ip(), 0)));
         msg.describe(level, name, &data);
         Ok(copied)
+    }
+}
+
+/// Every socket that takes datagrams from `from` to `to`.
+fn at_port(table: &PortTable<Weak<UdpCore>>, from: SocketAddr, to: SocketAddr) -> Vec<Arc<UdpCore>> {
+    let fits = |b: &&Binding<_>| b.local.score(to.ip()) > 0 && b.peer.is_none_or(|peer| peer == from);
+    table.at(to.port()).iter().filter(fits).filter_map(|b| b.owner.upgrade()).collect()
+}
+
+impl Inet {
+    /// The sockets that take a datagram to a group which came in by, or goes out by, `interface` (`ip_mc_sf_allow`).
+    fn group_takers(&self, from: SocketAddr, to: SocketAddr, interface: u32) -> Vec<Arc<UdpCore>> {
+        let all: Vec<_> = self.udp.lock().iter().filter_map(|b| b.owner.upgrade()).collect();
+        // Nobody hears of a group that nobody has joined.
+        if !all.iter().any(|core| core.is_member(to.ip(), interface)) {
+            return Vec::new();
+        }
+        let mut takers = at_port(&self.udp.lock(), from, to);
+        takers.retain(|core| {
+            let (joined, takes_all) = core.group_taste(to.ip());
+            core.is_member(to.ip(), interface) || (!joined && takes_all)
+        });
+        takers
+    }
+
+    /// Brings a datagram from outside to the sockets that take it; false where there is none (`__udp4_lib_rcv`).
+    pub(super) fn receive_udp(&self, packet: &Packet<'_>, interface: u32) -> bool {
+        let Some((head, data)) = packet.payload.split_at_checked(UDP_HEADER) else { return true };
+        let short =
+            |at: usize| head.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u16::from_be_bytes(*b));
+        let len = usize::from(short(4));
+        // A length of zero is that of a packet of more than 64 KiB, which no link here carries.
+        let Some(data) = len.checked_sub(UDP_HEADER).and_then(|len| data.get(..len)) else { return true };
+        let from = SocketAddr::new(packet.from, short(0));
+        let to = SocketAddr::new(packet.to, short(2));
+        self.stats.udp_datagrams.add(1);
+        let group = packet.to.is_multicast() || self.interfaces.lock().is_broadcast(packet.to);
+        let takers: Vec<Arc<UdpCore>> = if packet.to.is_multicast() {
+            self.group_takers(from, to, interface)
+        } else {
+            let table = self.udp.lock();
+            if group {
+                at_port(&table, from, to)
+            } else {
+                let found = table.find(to, from, |binding| match binding.peer {
+                    None => 1,
+                    Some(peer) if peer == from => 5,
+                    Some(_) => 0,
+                });
+                found.and_then(|binding| binding.owner.upgrade()).into_iter().collect()
+            }
+        };
+        let mut taken = false;
+        for core in takers {
+            taken = true;
+            core.take_in(Datagram {
+                data: data.to_vec(),
+                from,
+                to: packet.to,
+                interface,
+                hops: packet.hops,
+                class: packet.class,
+                stamp: real_now(),
+            });
+        }
+        if !taken {
+            self.stats.udp_no_ports.add(1);
+        }
+        taken
+    }
+
+    /// Brings an answer to the socket at `to`.
+    pub(super) fn receive_answer(&self, data: Vec<u8>, from: SocketAddr, to: SocketAddr) {
+        let taker = {
+            let table = self.udp.lock();
+            let found = table.find(to, from, |binding| match binding.peer {
+                None => 1,
+                Some(peer) if peer == from => 5,
+                Some(_) => 0,
+            });
+            found.and_then(|binding| binding.owner.upgrade())
+        };
+        if let Some(core) = taker {
+            let (to, stamp) = (to.ip(), real_now());
+            core.take_in(Datagram { data, from, to, interface: 1, hops: 64, class: 0, stamp });
+        }
+    }
+
+    /// An error has come back for a datagram from `from` to `to` (`__udp4_lib_err`).
+    pub(super) fn udp_error(&self, errno: Errno, from: SocketAddr, to: SocketAddr, data: &[u8]) {
+        let sender = {
+            let table = self.udp.lock();
+            let found = table.find(from, to, |binding| match binding.peer {
+                None => 1,
+                Some(peer) if peer == to => 5,
+                Some(_) => 0,
+            });
+            found.and_then(|binding| binding.owner.upgrade())
+        };
+        if let Some(core) = sender
+            && core.wants_error(to, true)
+        {
+            core.note_error(errno, data.to_vec(), to);
+        }
     }
 }

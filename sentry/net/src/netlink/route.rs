@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use abi::net::{IfAddrMsg, IfInfoMsg, NlMsgHdr, RtMsg};
-use netstack::iface::{Interface, InterfaceAddress, UP};
+use netstack::iface::{Interface, InterfaceAddress, MainRoute, StaticRoute, UP};
 use sentry_base::{Errno, Result};
 use sentry_vfs::{Caller, cap};
 use zerocopy::{FromBytes, IntoBytes};
@@ -18,7 +18,9 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_NEWRULE: u16 = 32;
 const RTM_GETRULE: u16 = 34;
@@ -33,6 +35,8 @@ const RTM_MAX: u16 = 123;
 pub(super) const GROUP_LINK: u32 = 1;
 pub(super) const GROUP_V4_ADDRESS: u32 = 5;
 pub(super) const GROUP_V6_ADDRESS: u32 = 9;
+pub(super) const GROUP_V4_ROUTE: u32 = 7;
+pub(super) const GROUP_V6_ROUTE: u32 = 11;
 
 const FAMILY_V4: u8 = 2;
 const FAMILY_V6: u8 = 10;
@@ -98,10 +102,13 @@ pub(super) fn serve(
         RTM_GETROUTE => answer.messages.push(reply.route_to(net, body)?),
         RTM_GETRULE if dump => answer.messages = reply.rules(family),
         RTM_GETQDISC if dump => answer.messages.push(reply.qdisc()),
-        RTM_GETNEIGH | RTM_GETNEIGHTBL | RTM_GETADDRLABEL | RTM_GETNETCONF if dump => {}
+        RTM_GETNEIGH if dump => answer.messages = reply.neighbors(net, family),
+        RTM_GETNEIGHTBL | RTM_GETADDRLABEL | RTM_GETNETCONF if dump => {}
         RTM_NEWLINK | RTM_SETLINK => set_link(net, body, &reply, &mut answer)?,
         RTM_NEWADDR => add_address(net, body, &reply, &mut answer)?,
         RTM_DELADDR => delete_address(net, body, &reply, &mut answer)?,
+        RTM_NEWROUTE => add_route(net, body, &reply, &mut answer)?,
+        RTM_DELROUTE => delete_route(net, body, &reply, &mut answer)?,
         _ => return Err(Errno::EOPNOTSUPP),
     }
     Ok(answer)
@@ -217,6 +224,98 @@ fn delete_address(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answe
     Ok(())
 }
 
+/// The route that a request names. `EINVAL` for one of a table or a kind that there is not.
+fn wanted_route(net: &Inet, body: &[u8]) -> Result<StaticRoute> {
+    let (info, _) = RtMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+    let attributes = attributes(body, size_of::<RtMsg>());
+    let find = |wanted: u16| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, data)| *data);
+    let ip = |wanted: u16| find(wanted).and_then(parse_ip).filter(|ip| family_of(*ip) == info.family);
+    let number = |wanted: u16| find(wanted).and_then(|d| d.first_chunk()).map(|b| u32::from_ne_bytes(*b));
+    let nowhere = match info.family {
+        FAMILY_V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        FAMILY_V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return Err(Errno::EAFNOSUPPORT),
+    };
+    let to = ip(1).unwrap_or(nowhere);
+    let most = if to.is_ipv4() { 32 } else { 128 };
+    let whole = InterfaceAddress { ip: to, prefix: info.dst_len.min(most), scope: 0 }.network();
+    if info.dst_len > most || whole != to {
+        return Err(Errno::EINVAL);
+    }
+    let gateway = ip(5);
+    let interfaces = net.interfaces.lock();
+    let interface = match (number(4), gateway) {
+        (Some(index), _) => interfaces.by_index(index).ok_or(Errno::ENODEV)?.index,
+        // The gateway's own network says where it is.
+        (None, Some(gateway)) => {
+            let near = interfaces.route(gateway, None).map_err(|_| Errno::ENETUNREACH)?;
+            if near.next_hop != Some(gateway) {
+                return Err(Errno::ENETUNREACH);
+            }
+            near.interface
+        }
+        (None, None) => return Err(Errno::ENODEV),
+    };
+    let metric = number(6).unwrap_or(if to.is_ipv4() { 0 } else { 1024 });
+    let (protocol, scope) = (info.protocol, info.scope);
+    Ok(StaticRoute { to, prefix: info.dst_len, gateway, interface, metric, source: ip(7), protocol, scope })
+}
+
+fn route_group(ip: IpAddr) -> u32 {
+    if ip.is_ipv4() { GROUP_V4_ROUTE } else { GROUP_V6_ROUTE }
+}
+
+fn shown(route: &StaticRoute) -> MainRoute<'static> {
+    MainRoute {
+        to: route.to,
+        prefix: route.prefix,
+        gateway: route.gateway,
+        interface: route.interface,
+        name: "",
+        metric: route.metric,
+        source: route.source,
+        protocol: route.protocol,
+        scope: route.scope,
+    }
+}
+
+fn add_route(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> Result<()> {
+    /// `NLM_F_REPLACE`.
+    const REPLACE: u16 = 0x100;
+    let route = wanted_route(net, body)?;
+    let mut interfaces = net.interfaces.lock();
+    if interfaces.by_index(route.interface).is_none_or(|i| !i.is_up()) {
+        return Err(Errno::ENETDOWN);
+    }
+    if reply.header.flags & REPLACE != 0 {
+        interfaces.remove_route(|r| (r.to, r.prefix) == (route.to, route.prefix));
+    }
+    if !interfaces.add_route(route) {
+        return Err(Errno::EEXIST);
+    }
+    answer.told.push((route_group(route.to), reply.main_route(&shown(&route), RTM_NEWROUTE)));
+    Ok(())
+}
+
+fn delete_route(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> Result<()> {
+    let (info, _) = RtMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+    let attributes = attributes(body, size_of::<RtMsg>());
+    let find = |wanted: u16| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, data)| *data);
+    let to = find(1).and_then(parse_ip);
+    let gateway = find(5).and_then(parse_ip);
+    let index = find(4).and_then(|d| d.first_chunk()).map(|b| u32::from_ne_bytes(*b));
+    let gone = net.interfaces.lock().remove_route(|r| {
+        family_of(r.to) == info.family
+            && r.prefix == info.dst_len
+            && to.is_none_or(|to| to == r.to)
+            && gateway.is_none_or(|gateway| Some(gateway) == r.gateway)
+            && index.is_none_or(|index| index == r.interface)
+    });
+    let gone = gone.ok_or(Errno::ESRCH)?;
+    answer.told.push((route_group(gone.to), reply.main_route(&shown(&gone), RTM_DELROUTE)));
+    Ok(())
+}
+
 /// How replies to one request are headed.
 #[derive(Clone, Copy)]
 struct Reply<'h> {
@@ -239,10 +338,15 @@ impl Reply<'_> {
             flags: interface.flags,
             ..IfInfoMsg::default()
         };
-        let (packets, bytes) = (net.stats.packets.get(), net.stats.bytes.get());
+        let carried = net.carried(interface.index);
+        let ((packets, bytes), (sent, sent_bytes)) = (carried.received, carried.sent);
+        let is_link = !interface.is_loopback();
+        let everybody: [u8; 6] = if is_link { [0xff; 6] } else { [0; 6] };
+        // IF_OPER_UP, or unknown.
+        let condition = if is_link && interface.is_up() { 6 } else { 0 };
         let mut wide = [0_u64; 25];
         let mut narrow = [0_u32; 24];
-        for (at, value) in [(0, packets), (1, packets), (2, bytes), (3, bytes)] {
+        for (at, value) in [(0, packets), (1, sent), (2, bytes), (3, sent_bytes), (6, carried.dropped)] {
             if let (Some(wide), Some(narrow)) = (wide.get_mut(at), narrow.get_mut(at)) {
                 *wide = value;
                 // The old counters wrap.
@@ -253,7 +357,7 @@ impl Reply<'_> {
             .fixed(info.as_bytes())
             .text(3, &interface.name)
             .u32(13, interface.tx_queue_len)
-            .attr(16, &[0]) // IFLA_OPERSTATE: unknown
+            .attr(16, &[condition]) // IFLA_OPERSTATE
             .attr(17, &[0]) // IFLA_LINKMODE
             .u32(4, interface.mtu)
             .u32(50, 0) // IFLA_MIN_MTU
@@ -269,7 +373,7 @@ impl Reply<'_> {
             .u32(35, 0) // IFLA_CARRIER_CHANGES
             .attr(14, &[0; 32]) // IFLA_MAP
             .attr(1, &interface.hardware)
-            .attr(2, &[0; 6])
+            .attr(2, &everybody)
             .attr(23, wide.as_bytes())
             .attr(7, narrow.as_bytes());
         message.finish()
@@ -290,10 +394,44 @@ impl Reply<'_> {
         let bytes = octets(address.ip);
         message.fixed(info.as_bytes()).attr(1, &bytes);
         if address.ip.is_ipv4() {
-            message.attr(2, &bytes).text(3, &interface.name);
+            message.attr(2, &bytes);
+            if let (IpAddr::V4(ip), false) = (address.ip, interface.is_loopback() || address.prefix > 30) {
+                let all = ip.to_bits() | !address.netmask().to_bits();
+                message.attr(4, &all.to_be_bytes());
+            }
+            message.text(3, &interface.name);
         }
         let forever = [u32::MAX, u32::MAX, 0, 0];
         message.u32(8, u32::from(PERMANENT)).attr(6, forever.as_bytes());
+        message.finish()
+    }
+
+    /// A route of the main table.
+    fn main_route(&self, shown: &MainRoute<'_>, kind: u16) -> Vec<u8> {
+        let route = RtMsg {
+            family: family_of(shown.to),
+            dst_len: shown.prefix,
+            table: TABLE_MAIN,
+            protocol: shown.protocol,
+            scope: shown.scope,
+            kind: RTN_UNICAST,
+            ..RtMsg::default()
+        };
+        let mut message = self.message(kind);
+        message.fixed(route.as_bytes()).u32(15, u32::from(TABLE_MAIN));
+        if shown.prefix > 0 {
+            message.attr(1, &octets(shown.to));
+        }
+        if shown.metric > 0 {
+            message.u32(6, shown.metric);
+        }
+        if let Some(gateway) = shown.gateway {
+            message.attr(5, &octets(gateway));
+        }
+        if let Some(source) = shown.source {
+            message.attr(7, &octets(source));
+        }
+        message.u32(4, shown.interface);
         message.finish()
     }
 
@@ -325,8 +463,10 @@ impl Reply<'_> {
 
     /// The routes that interfaces' addresses make.
     fn routes(&self, net: &Inet, family: u8) -> Vec<Vec<u8>> {
-        let mut out = Vec::new();
-        for interface in net.interfaces.lock().iter().filter(|i| i.is_up()) {
+        let interfaces = net.interfaces.lock();
+        let main = interfaces.main_routes().filter(|r| of_family(r.to, family));
+        let mut out: Vec<_> = main.map(|r| self.main_route(&r, RTM_NEWROUTE)).collect();
+        for interface in interfaces.iter().filter(|i| i.is_up()) {
             for address in interface.addresses.iter().filter(|a| of_family(a.ip, family)) {
                 let base = RtMsg {
                     family: family_of(address.ip),
@@ -357,6 +497,9 @@ impl Reply<'_> {
                     IpAddr::V6(_) => {
                         let base = RtMsg { dst_len: 128, scope: SCOPE_UNIVERSE, ..base };
                         out.push(self.route(base, address.ip, index, None, Some(0)));
+                        if !interface.is_loopback() {
+                            continue;
+                        }
                         let main =
                             RtMsg { table: TABLE_MAIN, kind: RTN_UNICAST, dst_len: address.prefix, ..base };
                         out.push(self.route(main, address.ip, index, None, Some(256)));
@@ -378,6 +521,20 @@ impl Reply<'_> {
             IpAddr::V4(Ipv4Addr::LOCALHOST)
         });
         let route = net.interfaces.lock().route(to, None).map_err(|_| Errno::ENETUNREACH)?;
+        if let Some(hop) = route.next_hop {
+            let shown = MainRoute {
+                to,
+                prefix: if to.is_ipv4() { 32 } else { 128 },
+                gateway: Some(hop).filter(|hop| *hop != to),
+                interface: route.interface,
+                name: "",
+                metric: 0,
+                source: Some(route.source),
+                protocol: 0,
+                scope: SCOPE_UNIVERSE,
+            };
+            return Ok(self.main_route(&shown, RTM_NEWROUTE));
+        }
         let answer = RtMsg {
             family: family_of(to),
             dst_len: if to.is_ipv4() { 32 } else { 128 },
@@ -391,6 +548,26 @@ impl Reply<'_> {
         };
         let metric = to.is_ipv6().then_some(0);
         Ok(self.route(answer, to, route.interface, Some(route.source), metric))
+    }
+
+    /// `neigh_fill_info`.
+    fn neighbors(&self, net: &Inet, family: u8) -> Vec<Vec<u8>> {
+        /// `NUD_REACHABLE`, `NUD_STALE`.
+        const REACHABLE: u16 = 2;
+        const STALE: u16 = 4;
+        let all = net.neighbors();
+        let wanted = all.into_iter().filter(|(_, ip, ..)| of_family(*ip, family));
+        let messages = wanted.map(|(index, ip, hardware, fresh)| {
+            // struct ndmsg: family, index, state, flags, type RTN_UNICAST.
+            let mut fixed = vec![family_of(ip), 0, 0, 0];
+            fixed.extend_from_slice(&index.to_ne_bytes());
+            fixed.extend_from_slice(&(if fresh { REACHABLE } else { STALE }).to_ne_bytes());
+            fixed.extend_from_slice(&[0, RTN_UNICAST]);
+            let mut message = self.message(RTM_NEWNEIGH);
+            message.fixed(&fixed).attr(1, &octets(ip)).attr(2, &hardware);
+            message.finish()
+        });
+        messages.collect()
     }
 
     /// The three rules of a fresh network, two for IPv6.

@@ -1,0 +1,58 @@
+//! Frames from a link: headers, fragments, questions of neighbours, and segments for connections in every state.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use netstack::flow::{Settings, TcpFlow, Tuple};
+use netstack::frame::Arrived;
+use netstack::icmp;
+use netstack::neighbor::{Arp, Discovery, Neighbors};
+use netstack::packet::{Packet, Reassembler};
+use netstack::table::{FlowTable, Segment, reset_for, tuple_of};
+
+const SETTINGS: Settings =
+    Settings { receive: 4096, send: 4096, mtu: 1500, hops: 64, no_delay: false, keep_alive: None };
+
+fuzz_target!(|data: &[u8]| {
+    let tuple = Tuple { local: "10.0.0.1:80".parse().unwrap(), remote: "10.0.0.2:1000".parse().unwrap() };
+    let mut out = Vec::new();
+    let mut server = TcpFlow::accept(tuple, 7, &SETTINGS, 0).unwrap();
+    let mut client = TcpFlow::connect(tuple, 7, &SETTINGS, 0).unwrap();
+    client.advance(0, &mut out);
+    let mut partial = Reassembler::default();
+    let mut table = FlowTable::<()>::default();
+    table.rest(tuple, 1, 1, 0);
+    let mut neighbors = Neighbors::default();
+    let mut now = 0;
+    // Each piece of the input is a frame, after two bytes of its length.
+    let mut rest = data;
+    while let [a, b, tail @ ..] = rest {
+        let len = usize::from(u16::from_le_bytes([*a, *b]) & 0xfff).min(tail.len());
+        let (piece, tail) = tail.split_at(len);
+        rest = tail;
+        now += 1_000_000;
+        let Some(frame) = Arrived::parse(piece) else { continue };
+        if let Some(arp) = Arp::parse(frame.packet) {
+            neighbors.learn(1, arp.sender.1.into(), arp.sender.0, arp.is_question, now, &mut Vec::new());
+        }
+        let Some(packet) = Packet::parse(frame.packet) else { continue };
+        let _ = packet.is_intact();
+        let _ = partial.take(&packet, now);
+        let _ = Discovery::parse(packet.payload);
+        let _ = icmp::reply_v4(packet.payload);
+        let _ = reset_for(&packet);
+        if let Some(segment) = Segment::parse(packet.payload) {
+            let _ = table.orphan(&tuple_of(&packet, &segment), &segment, now);
+        }
+        // Whoever it is from: the flows are given what their table would give them, and worse.
+        for flow in [&mut server, &mut client] {
+            flow.arrive(packet.whole, now, &mut out);
+            flow.send(&piece[..piece.len().min(100)]);
+            flow.advance(now, &mut out);
+            let _ = flow.receive(&mut [0; 64]);
+            if flow.is_finished() {
+                flow.close();
+            }
+        }
+        out.clear();
+    }
+});

@@ -1,0 +1,77 @@
+//! User-mode NAT: a process that speaks TCP and UDP to a sandbox over a link of frames, and makes host sockets for it,
+//! under a policy.
+//!
+//! It is for sandboxes without a network namespace of their own. The link is a packet socket pair; the Sentry serves its
+//! end like any other link. A connection of the sandbox ends here, in a flow of [`netstack`], and goes on as a host socket:
+//! so a sandbox that was taken over still gets nothing but what the policy allows, and no port of the host is open to it.
+//!
+//! **Files.** [`policy`] says what may be reached, [`dns`] reads the answers that tie names to addresses, [`nat`] is the
+//! loop, [`tcp`] and [`udp`] are its connections.
+//!
+//! **Invariants.** Nothing comes in but answers. Memory is bounded by the number of connections, which is capped.
+//!
+//! **Lock ranks.** None: there is one thread.
+//!
+//! **Threat.** Every frame is the sandbox's, and hostile; so is every DNS message. Both are parsed by bounded code without
+//! `unsafe`. The process keeps no capability and no file.
+
+pub mod dns;
+mod nat;
+pub mod policy;
+mod tcp;
+mod udp;
+
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::RawFd;
+use std::process::ExitCode;
+
+pub use policy::{Policy, PolicyError};
+
+/// The name under which the binary runs the NAT.
+pub const NAME: &str = "casemate-nat";
+
+/// The sandbox's address, its network and its gateway.
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub const PREFIX: u8 = 24;
+/// Their hardware addresses.
+pub const GUEST_HARDWARE: [u8; 6] = [0x52, 0x55, 10, 0, 2, 15];
+const GATEWAY_HARDWARE: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
+/// Bytes of the longest IP packet on the link.
+pub const MTU: u16 = 32_768;
+
+/// Descriptors that the process is started with: its end of the link, and its policy as JSON.
+const LINK_FD: RawFd = 3;
+const POLICY_FD: RawFd = 4;
+
+/// Runs the NAT until the sandbox is gone.
+pub fn main() -> ExitCode {
+    let run = || -> Result<(), String> {
+        let inherited =
+            |fd| hostsys::fd::take_inherited(fd).map_err(|error| format!("descriptor {fd}: {error}"));
+        let link = inherited(LINK_FD)?;
+        let mut text = String::new();
+        File::from(inherited(POLICY_FD)?).read_to_string(&mut text).map_err(|error| error.to_string())?;
+        let policy = Policy::parse(&text).map_err(|error| error.to_string())?;
+        let resolvers = resolvers();
+        let _ = std::env::set_current_dir("/");
+        let _ = hostsys::process::set_no_new_privs();
+        nat::Nat::new(link, policy, resolvers).serve().map_err(|error| error.to_string())
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{NAME}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The host's own name servers, which the sandbox may ask whatever else it may reach.
+fn resolvers() -> Vec<IpAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let words = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    words.filter_map(|word| word.trim().parse().ok()).take(8).collect()
+}

@@ -1,0 +1,424 @@
+//! One TCP connection with the outside, over packets: smoltcp's state machine with everything around it taken away.
+//!
+//! Each flow has an interface and a one-slot socket set of its own, so that flows share nothing and what one connection
+//! costs does not depend on how many there are. Finding the flow of a packet, listening, and what rests in TIME_WAIT are
+//! the flow table's matter ([`crate::table`]).
+
+use std::net::{IpAddr, SocketAddr};
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium, PacketMeta};
+use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
+
+use crate::Error;
+use crate::frame::{Frame, Offload};
+use crate::packet::{HEADER_V4, HEADER_V6, TCP, pseudo_header};
+use crate::stream::TcpState;
+use crate::table::Segment;
+
+/// The longest packet that is handed to a link to be cut into segments.
+const LONGEST: usize = 65_535;
+/// Bytes of a TCP header without options, and where its sum is.
+const TCP_HEADER: usize = 20;
+const TCP_SUM: u16 = 16;
+/// The least that a path may carry, below which nothing is believed.
+const LEAST_MTU_V4: usize = 552;
+const LEAST_MTU_V6: usize = 1280;
+
+/// Sizes and options of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Bytes.
+    pub receive: usize,
+    pub send: usize,
+    /// The link's, in bytes of an IP packet.
+    pub mtu: usize,
+    pub hops: u8,
+    /// `TCP_NODELAY`.
+    pub no_delay: bool,
+    /// The idle time after which the peer is asked whether it is there, in nanoseconds (`SO_KEEPALIVE`).
+    pub keep_alive: Option<u64>,
+}
+
+/// A flow's two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+/// A connection.
+pub struct TcpFlow {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    tuple: Tuple,
+    mtu: usize,
+    /// What the path carries, where that is less.
+    path_mtu: usize,
+    /// Why the connection is no more.
+    ended: Option<Error>,
+    aborted: bool,
+    told: Told,
+}
+
+impl core::fmt::Debug for TcpFlow {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "TcpFlow({} to {}, {:?})", self.tuple.local, self.tuple.remote, self.state())
+    }
+}
+
+/// What the last packet has told the other end.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    /// The sequence number after it.
+    next: u32,
+    acknowledged: u32,
+}
+
+/// What one turn of a flow reads from and writes to.
+struct Port<'p> {
+    arrived: Option<&'p [u8]>,
+    out: &'p mut Vec<Frame>,
+    told: &'p mut Told,
+    mtu: usize,
+    path_mtu: usize,
+}
+
+struct Arrival<'p>(&'p [u8]);
+
+struct Departure<'p> {
+    out: &'p mut Vec<Frame>,
+    told: &'p mut Told,
+    path_mtu: usize,
+    segment: Option<u16>,
+}
+
+impl phy::RxToken for Arrival<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+impl phy::TxToken for Departure<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = Frame::zeroed(len);
+        let result = f(frame.packet_mut());
+        if let Some(told) = leave_to_link(&mut frame, self.segment, self.path_mtu) {
+            *self.told = told;
+        }
+        self.out.push(frame);
+        result
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size.map(u16::from);
+    }
+}
+
+/// Leaves the sum of a TCP packet, and cutting it, to the link. For that its sum is that of the pseudo header alone.
+fn leave_to_link(frame: &mut Frame, segment: Option<u16>, path_mtu: usize) -> Option<Told> {
+    let packet = crate::packet::Packet::parse(frame.packet()).filter(|packet| packet.protocol == TCP)?;
+    let head = Segment::parse(packet.payload)?;
+    let told = Told { next: head.end(), acknowledged: head.acknowledged };
+    let len = packet.payload.len();
+    let sum = !crate::icmp::checksum(&[&pseudo_header(packet.from, packet.to, TCP, len)]);
+    let start = packet.whole.len() - len;
+    let words = packet.payload.get(12).map_or(0, |byte| usize::from(byte >> 4));
+    let headers = start + words * 4;
+    let room = path_mtu.saturating_sub(headers);
+    let size = segment.map_or(room, |size| usize::from(size).min(room)).max(1);
+    let short = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+    let cut = packet.whole.len() - headers > size;
+    frame.offload = Offload {
+        checksum: Some((short(start), TCP_SUM)),
+        segment: cut.then_some((short(size), short(headers))),
+    };
+    let at = start + usize::from(TCP_SUM);
+    if let Some(field) = frame.packet_mut().get_mut(at..at + 2) {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
+    Some(told)
+}
+
+impl Device for Port<'_> {
+    type RxToken<'a>
+        = Arrival<'a>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Departure<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, now: Instant) -> Option<(Arrival<'_>, Departure<'_>)> {
+        let arrived = self.arrived.take()?;
+        Some((Arrival(arrived), self.transmit(now)?))
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<Departure<'_>> {
+        Some(Departure { out: self.out, told: self.told, path_mtu: self.path_mtu, segment: None })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut all = DeviceCapabilities::default();
+        all.medium = Medium::Ip;
+        all.max_transmission_unit = self.mtu;
+        all.checksum.ipv4 = Checksum::Tx;
+        all.checksum.tcp = Checksum::None;
+        all.segmentation.tcpv4 = core::num::NonZeroUsize::new(LONGEST);
+        // Not for IPv6: smoltcp 0.14 drops a packet that the link is to cut.
+        all
+    }
+}
+
+fn instant(now: u64) -> Instant {
+    Instant::from_micros(i64::try_from(now / 1000).unwrap_or(i64::MAX))
+}
+
+fn endpoint(at: SocketAddr) -> IpEndpoint {
+    IpEndpoint::new(address(at.ip()), at.port())
+}
+
+fn address(ip: IpAddr) -> IpAddress {
+    ip.into()
+}
+
+/// The seed with which the random numbers of a new interface give `first` as the sequence number that a connection
+/// starts from: the second number that is drawn, after the one for an IP identification.
+fn seed_for(first: u32) -> u64 {
+    const MULTIPLIER: u64 = 0xbb2e_fcec_3c39_611d;
+    const INCREMENT: u64 = 0x7590_ef39;
+    // Newton's iteration for the inverse modulo 2^64 doubles the right bits each time.
+    let mut inverse = MULTIPLIER;
+    for _ in 0..6 {
+        inverse = inverse.wrapping_mul(2_u64.wrapping_sub(MULTIPLIER.wrapping_mul(inverse)));
+    }
+    let before = |state: u64| state.wrapping_sub(INCREMENT).wrapping_mul(inverse);
+    // With the three upper bits set the generator shifts its state by 22.
+    let second = 7 << 61 | u64::from(first) << 22;
+    before(before(second))
+}
+
+impl TcpFlow {
+    fn new(tuple: Tuple, first: u32, settings: &Settings, now: u64) -> Self {
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed_for(first);
+        let mut out = Vec::new();
+        let mtu = settings.mtu.clamp(LEAST_MTU_V4, LONGEST);
+        let mut told = Told::default();
+        let mut port = Port { arrived: None, out: &mut out, told: &mut told, mtu, path_mtu: mtu };
+        let mut interface = Interface::new(config, &mut port, instant(now));
+        let bits = if tuple.local.is_ipv4() { 32 } else { 128 };
+        interface.update_ip_addrs(|all| {
+            let _ = all.push(IpCidr::new(address(tuple.local.ip()), bits));
+        });
+        let mut socket = Socket::new(
+            SocketBuffer::new(vec![0; settings.receive]),
+            SocketBuffer::new(vec![0; settings.send]),
+        );
+        socket.set_congestion_control(CongestionControl::Cubic);
+        socket.set_hop_limit(Some(settings.hops.max(1)));
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        let mut flow =
+            Self { interface, sockets, handle, tuple, mtu, path_mtu: mtu, ended: None, aborted: false, told };
+        flow.configure(settings);
+        flow
+    }
+
+    /// A connection that is being opened. `first` is its first sequence number.
+    pub fn connect(tuple: Tuple, first: u32, settings: &Settings, now: u64) -> Result<Self, Error> {
+        let mut flow = Self::new(tuple, first, settings, now);
+        let local = IpListenEndpoint { addr: Some(address(tuple.local.ip())), port: tuple.local.port() };
+        let socket = flow.sockets.get_mut::<Socket<'_>>(flow.handle);
+        socket
+            .connect(flow.interface.context(), endpoint(tuple.remote), local)
+            .map_err(|_| Error::AddressNotAvailable)?;
+        Ok(flow)
+    }
+
+    /// A connection that the other end opens: its SYN goes to [`TcpFlow::arrive`] next.
+    pub fn accept(tuple: Tuple, first: u32, settings: &Settings, now: u64) -> Result<Self, Error> {
+        let mut flow = Self::new(tuple, first, settings, now);
+        let local = IpListenEndpoint { addr: Some(address(tuple.local.ip())), port: tuple.local.port() };
+        flow.socket_mut().listen(local).map_err(|_| Error::AddressNotAvailable)?;
+        Ok(flow)
+    }
+
+    pub fn tuple(&self) -> Tuple {
+        self.tuple
+    }
+
+    fn socket(&self) -> &Socket<'static> {
+        self.sockets.get(self.handle)
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    /// Takes over options that can change.
+    pub fn configure(&mut self, settings: &Settings) {
+        let keep_alive = settings.keep_alive.map(|ns| Duration::from_micros(ns / 1000));
+        let socket = self.socket_mut();
+        socket.set_nagle_enabled(!settings.no_delay);
+        if socket.keep_alive() != keep_alive {
+            socket.set_keep_alive(keep_alive);
+        }
+    }
+
+    /// The path carries packets of at most `mtu` bytes (RFC 1191, RFC 8201). What was lost is sent again by its timer.
+    pub fn narrow_path(&mut self, mtu: usize) {
+        let least = if self.tuple.local.is_ipv4() { LEAST_MTU_V4 } else { LEAST_MTU_V6 };
+        self.path_mtu = self.path_mtu.min(mtu.max(least));
+    }
+
+    /// Takes a packet of this flow. What is to be sent is put into `out`.
+    pub fn arrive(&mut self, packet: &[u8], now: u64, out: &mut Vec<Frame>) {
+        let before = self.socket().state();
+        let (mtu, path_mtu) = (self.mtu, self.path_mtu);
+        let mut port = Port { arrived: Some(packet), out, told: &mut self.told, mtu, path_mtu };
+        self.interface.poll_ingress_single(instant(now), &mut port, &mut self.sockets);
+        self.note_end(before, if before == State::SynSent { Error::Refused } else { Error::Reset });
+    }
+
+    /// Sends what is due.
+    pub fn advance(&mut self, now: u64, out: &mut Vec<Frame>) {
+        let before = self.socket().state();
+        loop {
+            let (mtu, path_mtu) = (self.mtu, self.path_mtu);
+            let mut port = Port { arrived: None, out, told: &mut self.told, mtu, path_mtu };
+            let sent = port.out.len();
+            self.interface.poll_egress(instant(now), &mut port, &mut self.sockets);
+            if out.len() == sent {
+                break;
+            }
+        }
+        self.note_end(before, Error::TimedOut);
+    }
+
+    fn note_end(&mut self, before: State, why: Error) {
+        let state = self.socket().state();
+        // A listener again: the other end took its SYN back.
+        let withdrawn = before == State::SynReceived && state == State::Listen;
+        let over = state == State::Closed && before != State::Closed;
+        let in_peace = matches!(before, State::LastAck | State::TimeWait | State::Closing);
+        if (over && !in_peace || withdrawn) && self.ended.is_none() && !self.aborted {
+            self.ended = Some(why);
+        }
+    }
+
+    /// When [`TcpFlow::advance`] has something to do.
+    pub fn deadline(&mut self, now: u64) -> Option<u64> {
+        let at = self.interface.poll_at(instant(now), &self.sockets)?;
+        u64::try_from(at.total_micros()).ok().map(|us| us.saturating_mul(1000))
+    }
+
+    /// Resets the connection.
+    pub fn abort(&mut self) {
+        self.aborted = true;
+        self.socket_mut().abort();
+    }
+
+    /// Resets the connection because the other end does not answer.
+    pub fn give_up(&mut self) {
+        self.ended = self.ended.or(Some(Error::TimedOut));
+        self.abort();
+    }
+
+    /// Nothing more will be sent: a FIN follows what is queued.
+    pub fn close(&mut self) {
+        self.socket_mut().close();
+    }
+
+    pub fn state(&self) -> TcpState {
+        match self.socket().state() {
+            State::Closed => TcpState::Close,
+            State::Listen => TcpState::Listen,
+            State::SynSent => TcpState::SynSent,
+            State::SynReceived => TcpState::SynRecv,
+            State::Established => TcpState::Established,
+            State::FinWait1 => TcpState::FinWait1,
+            State::FinWait2 => TcpState::FinWait2,
+            State::CloseWait => TcpState::CloseWait,
+            State::Closing => TcpState::Closing,
+            State::LastAck => TcpState::LastAck,
+            State::TimeWait => TcpState::TimeWait,
+        }
+    }
+
+    /// Why the connection ended before its time.
+    pub fn ended(&self) -> Option<Error> {
+        self.ended
+    }
+
+    /// Whether nothing of the connection is left, a reset that is yet to be sent included.
+    pub fn is_over(&self) -> bool {
+        self.socket().state() == State::Closed && self.socket().remote_endpoint().is_none()
+    }
+
+    /// Whether the other end owes an acknowledgement.
+    pub fn awaits_answer(&self) -> bool {
+        let waits = matches!(
+            self.socket().state(),
+            State::SynSent | State::SynReceived | State::FinWait1 | State::Closing | State::LastAck
+        );
+        waits || self.socket().send_queue() > 0
+    }
+
+    /// Bytes that [`TcpFlow::send`] takes.
+    pub fn room(&self) -> usize {
+        let socket = self.socket();
+        if socket.may_send() { socket.send_capacity() - socket.send_queue() } else { 0 }
+    }
+
+    /// Bytes that are not acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.socket().send_queue()
+    }
+
+    /// Whether a segment that began at `sequence` is on its way.
+    pub fn is_unacknowledged(&self, sequence: u32) -> bool {
+        let behind = self.told.next.wrapping_sub(sequence);
+        // A handshake's own number counts, and a FIN's.
+        behind > 0 && behind as usize <= self.unacknowledged() + 1
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) -> usize {
+        self.socket_mut().send_slice(bytes).unwrap_or(0)
+    }
+
+    /// Bytes that [`TcpFlow::receive`] gives.
+    pub fn readable(&self) -> usize {
+        self.socket().recv_queue()
+    }
+
+    pub fn receive(&mut self, into: &mut [u8]) -> usize {
+        self.socket_mut().recv_slice(into).unwrap_or(0)
+    }
+
+    /// Whether the other end has closed and everything before that was read.
+    pub fn is_finished(&self) -> bool {
+        let state = self.socket().state();
+        self.readable() == 0
+            && matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
+    }
+
+    /// The next sequence numbers, ours and the other end's, as far as the other end was told of them.
+    pub fn next_numbers(&self) -> (u32, u32) {
+        (self.told.next, self.told.acknowledged)
+    }
+
+    /// The payload of a full segment.
+    pub fn segment_size(&self) -> usize {
+        let header = if self.tuple.local.is_ipv4() { HEADER_V4 } else { HEADER_V6 };
+        self.path_mtu - header - TCP_HEADER
+    }
+}
+
+#[cfg(test)]
+#[path = "flow_tests.rs"]
+mod tests;

@@ -1,0 +1,51 @@
+//! What the command tells the Sentry of a network that it has taken over for it.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Links and routes. The descriptors that come along are a packet socket for each link, in their order, then the
+/// resolver's, if there is one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    pub links: Vec<Link>,
+    pub routes: Vec<Route>,
+    /// Whether a datagram socket comes along that is connected to the engine's resolver.
+    pub resolver: bool,
+}
+
+/// An interface, by the host's number and name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// Bytes of the longest IP packet.
+    pub mtu: u32,
+    pub hardware: [u8; 6],
+    pub addresses: Vec<Address>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    pub ip: IpAddr,
+    pub prefix: u8,
+    /// `RT_SCOPE_*`.
+    pub scope: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub to: IpAddr,
+    pub prefix: u8,
+    pub gateway: Option<IpAddr>,
+    /// The number of the link.
+    pub link: u32,
+    pub metric: u32,
+    pub source: Option<IpAddr>,
+    /// `RTPROT_*` and `RT_SCOPE_*`.
+    pub protocol: u8,
+    pub scope: u8,
+}
+
+/// Links that one network may have.
+pub const MAX_LINKS: usize = 32;

@@ -1,0 +1,139 @@
+//! Takes a network over for a sandbox: reads what an engine has set up in a network namespace, opens its interfaces, and
+//! has the host's kernel keep out of them.
+//!
+//! The host's kernel answers for an address only as long as it has it. So the addresses go, and the routes with them; the
+//! interface stays up, and what comes in by it reaches the Sentry through a packet socket. The loopback of the namespace
+//! is left as it is: an engine's resolver may be there.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use control_protocol::{Address, Link, MAX_LINKS, Network, Request};
+use hostsys::packet;
+
+use crate::error::{Context, Error, Result, show};
+use crate::log::{Level, Log};
+use crate::netlink::Routing;
+use crate::session;
+
+/// Bytes that may wait at one link, in either direction.
+const LINK_BUFFER: i32 = 8 << 20;
+
+/// The engine's resolver, on the loopback of the namespace.
+const RESOLVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 11), 53);
+
+/// A network, and what reaches it.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    network: Network,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// The network namespace of a process.
+pub(crate) fn of_process(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/ns/net"))
+}
+
+/// Takes over the network of a namespace; `None` where that is this command's own, or has no interface with an address.
+pub(crate) fn take_over(namespace: &Path, log: &Log) -> Result<Option<Taken>> {
+    let opening = || format!("open the network namespace {}", show(namespace));
+    let file = File::open(namespace).context(opening)?;
+    let (theirs, own) = (file.metadata().context(opening)?, fs::metadata("/proc/self/ns/net"));
+    if own.is_ok_and(|own| own.ino() == theirs.ino()) {
+        return Ok(None);
+    }
+    // A thread of its own, so that this one stays where it is.
+    let taken = thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            packet::enter_network(file.as_fd())?;
+            take_all()
+        });
+        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
+    });
+    match taken {
+        Ok(taken) => Ok(taken),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let text =
+                format!("the container has a loopback alone: its network cannot be taken over: {error}");
+            log.write(Level::Warning, &text);
+            Ok(None)
+        }
+        Err(error) => Err(error).context(|| format!("take over the network namespace {}", show(namespace))),
+    }
+}
+
+fn take_all() -> io::Result<Option<Taken>> {
+    let routing = Routing::open()?;
+    let addresses = routing.addresses()?;
+    let mut network = Network { routes: routing.routes()?, ..Network::default() };
+    let mut descriptors = Vec::new();
+    for interface in routing.interfaces()? {
+        let own: Vec<_> = addresses.iter().filter(|address| address.index == interface.index).collect();
+        if !interface.is_ethernet || !interface.is_up || own.is_empty() || network.links.len() >= MAX_LINKS {
+            continue;
+        }
+        descriptors.push(packet::link_socket(interface.index, LINK_BUFFER)?);
+        network.links.push(Link {
+            index: interface.index,
+            name: interface.name,
+            mtu: interface.mtu,
+            hardware: interface.hardware,
+            addresses: own.iter().map(|a| Address { ip: a.ip, prefix: a.prefix, scope: a.scope }).collect(),
+        });
+    }
+    if network.links.is_empty() {
+        return Ok(None);
+    }
+    network.routes.retain(|route| network.links.iter().any(|link| link.index == route.link));
+    // What an address makes by itself is not a route that somebody has set.
+    network.routes.retain(|route| route.protocol != BY_KERNEL);
+    if let Some(socket) = resolver()? {
+        network.resolver = true;
+        descriptors.push(socket);
+    }
+    // From here on the host's kernel answers for none of them.
+    for address in addresses.iter().filter(|a| network.links.iter().any(|link| link.index == a.index)) {
+        match routing.remove(address) {
+            // Gone with another one: the secondaries of an address go with it.
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
+            done => done?,
+        }
+    }
+    Ok(Some(Taken { network, descriptors }))
+}
+
+/// `RTPROT_KERNEL`.
+const BY_KERNEL: u8 = 2;
+
+/// A socket to the engine's resolver, where one is there: something listens at its address, under whichever port it has
+/// been moved to.
+fn resolver() -> io::Result<Option<OwnedFd>> {
+    let hex = format!("{:08X}:", u32::from_ne_bytes(RESOLVER.0.octets()));
+    let table = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
+    if !table.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|at| at.starts_with(&hex))) {
+        return Ok(None);
+    }
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(RESOLVER)?;
+    socket.set_nonblocking(true)?;
+    Ok(Some(socket.into()))
+}
+
+impl Taken {
+    /// Gives it to the Sentry of the container whose state is in `dir`.
+    pub fn hand_over(self, dir: &Path) -> Result<()> {
+        let request = Request::Connect(Box::new(self.network));
+        match session::ask_with(dir, &request, &self.descriptors) {
+            Err(Error::Sandbox { message, .. }) => {
+                let message = format!("the sandbox does not take the network: {message}");
+                Err(Error::Sandbox { code: 1, message })
+            }
+            done => done,
+        }
+    }
+}

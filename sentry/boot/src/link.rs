@@ -1,0 +1,237 @@
+//! The thread that serves a network's links: reads what comes from descriptors that the command has opened, and looks at
+//! the clock for connections.
+//!
+//! The descriptors are packet sockets, bound to one interface each, and nothing is done with them but reading and writing
+//! frames. Whoever sends writes by itself; the thread is woken by the clock, by a frame, or by the bell when an earlier
+//! time is to be waited for.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use control_protocol::Network;
+use hostsys::polling::{self, Interest};
+use netstack::frame::{HEADROOM, OFFLOAD_HEADER};
+use netstack::iface::{
+    BROADCAST, Interface, InterfaceAddress, LOWER_UP, MULTICAST, RUNNING, StaticRoute, UP,
+};
+use sentry_base::{mono_now, real_now};
+use sentry_net::{Inet, LinkHost, LinkSetup, Links};
+
+/// Frames that are read from one link before another one's turn.
+const TURN: usize = 64;
+/// The longest frame that a link gives, in bytes: a packet that it has put together.
+const LONGEST: usize = HEADROOM + (64 << 10) + 256;
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
+
+/// How the thread is woken. Made before the filter, which has no call for it.
+#[derive(Debug)]
+pub struct LinkBell {
+    ringer: UnixStream,
+    ear: UnixStream,
+}
+
+impl LinkBell {
+    pub fn new() -> io::Result<Self> {
+        let (ringer, ear) = UnixStream::pair()?;
+        ringer.set_nonblocking(true)?;
+        ear.set_nonblocking(true)?;
+        Ok(Self { ringer, ear })
+    }
+}
+
+/// Where frames are written to besides, as `tcpdump` writes them.
+#[derive(Debug, Default)]
+pub struct Capture {
+    on: AtomicBool,
+    file: Mutex<Option<File>>,
+}
+
+impl Capture {
+    /// `pcap-savefile(5)`: microseconds, version 2.4, frames of up to 256 KiB, Ethernet.
+    const HEAD: [u32; 6] = [0xa1b2_c3d4, (4 << 16) | 2, 0, 0, 0x4_0000, 1];
+
+    /// Begins to write to a file, which must be open for writing, or ends it.
+    pub fn to(&self, file: Option<OwnedFd>) -> io::Result<()> {
+        let mut file = file.map(File::from);
+        if let Some(file) = &mut file {
+            file.write_all(&Self::HEAD.map(u32::to_ne_bytes).concat())?;
+        }
+        self.on.store(file.is_some(), Ordering::Relaxed);
+        if let Ok(mut slot) = self.file.lock() {
+            *slot = file;
+        }
+        Ok(())
+    }
+
+    /// Writes a frame that is behind its `struct virtio_net_hdr`.
+    fn note(&self, frame: &[u8]) {
+        if !self.on.load(Ordering::Relaxed) {
+            return;
+        }
+        let frame = frame.get(OFFLOAD_HEADER..).unwrap_or_default();
+        let now = real_now();
+        let word = |n: u64| u32::try_from(n & u64::from(u32::MAX)).unwrap_or(0).to_ne_bytes();
+        let len = word(frame.len() as u64);
+        let mut record = [word(now / 1_000_000_000), word(now / 1000 % 1_000_000), len, len].concat();
+        record.extend_from_slice(frame);
+        if let Ok(mut slot) = self.file.lock()
+            && let Some(file) = slot.as_mut()
+            && file.write_all(&record).is_err()
+        {
+            // A disk that is full ends it.
+            self.on.store(false, Ordering::Relaxed);
+            *slot = None;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Host {
+    capture: Arc<Capture>,
+    links: BTreeMap<u32, OwnedFd>,
+    resolver: Option<OwnedFd>,
+    ringer: UnixStream,
+}
+
+impl LinkHost for Host {
+    fn send(&self, interface: u32, frame: &[u8]) {
+        if let Some(fd) = self.links.get(&interface) {
+            self.capture.note(frame);
+            // A frame that the link does not take is lost, as any frame may be.
+            let _ = hostsys::retry(|| Ok(rustix::io::write(fd, frame)?));
+        }
+    }
+
+    fn ring(&self) {
+        // One that is full has woken the thread already.
+        let _ = (&self.ringer).write(&[1]);
+    }
+
+    fn ask_resolver(&self, query: &[u8]) {
+        if let Some(fd) = &self.resolver {
+            let _ = hostsys::retry(|| Ok(rustix::io::write(fd, query)?));
+        }
+    }
+}
+
+fn setup(network: &Network, host: Arc<Host>) -> LinkSetup {
+    let interfaces = network.links.iter().map(|link| Interface {
+        index: link.index,
+        name: link.name.clone(),
+        flags: UP | BROADCAST | RUNNING | MULTICAST | LOWER_UP,
+        mtu: link.mtu,
+        hardware: link.hardware,
+        kind: ETHERNET,
+        tx_queue_len: 1000,
+        addresses: link
+            .addresses
+            .iter()
+            .map(|a| InterfaceAddress { ip: a.ip, prefix: a.prefix, scope: a.scope })
+            .collect(),
+    });
+    let most = |ip: IpAddr| if ip.is_ipv4() { 32 } else { 128 };
+    let routes = network.routes.iter().filter(|r| r.prefix <= most(r.to)).map(|r| StaticRoute {
+        to: r.to,
+        prefix: r.prefix,
+        gateway: r.gateway,
+        interface: r.link,
+        metric: r.metric,
+        source: r.source,
+        protocol: r.protocol,
+        scope: r.scope,
+    });
+    LinkSetup {
+        interfaces: interfaces.collect(),
+        routes: routes.collect(),
+        resolver: host.resolver.is_some(),
+        host,
+    }
+}
+
+/// Gives the sandbox's network its links, and starts the thread.
+pub fn connect(
+    inet: &Arc<Inet>,
+    bell: LinkBell,
+    capture: &Arc<Capture>,
+    network: &Network,
+    fds: Vec<OwnedFd>,
+) -> Result<(), String> {
+    let wanted = network.links.len() + usize::from(network.resolver);
+    if fds.len() != wanted {
+        return Err(format!("the network says {wanted} descriptors, {} came", fds.len()));
+    }
+    let mut fds = fds.into_iter();
+    let links: BTreeMap<u32, OwnedFd> =
+        network.links.iter().map(|link| link.index).zip(fds.by_ref()).collect();
+    let resolver = fds.next();
+    let host = Arc::new(Host { capture: Arc::clone(capture), links, resolver, ringer: bell.ringer });
+    let links = inet.attach(setup(network, Arc::clone(&host)));
+    let serve = move || serve(&links, &host, bell.ear);
+    thread::Builder::new().name("links".into()).spawn(serve).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// How long until `deadline`, in milliseconds, rounded up.
+fn timeout(deadline: Option<u64>) -> Option<i32> {
+    let left = deadline?.saturating_sub(mono_now());
+    Some(i32::try_from(left.div_ceil(1_000_000)).unwrap_or(i32::MAX))
+}
+
+fn serve(links: &Links, host: &Host, mut ear: UnixStream) {
+    let mut buffer = vec![0; LONGEST];
+    loop {
+        let mut interests = vec![
+            Interest::new(ear.as_fd(), libc::POLLIN),
+            host.resolver.as_ref().map_or(Interest::none(), |fd| Interest::new(fd.as_fd(), libc::POLLIN)),
+        ];
+        interests.extend(host.links.values().map(|fd| Interest::new(fd.as_fd(), libc::POLLIN)));
+        if polling::wait(&mut interests, timeout(links.deadline())).is_err() {
+            return;
+        }
+        let [bell, resolver, of_links @ ..] = interests.as_slice() else { return };
+        if bell.any() {
+            let _ = ear.read(&mut [0; 64]);
+        }
+        if resolver.any()
+            && let Some(fd) = &host.resolver
+        {
+            drain(fd, &mut buffer, |answer| links.resolved(answer));
+        }
+        let mut failed = false;
+        for ((index, fd), interest) in host.links.iter().zip(of_links) {
+            if interest.any() {
+                let got = drain(fd, &mut buffer, |frame| {
+                    host.capture.note(frame);
+                    links.arrived(*index, frame);
+                });
+                failed |= got == 0 && interest.found() & libc::POLLIN == 0;
+            }
+        }
+        if failed {
+            // An interface that is gone says so for ever.
+            thread::sleep(Duration::from_millis(100));
+        }
+        links.tick();
+    }
+}
+
+/// Reads what is there, up to a turn's worth; gives how much that was.
+fn drain(fd: &OwnedFd, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> usize {
+    for done in 0..TURN {
+        match rustix::io::read(fd, &mut *buffer) {
+            Ok(len) => take(buffer.get(..len).unwrap_or_default()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return done,
+        }
+    }
+    TURN
+}
