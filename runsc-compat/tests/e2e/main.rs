@@ -34,6 +34,7 @@ mod many;
 mod namespaces;
 mod network;
 mod outside;
+mod pods;
 mod posture;
 mod shell;
 mod stress;
