@@ -44,7 +44,8 @@ const SWITCHES: [&str; 31] = [
 const PASSING: [&str; 3] = ["do", "exec", "ps"];
 
 /// Flags whose value is the next word, which may look like anything.
-const TAKING: [&str; 32] = [
+const TAKING: [&str; 33] = [
+    "inject-interrupts",
     "config",
     "name",
     "path",

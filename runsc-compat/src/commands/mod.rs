@@ -73,6 +73,7 @@ fn options(global: &Global, log: &Log) -> Options {
     Options {
         debug: global.debug,
         strace: global.strace,
+        interruptions: global.inject_interrupts,
         log_json: log.format() == Format::Json,
         ..Options::default()
     }

@@ -178,6 +178,9 @@ pub struct Options {
     pub debug: bool,
     /// Log every system call of the container.
     pub strace: bool,
+    /// Seed of interruptions of system calls that no signal has caused, for tests; 0 for none.
+    #[serde(default)]
+    pub interruptions: u64,
     /// Log lines are JSON objects.
     pub log_json: bool,
     /// CPUs that the container is told of; 0 for as many as the host lets us use.

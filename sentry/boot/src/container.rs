@@ -90,6 +90,7 @@ impl Container {
             total_memory: memory_size(boot, ground.total_memory),
             max_tasks: usize::try_from(boot.options.tasks).ok().filter(|max| *max > 0).unwrap_or(MAX_TASKS),
             trace: trace_sink(boot, &log),
+            interruptions: boot.options.interruptions,
         });
         let terminals = terminals_of(&kernel);
         Devices::new(Arc::clone(&terminals)).register(&vfs);

@@ -9,6 +9,7 @@ use sentry_memory::{UserMemory, copy_in_cstr};
 use sentry_vfs::{Credentials, IoStart};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::injection::Injection;
 use crate::outbox::{self, CallerMemory, SharedOutbox};
 use crate::signal::FaultRecord;
 use crate::task::VforkGate;
@@ -23,6 +24,7 @@ pub struct Current {
     pub syscall_nr: u64,
     /// The last call was interrupted, and goes on like this unless a handler runs.
     pub(crate) restart: Option<Restart>,
+    pub(crate) injection: Injection,
     pub(crate) last_fault: FaultRecord,
     /// A child made with `CLONE_VFORK` that is to be waited for, and its thread id.
     pub(crate) vfork: Option<(Arc<VforkGate>, i32)>,
@@ -94,8 +96,10 @@ pub const PATH_MAX: usize = 4096;
 
 impl Current {
     pub(crate) fn new(task: Arc<Task>, regs: Regs, context: Box<dyn Context>) -> Self {
+        let injection = Injection::new(task.kernel().interruptions, task.tid());
         Self {
             task,
+            injection,
             regs,
             context,
             syscall_nr: 0,
@@ -252,6 +256,9 @@ impl Current {
     /// Sleeps on the task's sleeper until it is woken. Arm it before it is shared.
     pub async fn sleep(&mut self, class: WaitClass, deadline: Option<Nanos>) -> WaitEnd {
         self.settle_memory();
+        if class == WaitClass::Interruptible && self.injection.strikes() {
+            return WaitEnd::Interrupted;
+        }
         self.context.will_block();
         self.task.cpu.block();
         let task = Arc::clone(&self.task);

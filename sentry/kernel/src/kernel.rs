@@ -48,6 +48,8 @@ pub struct KernelConfig {
     /// Tasks at the same time; more get `EAGAIN`.
     pub max_tasks: usize,
     pub trace: Option<TraceSink>,
+    /// Seed of interruptions that no signal has caused, for tests; 0 for none.
+    pub interruptions: u64,
 }
 
 impl core::fmt::Debug for KernelConfig {
@@ -137,6 +139,7 @@ pub struct Kernel {
     total_memory: u64,
     pub(crate) max_tasks: usize,
     trace: TraceSwitch,
+    pub(crate) interruptions: u64,
     tasks: Mutex<TaskSet, { rank::TASK_SET }>,
     extensions: Extensions,
     unsupported: Mutex<BTreeMap<(String, String), u64>, { rank::LEAF }>,
@@ -217,6 +220,7 @@ impl Kernel {
             total_memory: config.total_memory,
             max_tasks: config.max_tasks,
             trace: TraceSwitch::new(config.trace),
+            interruptions: config.interruptions,
             tasks: Mutex::new(TaskSet::default()),
             extensions: Extensions::default(),
             unsupported: Mutex::new(BTreeMap::new()),

@@ -110,6 +110,7 @@ fn number(cx: &Current) -> u64 {
 }
 
 async fn syscall(cx: &mut Current) {
+    cx.injection.call();
     if cx.task.trace_mode() & (mode::CALLS | mode::EMULATED) != 0 && !Box::pin(ptrace::calls_begin(cx)).await
     {
         Box::pin(ptrace::calls_end(cx)).await;
