@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll};
 
-use platform::{Addr, Cause, Context, FpuState, Kick, Regs, SpaceError, TrapEvent, Untrusted};
+use platform::{
+    Addr, Cause, Context, FpuState, GIVEN_BYTES, GIVEN_PIECES, Identity, Kick, Regs, SpaceError, TrapEvent,
+    Untrusted,
+};
 
 use crate::frame::FrameAt;
-use crate::layout::{NR_STAGED, STAGE_MAX, word};
+use crate::layout::{self, NR_STAGED, STAGE_MAX, resident, word};
 use crate::space::Space;
 use crate::thread::Thread;
 
@@ -18,6 +21,10 @@ pub struct SystrapContext {
     thread: Arc<Thread>,
     /// The frame that the next run returns to; `None` while the thread runs.
     frame: Option<FrameAt>,
+    /// The thread rests in the handler of a system call, where faults of its copies are mended.
+    may_copy: bool,
+    /// The next run begins with copies.
+    has_given: bool,
     stage: [Piece; NR_STAGED],
 }
 
@@ -38,7 +45,9 @@ impl Default for Piece {
 impl SystrapContext {
     pub(crate) fn new(space: Arc<Space>, thread: Arc<Thread>) -> Self {
         let frame = Some(thread.channel.fresh_frame());
-        Self { space, thread, frame, stage: Default::default() }
+        thread.channel.window.store32(word::GIVEN_COUNT, 0);
+        thread.channel.window.store32(word::RESIDENT, 0);
+        Self { space, thread, frame, may_copy: false, has_given: false, stage: Default::default() }
     }
 
     fn take_trap(&mut self, regs: &mut Regs) -> TrapEvent {
@@ -51,6 +60,12 @@ impl SystrapContext {
         *regs = channel.read_regs(frame);
         let event = channel.event(frame, regs);
         self.frame = Some(frame);
+        self.has_given = false;
+        self.may_copy = match event {
+            TrapEvent::Syscall => true,
+            TrapEvent::Undelivered => self.may_copy,
+            _ => false,
+        };
         if event == TrapEvent::Interrupted {
             // One kick, one interruption, where the two meet.
             self.thread.take_kick();
@@ -86,6 +101,10 @@ impl Context for SystrapContext {
             self.thread.channel.write_regs(frame, regs);
             self.thread.set_waker(cx.waker());
             if !platform.running.start(&self.thread) {
+                if std::mem::take(&mut self.has_given) {
+                    self.thread.channel.window.store32(word::GIVEN_COUNT, 0);
+                    return Poll::Ready(TrapEvent::Undelivered);
+                }
                 return Poll::Ready(TrapEvent::Interrupted);
             }
             self.frame = None;
@@ -100,6 +119,7 @@ impl Context for SystrapContext {
         }
         if self.thread.process.is_gone() {
             self.frame = Some(self.thread.channel.fresh_frame());
+            self.may_copy = false;
             return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
         }
         Poll::Ready(self.take_trap(regs))
@@ -108,6 +128,47 @@ impl Context for SystrapContext {
     fn staged(&self, addr: Addr) -> Option<&[u8]> {
         let piece = self.stage.iter().find(|piece| piece.len > 0 && piece.address == addr)?;
         piece.bytes.get(..piece.len)
+    }
+
+    fn give(&mut self, pieces: &[(Addr, usize)], bytes: &[u8]) -> bool {
+        let fits = pieces.len() <= GIVEN_PIECES && bytes.len() <= GIVEN_BYTES;
+        let whole =
+            pieces.iter().try_fold(0_usize, |sum, (_, len)| sum.checked_add(*len)) == Some(bytes.len());
+        let theirs = |(at, len): &(Addr, usize)| {
+            at.checked_add(*len as u64).is_some_and(|end| end <= layout::user_range().end)
+        };
+        if !(self.may_copy && self.frame.is_some() && fits && whole && pieces.iter().all(theirs)) {
+            return false;
+        }
+        let window = &self.thread.channel.window;
+        for (index, (at, len)) in pieces.iter().enumerate() {
+            window.store64(word::GIVEN + index * 16, *at);
+            window.store64(word::GIVEN + index * 16 + 8, *len as u64);
+        }
+        window.write(word::GIVEN_DATA, bytes);
+        window.store32(word::GIVEN_COUNT, pieces.len() as u32);
+        self.has_given = !pieces.is_empty();
+        true
+    }
+
+    fn answer(&mut self, identity: Option<Identity>) {
+        let window = &self.thread.channel.window;
+        let Some(Identity { pid, tid, uid, euid, gid, egid }) = identity else {
+            window.store32(word::RESIDENT, 0);
+            return;
+        };
+        let answers = [
+            (resident::PID, pid),
+            (resident::TID, tid),
+            (resident::UID, uid),
+            (resident::EUID, euid),
+            (resident::GID, gid),
+            (resident::EGID, egid),
+        ];
+        for (index, answer) in answers {
+            window.store32(word::ANSWERS + index as usize * 4, answer);
+        }
+        window.store32(word::RESIDENT, resident::ALL);
     }
 
     fn fpu(&mut self) -> Result<FpuState, SpaceError> {

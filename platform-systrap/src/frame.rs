@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use platform::{FpuState, Prot, Regs, SigInfo, SpaceError, TrapEvent, Untrusted};
 
 use crate::channel::Window;
-use crate::layout::{KICK, SLOT, ucontext, word};
+use crate::layout::{self, KICK, SLOT, ucontext, word};
 
 /// A thread's channel as the Sentry sees it, and where the application sees it.
 #[derive(Debug, Clone, Copy)]
@@ -221,7 +221,9 @@ impl Channel {
         let signal = Untrusted::fetched(self.window.load32(word::SIGNAL)).any() as i32;
         let code = self.window.load32(frame.0 + ucontext::INFO_CODE) as i32;
         let address = self.window.load64(frame.0 + ucontext::INFO_ADDRESS);
+        const UNDELIVERED: i32 = layout::signal::UNDELIVERED as i32;
         match signal {
+            UNDELIVERED => TrapEvent::Undelivered,
             libc::SIGSYS => {
                 if self.window.load32(frame.0 + ucontext::INFO_ARCH) != hostsys::seccomp::ARCH_X86_64 {
                     // `int 0x80`: what a kernel without the 32-bit interface answers.

@@ -82,10 +82,20 @@ pub mod word {
     pub const COMMAND_RESULT: usize = 0x98;
     /// Not zero when the command's address faulted.
     pub const COMMAND_FAULT: usize = 0xa0;
+    /// Pieces that are to be copied to the application before it goes on.
+    pub const GIVEN_COUNT: usize = 0xa8;
+    /// Which calls the stub answers itself: bits by [`super::resident`].
+    pub const RESIDENT: usize = 0xac;
     /// Two pieces of staged data: address and length each.
     pub const STAGE: usize = 0xc0;
-    /// Bytes of the staged pieces, [`super::STAGE_MAX`] each. What lies between is for the resident path.
+    /// The pieces that are to be copied: address and length each.
+    pub const GIVEN: usize = 0x100;
+    /// Answers of the calls in [`super::resident`], four bytes each.
+    pub const ANSWERS: usize = 0x200;
+    /// Bytes of the staged pieces, [`super::STAGE_MAX`] each.
     pub const STAGE_DATA: usize = 0x800;
+    /// Bytes of the pieces that are to be copied, one after the other.
+    pub const GIVEN_DATA: usize = 0x1000;
     /// The alternate signal stack.
     pub const STACK: usize = 0x2000;
     pub const STACK_END: usize = super::SLOT as usize;
@@ -102,6 +112,25 @@ pub mod state {
     pub const RUN: u32 = 0;
     /// A trap is posted, and the stub waits to be set running.
     pub const POSTED: u32 = 1;
+}
+
+/// Calls that the stub answers by itself: bits of [`word::RESIDENT`] and places in [`word::ANSWERS`].
+pub mod resident {
+    pub const YIELD: u32 = 0;
+    pub const PID: u32 = 1;
+    pub const TID: u32 = 2;
+    pub const UID: u32 = 3;
+    pub const EUID: u32 = 4;
+    pub const GID: u32 = 5;
+    pub const EGID: u32 = 6;
+    /// All of them.
+    pub const ALL: u32 = 0x7f;
+}
+
+/// Values of [`word::SIGNAL`] that are no signal.
+pub mod signal {
+    /// A piece of [`word::GIVEN`] could not be copied.
+    pub const UNDELIVERED: u32 = 0x100;
 }
 
 /// Values of [`word::COMMAND`]; zero is none.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use hostsys::memory;
 use hostsys::seccomp::{Action, FLAG_NEW_LISTENER, FLAG_SPEC_ALLOW, Filter, Insn, Test};
 
-use crate::layout::{self, CODE, CODE_LEN, command, state, ucontext, word};
+use crate::layout::{self, CODE, CODE_LEN, command, resident, signal, state, ucontext, word};
 
 /// Where the parts that are appended to the code stand in the image.
 const AGENT_FILTER: u64 = 0x1000;
@@ -65,6 +65,16 @@ core::arch::global_asm!(
     POSTED = const state::POSTED,
     ASLEEP = const word::ASLEEP,
     STAGE = const word::STAGE,
+    RESIDENT = const word::RESIDENT,
+    ANSWERS = const word::ANSWERS,
+    IS_RESIDENT = const IS_RESIDENT,
+    INFO_ARCH = const ucontext::INFO_ARCH - ucontext::SIZE,
+    ARCH = const hostsys::seccomp::ARCH_X86_64,
+    SYS_YIELD = const libc::SYS_sched_yield,
+    GIVEN_COUNT = const word::GIVEN_COUNT,
+    GIVEN = const word::GIVEN,
+    GIVEN_DATA = const word::GIVEN_DATA,
+    UNDELIVERED = const signal::UNDELIVERED,
     STAGE_DATA = const word::STAGE_DATA,
     STAGE_MAX = const layout::STAGE_MAX,
     STAGE_CALLS = const STAGE_CALLS,
@@ -93,6 +103,7 @@ unsafe extern "C" {
     static casemate_stub_futex_wake_end: u8;
     static casemate_stub_sigreturn_end: u8;
     static casemate_stub_sigreturn2_end: u8;
+    static casemate_stub_yield_end: u8;
 }
 
 /// Offset of a place in the image.
@@ -188,6 +199,7 @@ fn thread_rules(filter: Filter) -> Filter {
         )
         .rule(&[number(libc::SYS_rt_sigreturn), at(&raw const casemate_stub_sigreturn_end)], Action::Allow)
         .rule(&[number(libc::SYS_rt_sigreturn), at(&raw const casemate_stub_sigreturn2_end)], Action::Allow)
+        .rule(&[number(libc::SYS_sched_yield), at(&raw const casemate_stub_yield_end)], Action::Allow)
 }
 
 /// Argument `index` is a path.
@@ -205,6 +217,20 @@ const fn fixed(index: u32, bytes: u32) -> u32 {
 const fn two(first: u32, second: u32) -> u32 {
     first | (second << 16)
 }
+
+/// In the staging table: the stub answers the call, by the number of [`resident`] in the second byte.
+const IS_RESIDENT: u32 = 1 << 5;
+
+/// Calls that the stub answers where the thread's mask lets it.
+const RESIDENT: &[(i64, u32)] = &[
+    (libc::SYS_sched_yield, resident::YIELD),
+    (libc::SYS_getpid, resident::PID),
+    (libc::SYS_gettid, resident::TID),
+    (libc::SYS_getuid, resident::UID),
+    (libc::SYS_geteuid, resident::EUID),
+    (libc::SYS_getgid, resident::GID),
+    (libc::SYS_getegid, resident::EGID),
+];
 
 /// Which arguments travel with which call. A call that is not here carries nothing.
 const STAGED: &[(i64, u32)] = &[
@@ -307,7 +333,8 @@ pub fn image() -> io::Result<OwnedFd> {
     put(&mut image, 0, code)?;
     put(&mut image, AGENT_FILTER as usize, &program(AGENT_FILTER, &agent_filter())?)?;
     put(&mut image, THREAD_FILTER as usize, &program(THREAD_FILTER, &thread_filter())?)?;
-    for &(call, pieces) in STAGED {
+    let resident = RESIDENT.iter().map(|(call, index)| (*call, IS_RESIDENT | index << 8));
+    for (call, pieces) in STAGED.iter().copied().chain(resident) {
         let call = usize::try_from(call).map_err(io::Error::other)?;
         if call >= STAGE_CALLS {
             return Err(io::Error::other("a staged system call is outside the table"));

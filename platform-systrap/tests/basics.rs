@@ -550,6 +550,86 @@ fn several_workers_serve_many_processes(platform: &Arc<Systrap>) {
     }
 }
 
+fn results_travel_with_the_return(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, count_calls());
+    // Before its first call a thread has nowhere to take a fault.
+    assert!(!guest.context.give(&[(DATA, 1)], &[1]));
+    guest.syscall();
+    let bytes: Vec<u8> = (0..4096).map(|n| (n % 251) as u8).collect();
+    assert!(guest.context.give(&[(DATA + 1, 144), (DATA + 0x1ff0, 3952)], &bytes));
+    assert_eq!(guest.syscall(), 39);
+    assert_eq!(guest.read::<144>(DATA + 1), bytes[..144]);
+    assert_eq!(guest.read::<3952>(DATA + 0x1ff0), bytes[144..]);
+    assert_eq!(guest.read::<1>(DATA), [0]);
+    // More than there is room for, lengths that do not match, the stub's own memory.
+    let stub = platform.user_range().end;
+    assert!(!guest.context.give(&[(DATA, 4097)], &[0; 4097]));
+    assert!(!guest.context.give(&[(DATA, 4)], &[0; 3]));
+    assert!(!guest.context.give(&[(DATA, 1); 9], &[0; 9]));
+    assert!(!guest.context.give(&[(stub, 1)], &[0]));
+    assert!(!guest.context.give(&[(stub - 1, 2)], &[0; 2]));
+    assert!(!guest.context.give(&[(u64::MAX, 2)], &[0; 2]));
+    // Once given they are not given again.
+    guest.space.copy_out(DATA, &[9; 200], FaultMode::Normal).expect("copy");
+    guest.syscall();
+    assert_eq!(guest.read::<200>(DATA), [9; 200]);
+}
+
+fn results_without_memory_come_back(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, count_calls());
+    guest.syscall();
+    guest.space.map(range(SPARE, PAGE), MapSource::Zero, RW, Sharing::Private).expect("map");
+    let calls = guest.regs;
+    // Half of it reaches the end of the memory.
+    assert!(guest.context.give(&[(DATA, 1), (SPARE + PAGE - 2, 4)], &[7, 1, 2, 3, 4]));
+    assert_eq!(guest.run(), TrapEvent::Undelivered);
+    assert_eq!((guest.regs.rip, guest.regs.rsp, guest.regs.rbx), (calls.rip, calls.rsp, calls.rbx));
+    assert_eq!((guest.read::<1>(DATA), guest.read::<2>(SPARE + PAGE - 2)), ([7], [1, 2]));
+    // It is not tried again, and the next ones are as good as ever.
+    guest.regs.rax = 5;
+    assert_eq!(guest.syscall(), 39);
+    assert_eq!(guest.regs.rbx, 5);
+    guest.space.protect(range(SPARE, PAGE), Prot::READ).expect("protect");
+    assert!(guest.context.give(&[(SPARE, 1)], &[1]));
+    assert_eq!(guest.run(), TrapEvent::Undelivered);
+    assert!(guest.context.give(&[(DATA, 1)], &[3]));
+    guest.syscall();
+    assert_eq!(guest.read::<1>(DATA), [3]);
+    // A kick that comes first gives them back.
+    assert!(guest.context.give(&[(DATA, 1)], &[4]));
+    guest.context.kicker().kick();
+    assert_eq!(guest.run(), TrapEvent::Undelivered);
+    assert_eq!(guest.syscall(), 39);
+    assert_eq!(guest.read::<1>(DATA), [3]);
+}
+
+guest_code!(
+    who_am_i,
+    "mov eax, 24; syscall; mov r8, rax
+     mov eax, 39; syscall; mov r9, rax
+     mov eax, 186; syscall; mov r12, rax
+     mov eax, 102; syscall; mov r13, rax
+     mov eax, 107; syscall; mov r14, rax
+     mov eax, 104; syscall; mov r15, rax
+     mov eax, 108; syscall; mov rbx, rax
+     mov eax, 110; syscall
+     mov eax, 39; syscall"
+);
+
+fn identity_is_answered_without_a_trap(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, who_am_i());
+    let identity = platform::Identity { pid: 11, tid: 12, uid: 13, euid: 14, gid: u32::MAX, egid: 16 };
+    guest.context.answer(Some(identity));
+    guest.regs.rdx = 0x77;
+    assert_eq!(guest.syscall(), 110);
+    let r = guest.regs;
+    assert_eq!((r.r8, r.r9, r.r12, r.r13, r.r14, r.r15, r.rbx), (0, 11, 12, 13, 14, 0xffff_ffff, 16));
+    assert_eq!((r.rdx, r.rcx), (0x77, r.rip));
+    guest.context.answer(None);
+    guest.regs.rax = 1;
+    assert_eq!(guest.syscall(), 39);
+}
+
 macro_rules! cases {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
 }
@@ -570,6 +650,9 @@ fn main() {
         extended_state_survives_and_moves,
         a_task_goes_to_another_space,
         arguments_come_along,
+        results_travel_with_the_return,
+        results_without_memory_come_back,
+        identity_is_answered_without_a_trap,
         atomic_operations_are_atomic_and_fault,
         contexts_may_be_dropped_at_any_time,
         several_workers_serve_many_processes,

@@ -30,6 +30,8 @@ pub enum TrapEvent {
     Exception(SigInfo),
     /// A [`Context::kick`] arrived while the application ran; registers are whole.
     Interrupted,
+    /// What [`Context::give`] took has not reached the application's memory, or not all of it, and nothing ran.
+    Undelivered,
     /// The host side of the context is gone: its process was killed or broke the protocol.
     Died(Cause),
 }
@@ -50,6 +52,21 @@ pub enum Cause {
     /// The stub broke the protocol: a host call that the Sentry had not approved, or no answer in time.
     Protocol(&'static str),
 }
+
+/// What a task's own identity calls answer, each as its namespaces show it. `sched_yield(2)` needs no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Identity {
+    pub pid: u32,
+    pub tid: u32,
+    pub uid: u32,
+    pub euid: u32,
+    pub gid: u32,
+    pub egid: u32,
+}
+
+/// Bytes and pieces that [`Context::give`] takes at most.
+pub const GIVEN_BYTES: usize = 4096;
+pub const GIVEN_PIECES: usize = 8;
 
 /// Told of the death of a space's host process.
 pub type DeathWatch = Box<dyn FnOnce(Cause) + Send>;
@@ -150,6 +167,20 @@ pub trait Context: Send {
     /// Bytes that the trap carried along from `addr` on (paths, small buffers), without a host call.
     /// A snapshot taken at the trap: use it where one fetch is what Linux does too.
     fn staged(&self, addr: Addr) -> Option<&[u8]>;
+
+    /// Has the next run begin with copies to the application's memory, without a host call: `pieces` are addresses and
+    /// lengths, `bytes` their contents one after the other. True if it takes them, all or none. When one of them cannot be
+    /// written, the run ends at once with [`TrapEvent::Undelivered`].
+    fn give(&mut self, pieces: &[(Addr, usize)], bytes: &[u8]) -> bool {
+        let _ = (pieces, bytes);
+        false
+    }
+
+    /// Lets the context answer `getpid(2)`, `gettid(2)`, `getuid(2)` and their kin, and `sched_yield(2)`, without a trap from
+    /// the next run on; `None` has every call trap. A platform may do neither.
+    fn answer(&mut self, identity: Option<Identity>) {
+        let _ = identity;
+    }
 
     /// The extended state at the last trap, in the XSAVE layout of the host (`fpstate` of a signal frame).
     fn fpu(&mut self) -> Result<FpuState, SpaceError>;

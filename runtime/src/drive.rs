@@ -27,6 +27,11 @@ pub(crate) trait Overseer {
     /// The container is complete. `held` ones are started by [`Order::Start`].
     fn ready(&mut self, sandbox: &Sandbox) -> Result<()>;
 
+    /// The same for a container in another one's sandbox, by the numbers of its processes on the host.
+    fn is_there(&mut self, _sandbox: u32, _gofer: u32) -> Result<()> {
+        Ok(())
+    }
+
     /// A descriptor of its own to wait for.
     fn interest(&self) -> Interest {
         Interest::none()

@@ -153,6 +153,15 @@ casemate_stub_handler:
     and rbx, {SLOT_MASK}
     cmp edi, {SIGSYS}
     jne not_a_call
+    xor r12d, r12d
+    mov eax, [rdx + {UC_RAX}]
+    cmp eax, {STAGE_CALLS}
+    jae trapped
+    lea r8, [rip + casemate_stub_stage_table]
+    mov r12d, [r8 + rax * 4]
+    test r12d, {IS_RESIDENT}
+    jnz resident
+trapped:
     rdfsbase rax
     mov [rbx + {FS_BASE}], rax
     rdgsbase rax
@@ -162,11 +171,6 @@ casemate_stub_handler:
     xor ecx, ecx
     mov [rbx + {STAGE} + 8], rcx
     mov [rbx + {STAGE} + 24], rcx
-    mov eax, [rdx + {UC_RAX}]
-    cmp eax, {STAGE_CALLS}
-    jae post
-    lea r8, [rip + casemate_stub_stage_table]
-    mov r12d, [r8 + rax * 4]
     test r12d, r12d
     jnz stage
 
@@ -211,6 +215,10 @@ casemate_stub_futex_wait_end:
 resume:
     cmp dword ptr [rbx + {COMMAND}], 0
     jne do_command
+    mov r12d, [rbx + {GIVEN_COUNT}]
+    test r12d, r12d
+    jnz deliver
+go_back:
     mov rax, [rbx + {FS_BASE}]
     wrfsbase rax
     mov rax, [rbx + {GS_BASE}]
@@ -234,6 +242,34 @@ wake_worker:
 casemate_stub_futex_wake_end:
     jmp wait_for_run
 
+# A call that the thread may answer from what the Sentry has left in its channel. Not so for the same number of the 32-bit
+# table, which is a call of another name.
+resident:
+    mov ecx, r12d
+    shr ecx, 8
+    xor r12d, r12d
+    cmp dword ptr [rsi + {INFO_ARCH}], {ARCH}
+    jne trapped
+    mov eax, [rbx + {RESIDENT}]
+    bt eax, ecx
+    jnc trapped
+    test ecx, ecx
+    jz yield_cpu
+    mov eax, [rbx + {ANSWERS} + rcx * 4]
+answered:
+    mov [rdx + {UC_RAX}], rax
+    mov rsp, rdx
+    jmp leave_handler
+yield_cpu:
+    mov r13, rdx
+    mov eax, {SYS_YIELD}
+    syscall
+    .globl casemate_stub_yield_end
+casemate_stub_yield_end:
+    mov rdx, r13
+    xor eax, eax
+    jmp answered
+
 # A signal that is no system call. A fault of the copies below is mended here and never seen by the Sentry.
 not_a_call:
     mov r8, [rdx + {UC_RIP}]
@@ -246,6 +282,7 @@ not_a_call:
     lea rax, [rip + copy_failed]
     mov [rdx + {UC_RIP}], rax
     mov rsp, rdx
+leave_handler:
     mov eax, {SYS_RT_SIGRETURN}
     syscall
     .globl casemate_stub_sigreturn2_end
@@ -353,9 +390,24 @@ command_done:
     mov qword ptr [rbx + {COMMAND_FAULT}], 0
     mov dword ptr [rbx + {COMMAND}], 0
     jmp post
+# Results of a call, to be copied to the application before it goes on. r12d = pieces.
+deliver:
+    mov rsp, [rbx + {CONTEXT}]      # a fault's frame must not touch the one to return to
+    lea r14, [rbx + {GIVEN}]
+    lea rsi, [rbx + {GIVEN_DATA}]
+1:  mov rdi, [r14]
+    mov rcx, [r14 + 8]
+    rep movsb
+    add r14, 16
+    dec r12d
+    jnz 1b
+    mov dword ptr [rbx + {GIVEN_COUNT}], 0
+    jmp go_back
 copy_end:
 
 copy_failed:
+    cmp dword ptr [rbx + {GIVEN_COUNT}], 0
+    jne 2f
     cmp dword ptr [rbx + {COMMAND}], 0
     jne 1f
 stage_next:
@@ -366,6 +418,9 @@ stage_next:
     jmp post
 1:  mov qword ptr [rbx + {COMMAND_FAULT}], 1
     mov dword ptr [rbx + {COMMAND}], 0
+    jmp post
+2:  mov dword ptr [rbx + {GIVEN_COUNT}], 0
+    mov dword ptr [rbx + {SIGNAL}], {UNDELIVERED}
     jmp post
 
 # rdi, rsi, rdx, r10, r8, r9 in a ucontext; one more for the argument after the last.

@@ -40,6 +40,51 @@ fn warm_paths_ask_nobody() -> Result<()> {
     trial.finish()
 }
 
+/// Host calls with which the Sentry moves data or asks others, while `times` rounds of the same run inside.
+fn host_calls(trial: &Trial, times: &str) -> Result<u64> {
+    const MOVING: &[&str] = &[
+        "process_vm_readv",
+        "process_vm_writev",
+        "pread64",
+        "preadv",
+        "preadv2",
+        "pwrite64",
+        "sendmsg",
+        "recvmsg",
+        "sendto",
+        "recvfrom",
+        "ioctl",
+        "fstat",
+        "mmap",
+    ];
+    let log = trial.path().join("calls");
+    let program = format!("{INSIDE}/syscall-tests");
+    let bundle = Bundle::new(busybox()?, [program.as_str(), "helper", "warm", times]).bind(
+        &trial.programs().inside,
+        INSIDE,
+        "ro",
+    );
+    let front = ["strace", "-f", "-c", "-U", "name,calls", "-o", log.to_str().context("a path")?, "--"];
+    trial.run(&bundle)?.under(front).run()?.expect(0)?;
+    let text = fs::read_to_string(&log)?;
+    let counts = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (name, count) = (words.next()?, words.next()?);
+        MOVING.contains(&name).then(|| count.parse::<u64>().ok()).flatten()
+    });
+    Ok(counts.sum())
+}
+
+/// Small results travel with the return of a call, and small arguments with its trap.
+#[test]
+fn warm_paths_make_no_host_call() -> Result<()> {
+    let trial = Trial::new("warm-calls")?;
+    let (few, many) = (host_calls(&trial, "10")?, host_calls(&trial, "510")?);
+    ensure!(few > 0, "strace has counted nothing");
+    ensure!(many < few + 100, "{few} host calls for 10 rounds of small calls, {many} for 510");
+    trial.finish()
+}
+
 #[test]
 fn a_cold_directory_is_listed_in_four_requests() -> Result<()> {
     let trial = Trial::new("cold")?;

@@ -3,13 +3,14 @@
 use core::ops::Deref;
 use std::sync::Arc;
 
-use platform::{Context, Regs};
+use platform::{Context, Identity, Regs};
 use sentry_base::{Errno, Events, Nanos, Observer, Result, WaitClass, WaitEnd, WaitQueue};
 use sentry_memory::{UserMemory, copy_in_cstr};
-use sentry_vfs::IoStart;
+use sentry_vfs::{Credentials, IoStart};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::injection::Injection;
+use crate::outbox::{self, CallerMemory, SharedOutbox};
 use crate::signal::FaultRecord;
 use crate::task::VforkGate;
 use crate::{Restart, Stop, Task};
@@ -29,7 +30,21 @@ pub struct Current {
     pub(crate) vfork: Option<(Arc<VforkGate>, i32)>,
     /// An event that the tracer wants to know of: its number, and the new child's thread id.
     pub(crate) new_child: Option<(i32, i32)>,
+    outbox: SharedOutbox,
+    /// The credentials that the context answers calls by.
+    answered: Option<Arc<Credentials>>,
 }
+
+/// The calls that a context may answer.
+const ANSWERED: [i64; 7] = [
+    libc::SYS_sched_yield,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+];
 
 impl core::fmt::Debug for Current {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -92,6 +107,8 @@ impl Current {
             last_fault: FaultRecord::default(),
             vfork: None,
             new_child: None,
+            outbox: SharedOutbox::default(),
+            answered: None,
         }
     }
 
@@ -102,6 +119,7 @@ impl Current {
         {
             return Ok(staged.get(..end).unwrap_or_default().to_vec());
         }
+        self.settle_memory();
         copy_in_cstr(self.task.as_ref(), addr, PATH_MAX, Errno::ENAMETOOLONG)
     }
 
@@ -111,11 +129,84 @@ impl Current {
             dst.copy_from_slice(staged);
             return Ok(());
         }
+        self.settle_memory();
         self.task.copy_in(addr, dst)
     }
 
+    /// Gives a result to user memory. Small ones are there when the task goes back to its application, not before.
     pub fn copy_out(&self, addr: u64, src: &[u8]) -> Result<()> {
+        if src.is_empty() || outbox::keep(&self.task, &self.outbox, addr, src) {
+            return Ok(());
+        }
+        self.settle_memory();
         self.task.copy_out(addr, src)
+    }
+
+    /// The application's memory for transfers of this call, which may reach it when the task goes back.
+    pub fn memory(&self) -> CallerMemory {
+        CallerMemory { task: Arc::clone(&self.task), outbox: Arc::clone(&self.outbox) }
+    }
+
+    /// Has memory show every result of the call so far; says whether it could.
+    pub fn settle_memory(&self) -> bool {
+        outbox::flush(&self.task, &self.outbox).is_ok()
+    }
+
+    /// Has memory show the results of a call that is over. One that finds no memory fails the call.
+    pub(crate) fn settle_call(&mut self) {
+        if !self.settle_memory() && self.regs.rax.cast_signed() >= 0 {
+            self.regs.rax = Errno::EFAULT.to_rax();
+        }
+    }
+
+    /// Hands the results of the call to the context, to be in memory when the application goes on.
+    pub(crate) fn give_results(&mut self) {
+        let taken = {
+            let outbox = self.outbox.lock();
+            outbox.is_empty() || outbox.give_to(&mut *self.context)
+        };
+        if !taken {
+            self.settle_call();
+        }
+    }
+
+    /// Lets the context answer what only depends on who the task is, unless someone wants to see every call. To be called
+    /// once the task counts as one that runs application code: who changes what is asked here kicks it then.
+    pub(crate) fn update_answers(&mut self) {
+        let watched =
+            self.task.trace_mode() != 0 || self.kernel().traces() || !self.task.filters_pass(&ANSWERED);
+        let creds = self.task.creds();
+        // The maps of a user namespace may be written at any time.
+        if watched || !creds.user_ns.is_initial() {
+            if self.answered.take().is_some() {
+                self.context.answer(None);
+            }
+            return;
+        }
+        if self.answered.as_ref().is_some_and(|known| Arc::ptr_eq(known, &creds)) {
+            return;
+        }
+        let ns = &creds.user_ns;
+        self.context.answer(Some(Identity {
+            pid: self.ns_pid().cast_unsigned(),
+            tid: self.ns_tid().cast_unsigned(),
+            uid: ns.show_uid(creds.uid),
+            euid: ns.show_uid(creds.euid),
+            gid: ns.show_gid(creds.gid),
+            egid: ns.show_gid(creds.egid),
+        }));
+        self.answered = Some(creds);
+    }
+
+    /// Goes on in another context, which has answered nothing yet.
+    pub(crate) fn replace_context(&mut self, context: Box<dyn Context>) -> Box<dyn Context> {
+        self.answered = None;
+        core::mem::replace(&mut self.context, context)
+    }
+
+    /// The results of the last call are in memory.
+    pub(crate) fn forget_results(&mut self) {
+        self.outbox.lock().clear();
     }
 
     /// A structure argument.
@@ -164,6 +255,7 @@ impl Current {
 
     /// Sleeps on the task's sleeper until it is woken. Arm it before it is shared.
     pub async fn sleep(&mut self, class: WaitClass, deadline: Option<Nanos>) -> WaitEnd {
+        self.settle_memory();
         if class == WaitClass::Interruptible && self.injection.strikes() {
             return WaitEnd::Interrupted;
         }

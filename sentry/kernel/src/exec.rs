@@ -248,7 +248,7 @@ fn commit(cx: &mut Current, program: Program) {
     crate::exit::leave_memory(&task);
 
     task.set_kicker(context.kicker());
-    let old_context = core::mem::replace(&mut cx.context, context);
+    let old_context = cx.replace_context(context);
     let old_mm = task.mm();
     task.set_mm(Arc::clone(&loaded.mm));
     kernel.watch_space(&loaded.mm);

@@ -26,6 +26,7 @@ mod kernel;
 mod limits;
 mod no_space;
 pub mod ns;
+mod outbox;
 pub mod pidfd;
 pub mod ptrace;
 mod robust;
@@ -50,6 +51,7 @@ pub use kernel::{
 };
 pub use limits::Limits;
 pub use ns::{Namespaces, PidNs};
+pub use outbox::CallerMemory;
 pub use sentry_mm::Mm;
 pub use sentry_vfs::{FdTable, FsContext, MountNamespace, Vfs};
 pub use syscall::{Call, Handler, IntoRax, Restart, Row, Stop, SysResult, SyscallTable};

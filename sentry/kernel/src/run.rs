@@ -14,7 +14,7 @@ use crate::ptrace::{self, mode};
 use crate::seccomp::{self, Gate};
 use crate::signal::{FaultRecord, Outcome, interrupt};
 use crate::task::VforkGate;
-use crate::{Call, Current, Row, Stop, SysResult, TaskState, exit};
+use crate::{Call, Current, Row, Stop, SysResult, TaskState, TraceSink, exit};
 
 /// TF of RFLAGS.
 const TRAP_FLAG: u64 = 0x100;
@@ -23,8 +23,11 @@ const TRAP_FLAG: u64 = 0x100;
 pub(crate) async fn run(mut cx: Current) {
     cx.task.set_kicker(cx.context.kicker());
     loop {
-        if (cx.task.work() != 0 || cx.restart.is_some()) && interrupt(&mut cx).await == Outcome::Exit {
-            break;
+        if cx.task.work() != 0 || cx.restart.is_some() {
+            cx.settle_call();
+            if interrupt(&mut cx).await == Outcome::Exit {
+                break;
+            }
         }
         if !cx.task.enter_app() {
             continue;
@@ -35,6 +38,8 @@ pub(crate) async fn run(mut cx: Current) {
         if forced {
             cx.regs.eflags |= TRAP_FLAG;
         }
+        cx.update_answers();
+        cx.give_results();
         let event = poll_fn(|poller| cx.context.poll_switch(poller, &mut cx.regs)).await;
         if forced {
             cx.regs.eflags &= !TRAP_FLAG;
@@ -42,7 +47,13 @@ pub(crate) async fn run(mut cx: Current) {
         cx.task.leave_app();
         cx.task.cpu.leave_app();
         cx.task.set_state(TaskState::Syscall);
+        if event == TrapEvent::Undelivered {
+            cx.settle_call();
+            continue;
+        }
+        cx.forget_results();
         match event {
+            TrapEvent::Undelivered => {}
             TrapEvent::Syscall => syscall(&mut cx).await,
             TrapEvent::Fault { addr, access } => fault(&mut cx, addr, access),
             TrapEvent::Exception(info) => {
@@ -111,11 +122,14 @@ async fn syscall(cx: &mut Current) {
     let nr = number(cx);
     let args = cx.regs.syscall_args();
     cx.syscall_nr = nr;
+    cx.task.note_call(nr);
     let row = cx.task.kernel().table().row(nr).copied();
     let result = match gate {
         Gate::Answer(result) => result,
-        Gate::Pass if cx.task.kernel().trace.is_some() => traced(cx, row, nr, args).await,
-        Gate::Pass => call(cx, row, nr, args).await,
+        Gate::Pass => match cx.task.kernel().trace() {
+            None => call(cx, row, nr, args).await,
+            Some(trace) => Box::pin(traced(cx, row, nr, args, trace)).await,
+        },
     };
     match result {
         Ok(value) => cx.regs.rax = value,
@@ -130,6 +144,7 @@ async fn syscall(cx: &mut Current) {
         after_clone(cx).await;
     }
     if cx.task.trace_mode() & (mode::CALLS | mode::STEP) != 0 {
+        cx.settle_call();
         Box::pin(ptrace::calls_end(cx)).await;
     }
 }
@@ -147,7 +162,7 @@ async fn call(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6]) -> Sy
 }
 
 /// A call with a line in the trace: `[tid comm] name(args) = result`.
-async fn traced(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6]) -> SysResult {
+async fn traced(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6], trace: TraceSink) -> SysResult {
     let comm = cx.task.comm();
     let mut line = format!(
         "[{} {}] {}(",
@@ -176,9 +191,7 @@ async fn traced(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6]) -> 
         Err(Stop::Restart(restart)) => write!(line, ") = ? restart {restart:?}"),
         Err(Stop::RegistersSet) => write!(line, ") = ?"),
     };
-    if let Some(trace) = &cx.task.kernel().trace {
-        trace(&line);
-    }
+    trace(&line);
     result
 }
 

@@ -182,6 +182,25 @@ impl Mm {
         }
     }
 
+    /// Whether a copy to `len` bytes at `addr` finds a mapping that allows it, and memory of the host behind it.
+    pub fn takes(&self, addr: Addr, len: usize) -> bool {
+        let Some(end) = addr.checked_add(len as u64) else { return false };
+        let state = self.lock();
+        let mut at = addr;
+        while at < end {
+            let Some(vma) = state.tree.find(at) else { return false };
+            let last = vma.end.min(end) - 1;
+            if !allows(vma.flags, Prot::WRITE)
+                || vma.missing_around(at).is_some()
+                || vma.missing_around(last).is_some()
+            {
+                return false;
+            }
+            at = vma.end;
+        }
+        true
+    }
+
     /// Resolves a fault of a copy, or says that it cannot be.
     fn settle(&self, fault: Fault) -> Result<()> {
         match self.fault(fault.addr, fault.access) {

@@ -179,8 +179,8 @@ fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&
     if let Err(e) = transfer.check_range(total(segs)) {
         return done(Err(e));
     }
-    let task = &*cx.task;
-    match transfer.read_once(task, &mut UserWriter::user(task, segs)) {
+    let memory = cx.memory();
+    match transfer.read_once(&cx.task, &mut UserWriter::user(&memory, segs)) {
         Ok(IoStart::Done(n)) => done(Ok(n)),
         Ok(IoStart::WouldBlock) if transfer.blocks() => {
             let segs = segs.to_vec();
@@ -193,6 +193,7 @@ fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&
 
 async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) -> SysResult {
     let task = Arc::clone(&cx.task);
+    let memory = cx.memory();
     loop {
         let ops = transfer.file.ops();
         let Some(queue) = ops.wait_queue() else { return Err(Errno::EAGAIN.into()) };
@@ -202,7 +203,7 @@ async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) ->
         let stamp = ops.wait_stamp();
         let mut anew = false;
         let attempt = |_: &Task| {
-            let start = transfer.read_once(&task, &mut UserWriter::user(&*task, &segs))?;
+            let start = transfer.read_once(&task, &mut UserWriter::user(&memory, &segs))?;
             if matches!(start, IoStart::WouldBlock) && ops.wait_stamp() != stamp {
                 anew = true;
                 return Err(Errno::EAGAIN);
@@ -214,7 +215,7 @@ async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) ->
             Ok(n) => return Ok(n as u64),
             Err(BlockEnd::Errno(_)) if anew => {}
             Err(BlockEnd::TimedOut) => {
-                if let IoStart::Done(n) = transfer.read_once(&task, &mut UserWriter::user(&*task, &segs))? {
+                if let IoStart::Done(n) = transfer.read_once(&task, &mut UserWriter::user(&memory, &segs))? {
                     return Ok(n as u64);
                 }
                 if let Some(limit) = limit {

@@ -528,7 +528,8 @@ impl Incoming {
     fn start(self, cx: &mut Current) -> Call<'_> {
         let nonblock = nonblocking(&self.file, self.flags);
         let task = Arc::clone(&cx.task);
-        let mut data = UserWriter::user(task.as_ref(), &self.segs);
+        let memory = cx.memory();
+        let mut data = UserWriter::user(&memory, &self.segs);
         let mut msg = RecvMsg::new(&mut data, self.flags);
         let first = with_context(&task, nonblock, |context| self.socket.try_recv(context, &mut msg));
         let extras = Extras::take(&mut msg);
@@ -549,8 +550,8 @@ impl Incoming {
     async fn go_on(self, cx: &mut Current, mut extras: Extras, mut moved: usize) -> SysResult<usize> {
         let until = deadline(&self.socket, false);
         let segs = cut(&self.segs, moved as u64, u64::MAX);
-        let task = Arc::clone(&cx.task);
-        let mut data = UserWriter::user(task.as_ref(), &segs);
+        let memory = cx.memory();
+        let mut data = UserWriter::user(&memory, &segs);
         loop {
             let mut msg = RecvMsg::new(&mut data, self.flags);
             core::mem::take(&mut extras).give(&mut msg);

@@ -80,9 +80,9 @@ pub(super) fn push(
         info: *info,
     };
     if fpstate != 0 {
-        cx.copy_out(fpstate, &fpu.0)?;
+        cx.task.copy_out(fpstate, &fpu.0)?;
     }
-    cx.copy_out(at, frame.as_bytes())?;
+    cx.task.copy_out(at, frame.as_bytes())?;
     if stack.flags & SS_AUTODISARM != 0 {
         cx.task.signals.lock().alt_stack = StackT { flags: SS_DISABLE, ..StackT::default() };
     }
