@@ -70,7 +70,7 @@ impl Space {
         let groups = self.process.groups.lock();
         let group = groups.get((slot / GROUP_SLOTS) as usize).ok_or(SpaceError::Limit)?;
         let window = self.platform.arena.slot(*group, slot % GROUP_SLOTS);
-        Ok(Channel { window, address: CHANNELS + slot * SLOT })
+        Ok(Channel { window, address: CHANNELS + slot * SLOT, takes_calls: self.platform.takes_calls() })
     }
 
     /// A parked thread: a spare one, or a new one.
@@ -122,8 +122,7 @@ impl Space {
         let arena = &platform.arena;
         let group = arena.take_group().ok_or(SpaceError::Limit)?;
         let orders = arena.orders(group);
-        let first = Channel { window: arena.slot(group, 0), address: CHANNELS };
-        first.window.store32(word::STATE, layout::state::POSTED);
+        arena.slot(group, 0).store32(word::STATE, layout::state::POSTED);
         let mut calls = map_group(0, group).to_vec();
         calls.push(Call::new(libc::SYS_madvise, [ORDERS, PAGE_SIZE, libc::MADV_DONTFORK as u64]));
         calls.extend_from_slice(extra);
@@ -482,6 +481,10 @@ impl AddressSpace for Space {
             self.ask(&mut self.scratch.lock(), &[Call::new(libc::SYS_getrusage, [0, SCRATCH])], &mut usage);
         let kib = usage.get(MAXRSS..).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
         if asked.is_ok() { kib.saturating_mul(1024) } else { 0 }
+    }
+
+    fn call_entry(&self) -> Option<Addr> {
+        self.platform.takes_calls().then_some(self.platform.entries.call)
     }
 
     fn on_death(&self, tell: platform::DeathWatch) {

@@ -132,6 +132,12 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
     fn copy_out(&self, to: Addr, src: &[u8], mode: FaultMode) -> Result<usize, Fault>;
     /// An atomic operation on an aligned word of application memory; returns the old value.
     fn atomic_u32(&self, at: Addr, op: AtomicOp) -> Result<u32, Fault>;
+    /// Where code of the application may jump instead of making a system call, if the platform has such a place: with
+    /// the number in rax, the address to go on at in rcx, arguments as for `syscall`, of which two bytes stand before that
+    /// address. r11 and the arithmetic flags are lost.
+    fn call_entry(&self) -> Option<Addr> {
+        None
+    }
     /// Calls `tell` when the host process behind the space dies while the space is in use, with the cause; at once if it
     /// is dead already. A task that sleeps in the kernel learns of it in no other way. Called on any thread.
     fn on_death(&self, tell: DeathWatch) {

@@ -40,8 +40,9 @@ const SWITCHES: [&str; 27] = [
 const PASSING: [&str; 3] = ["do", "exec", "ps"];
 
 /// Flags whose value is the next word, which may look like anything.
-const TAKING: [&str; 28] = [
+const TAKING: [&str; 29] = [
     "filestore",
+    "patch",
     "writes",
     "log",
     "log-format",

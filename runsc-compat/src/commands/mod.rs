@@ -64,6 +64,7 @@ fn options(global: &Global, log: &Log) -> Options {
         debug: global.debug,
         strace: global.strace,
         log_json: log.format() == Format::Json,
+        patch: global.patch == "on",
         ..Options::default()
     }
 }
