@@ -166,6 +166,8 @@ pub mod ioc {
     pub const TIOCGPTLCK: u32 = 0x8004_5439;
     pub const TIOCGEXCL: u32 = 0x8004_5440;
     pub const TIOCGPTPEER: u32 = 0x5441;
+    pub const TIOCGLCKTRMIOS: u32 = 0x5456;
+    pub const TIOCSLCKTRMIOS: u32 = 0x5457;
 }
 
 /// Status bits of a master in packet mode (`ioctl_tty(2)`, `TIOCPKT`).

@@ -2,7 +2,7 @@
 //!
 //! The command line lives in `runsc-compat`. The sandbox process and the gofer are this binary again, executed by
 //! descriptor under a name of their own; they expect descriptors that only the command lays out, so that starting them
-//! by hand does nothing but fail.
+//! by hand does nothing but fail. Under the name of a containerd shim it is that shim.
 
 use std::env;
 use std::ffi::OsString;
@@ -28,6 +28,9 @@ fn main() -> ExitCode {
     }
     if is(0, "casemate-gofer") && is(1, gofer::launch::SUBCOMMAND) {
         return gofer::main();
+    }
+    if args.first().is_some_and(shim::is_its_name) {
+        return shim::main(args);
     }
     runsc_compat::main(args)
 }

@@ -1,4 +1,4 @@
-//! Names of host system calls, for a report of a refused one (`asm/unistd_64.h`).
+//! Names of system calls, for a report of a refused one and for the profiles of configurations (`asm/unistd_64.h`).
 
 /// The name of system call `number` on x86-64, or "unknown".
 pub fn name(number: i32) -> &'static str {
@@ -338,6 +338,8 @@ pub fn name(number: i32) -> &'static str {
         332 => "statx",
         333 => "io_pgetevents",
         334 => "rseq",
+        335 => "uretprobe",
+        336 => "uprobe",
         424 => "pidfd_send_signal",
         425 => "io_uring_setup",
         426 => "io_uring_enter",
@@ -365,6 +367,41 @@ pub fn name(number: i32) -> &'static str {
         448 => "process_mrelease",
         449 => "futex_waitv",
         450 => "set_mempolicy_home_node",
+        451 => "cachestat",
+        452 => "fchmodat2",
+        453 => "map_shadow_stack",
+        454 => "futex_wake",
+        455 => "futex_wait",
+        456 => "futex_requeue",
+        457 => "statmount",
+        458 => "listmount",
+        459 => "lsm_get_self_attr",
+        460 => "lsm_set_self_attr",
+        461 => "lsm_list_modules",
+        462 => "mseal",
+        463 => "setxattrat",
+        464 => "getxattrat",
+        465 => "listxattrat",
+        466 => "removexattrat",
+        467 => "open_tree_attr",
+        468 => "file_getattr",
+        469 => "file_setattr",
         _ => "unknown",
     }
 }
+
+/// The number of the system call `name` on x86-64.
+pub fn number(name: &str) -> Option<u32> {
+    use std::collections::HashMap;
+    use std::sync::OnceLock;
+    static NUMBERS: OnceLock<HashMap<&'static str, u32>> = OnceLock::new();
+    let all = || {
+        (0..=LAST)
+            .map(|number| (self::name(number), number.cast_unsigned()))
+            .filter(|(name, _)| *name != "unknown")
+    };
+    NUMBERS.get_or_init(|| all().collect()).get(name).copied()
+}
+
+/// The highest number with a name.
+const LAST: i32 = 469;

@@ -33,6 +33,9 @@ pub struct Global {
     /// Log every system call of the container
     #[arg(long)]
     pub strace: bool,
+    /// Interrupt waits of system calls that no signal interrupts, by this seed: for tests
+    #[arg(long, value_name = "SEED", hide = true, default_value_t = 0)]
+    pub inject_interrupts: u64,
     /// Append log lines to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -100,6 +103,19 @@ pub enum Command {
     Delete(Delete),
     /// Show what the runtime supports
     Features,
+    /// Make casemate a runtime of a container engine
+    Install(Install),
+    /// Take back what `install` has done
+    Uninstall(Install),
+    /// Say what a bundle asks for beyond a plain sandbox
+    Lint {
+        #[arg(value_name = "BUNDLE")]
+        bundle: PathBuf,
+    },
+    /// Say what works on this host, and what to do where something does not
+    Doctor,
+    /// Show what a running container is at: tasks with their system calls, files, memory
+    Debug(Debug),
     /// Not supported yet
     Checkpoint(Images),
     /// Not supported yet
@@ -121,6 +137,7 @@ impl Command {
     pub fn failure_prefix(&self) -> &'static str {
         match self {
             Self::Create(_) => "casemate create failed: ",
+            Self::Run(_) => "casemate run failed: ",
             Self::Exec(_) => "exec failed: ",
             _ => "",
         }
@@ -136,6 +153,9 @@ pub struct Making {
     /// Send the container's terminal to whoever listens on this socket
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// Send a descriptor of the container's init to whoever listens on this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Write the number of the container's init to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
@@ -178,6 +198,9 @@ pub struct Exec {
     /// Send the process' terminal to whoever listens on this socket
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// Send a descriptor of what stands for the process to whoever listens on this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Working directory
     #[arg(long, value_name = "DIR")]
     pub cwd: Option<String>,
@@ -242,7 +265,7 @@ pub struct Ps {
 #[derive(Debug, Args)]
 pub struct Events {
     /// Time between statistics, such as 5s or 500ms
-    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true)]
     pub interval: String,
     /// Show statistics once
     #[arg(long)]
@@ -291,6 +314,39 @@ pub struct Update {
     pub l3_cache_schema: Option<String>,
     #[arg(long, hide = true)]
     pub mem_bw_schema: Option<String>,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Install {
+    /// Docker's daemon.json
+    #[arg(long)]
+    pub docker: bool,
+    /// containerd's config.toml
+    #[arg(long)]
+    pub containerd: bool,
+    /// A file of podman's containers.conf.d
+    #[arg(long)]
+    pub podman: bool,
+    /// The engine's configuration file, if it is not the usual one
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The name by which the engine knows the runtime
+    #[arg(long, value_name = "NAME", default_value = "casemate")]
+    pub name: String,
+    /// The program, if it is not this one
+    #[arg(long, value_name = "PROGRAM")]
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Debug {
+    /// Show open files, too
+    #[arg(long)]
+    pub files: bool,
+    /// Write every system call to this file from now on, or none any more
+    #[arg(long, value_name = "FILE|off")]
+    pub trace: Option<String>,
     pub id: String,
 }
 
@@ -448,7 +504,24 @@ fn sentence(error: &clap::Error, args: &[OsString], program: &Path) -> String {
             format!("{program}: \"{command}\" requires exactly 1 argument(s)")
         }
         ErrorKind::UnknownArgument if !value(ContextKind::InvalidArg).starts_with('-') => {
-            format!("{program}: \"{command}\" requires exactly 1 argument(s)")
+            let how_many = match command.as_str() {
+                "kill" => "a maximum of 2",
+                "list" | "features" | "spec" | "doctor" => "exactly 0",
+                _ => "exactly 1",
+            };
+            format!("{program}: \"{command}\" requires {how_many} argument(s)")
+        }
+        ErrorKind::ValueValidation => {
+            let (flag, given) = (value(ContextKind::InvalidArg), value(ContextKind::InvalidValue));
+            let flag = flag.trim_start_matches('-').split(' ').next().unwrap_or_default();
+            let unsigned = ["cpu-period", "cpu-share", "cpu-burst", "cpu-rt-period"].contains(&flag);
+            if unsigned || ["cpu-quota", "cpu-rt-runtime"].contains(&flag) {
+                // runc takes these as text and reads them itself.
+                let call = if unsigned { "ParseUint" } else { "ParseInt" };
+                format!("invalid value for {flag}: strconv.{call}: parsing {given:?}: invalid syntax")
+            } else {
+                format!("invalid value {given:?} for flag -{flag}: parse error")
+            }
         }
         ErrorKind::UnknownArgument => {
             let flag = value(ContextKind::InvalidArg);

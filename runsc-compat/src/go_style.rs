@@ -6,7 +6,11 @@
 use std::ffi::OsString;
 
 /// Switches: flags that take no value.
-const SWITCHES: [&str; 27] = [
+const SWITCHES: [&str; 31] = [
+    "containerd",
+    "docker",
+    "files",
+    "podman",
     "all",
     "auto-dedup",
     "debug",
@@ -40,7 +44,12 @@ const SWITCHES: [&str; 27] = [
 const PASSING: [&str; 3] = ["do", "exec", "ps"];
 
 /// Flags whose value is the next word, which may look like anything.
-const TAKING: [&str; 29] = [
+const TAKING: [&str; 34] = [
+    "inject-interrupts",
+    "config",
+    "name",
+    "path",
+    "trace",
     "filestore",
     "patch",
     "writes",

@@ -7,6 +7,7 @@
 
 mod args;
 mod commands;
+mod engines;
 mod go_style;
 mod output;
 

@@ -103,6 +103,66 @@ fn native(place: &str, root: &Path) -> Result<Verdicts> {
     verdicts(&out)
 }
 
+/// Areas whose calls wait. Cases of `interrupted-known.txt` may see an interruption: the call ends with `EINTR` where
+/// Linux does not restart it either, whatever the reason (signal(7)), or the case counts wake-ups.
+const WAITING: &[&str] = &[
+    "pipe",
+    "unix",
+    "futex",
+    "futexv",
+    "futex_pi",
+    "process",
+    "signal",
+    "thread",
+    "tty",
+    "pty",
+    "fd",
+    "lock",
+    "event",
+    "inet_stream",
+    "inet_dgram",
+    "inet_wait",
+    "poll",
+    "time",
+    "mqueue",
+    "pidfd",
+    "seccomp",
+];
+
+/// The calls that wait, with interruptions of which no signal is the cause at one of their first waits: a call that Linux
+/// restarts shows nothing of it.
+#[test]
+fn interruptions_without_a_signal_do_not_show() -> Result<()> {
+    let trial = Trial::new("diff-interrupted")?;
+    let seed =
+        std::env::var("CASEMATE_TEST_SEED").ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(7);
+    let program = format!("{INSIDE}/syscall-tests");
+    let words = ["run", "--json", "--jobs", "4", "--timeout", "60", "--dir", "/work"];
+    let args = std::iter::once(program.as_str()).chain(words).chain(WAITING.iter().copied());
+    let dir = trial.path().join("bundle/interrupted");
+    Bundle::new(rootfs::busybox()?, args).all_capabilities().write(&dir)?;
+    let run = ["--inject-interrupts".into(), seed.to_string().into(), "run".into(), "--bundle".into()];
+    let run = run.into_iter().chain([dir.into_os_string(), trial.id().into()]);
+    let out = trial.casemate(run).limit(Duration::from_mins(5)).run()?;
+    let known = std::fs::read_to_string(place::workspace().join("runsc-compat/tests/interrupted-known.txt"))?;
+    let known: BTreeSet<&str> =
+        known.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split(' ').next()).collect();
+    let found = verdicts(&out)?;
+    let wrong: Vec<String> = found
+        .iter()
+        .filter(|(case, (verdict, _))| verdict == "fail" && !known.contains(case.as_str()))
+        .map(|(case, (_, reason))| format!("{case}: {reason}"))
+        .collect();
+    ensure!(
+        wrong.is_empty(),
+        "with seed {seed}, {} of {} differ:\n{}",
+        wrong.len(),
+        found.len(),
+        wrong.join("\n")
+    );
+    trial.finish()
+}
+
 /// Compares, and adds to the report; returns what is wrong.
 fn compare(
     place: &str,

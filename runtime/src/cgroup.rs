@@ -8,11 +8,14 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::LinuxResources;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Limits;
@@ -32,7 +35,22 @@ pub struct Leaf {
     place: PathBuf,
     /// Controllers of a version 1 hierarchy; empty for version 2.
     controllers: Vec<String>,
+    #[serde(skip)]
+    held: Held,
 }
+
+/// The directory, opened by a process that is about to leave the mounts by which it is named. It says nothing more than
+/// the name does.
+#[derive(Debug, Clone, Default)]
+struct Held(Option<Arc<OwnedFd>>);
+
+impl PartialEq for Held {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Held {}
 
 /// What a container's state keeps of its group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +118,20 @@ impl ControlGroup {
         (group, warnings)
     }
 
+    /// What [`Self::create`] is about to make: written down before, so that it can be removed whatever happens.
+    pub fn planned(limits: &Limits) -> Group {
+        let mut group = Group::default();
+        let Some(path) = &limits.path else { return group };
+        for Hierarchy { mount, controllers } in hierarchies() {
+            let place = mount.join(path);
+            if !place.exists() {
+                group.made.push(place.clone());
+            }
+            group.leaves.push(Leaf { place, controllers, held: Held::default() });
+        }
+        group
+    }
+
     fn create_in(&mut self, hierarchy: Hierarchy, path: &Path) -> Result<(), String> {
         let Hierarchy { mount: mut place, controllers } = hierarchy;
         let named = |place: &Path, error: &io::Error| format!("control group {}: {error}", place.display());
@@ -125,7 +157,7 @@ impl ControlGroup {
         if made {
             self.group.made.push(place.clone());
         }
-        self.group.leaves.push(Leaf { place, controllers });
+        self.group.leaves.push(Leaf { place, controllers, held: Held::default() });
         Ok(())
     }
 
@@ -246,7 +278,17 @@ impl Leaf {
     }
 
     fn read(&self, file: &str) -> String {
-        fs::read_to_string(self.place.join(file)).unwrap_or_default()
+        self.open(file).and_then(io::read_to_string).unwrap_or_default()
+    }
+
+    fn open(&self, file: &str) -> io::Result<fs::File> {
+        match &self.held.0 {
+            None => fs::File::open(self.place.join(file)),
+            Some(dir) => {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                Ok(rustix::fs::openat(dir, file, flags, Mode::empty())?.into())
+            }
+        }
     }
 }
 
@@ -360,12 +402,37 @@ impl Group {
     /// A file of the leaf that has `controller`.
     pub fn read(&self, controller: &str, file: &str) -> Option<String> {
         let leaf = self.leaves.iter().find(|leaf| leaf.has(controller))?;
-        fs::read_to_string(leaf.place.join(file)).ok()
+        leaf.open(file).and_then(io::read_to_string).ok()
+    }
+
+    /// Keeps the directories open: they can be read whatever becomes of the mounts of this process.
+    pub fn hold(&mut self) {
+        for leaf in &mut self.leaves {
+            leaf.held = Held(fs::File::open(&leaf.place).ok().map(|dir| Arc::new(dir.into())));
+        }
     }
 
     /// Whether the limits are those of version 2.
     pub fn is_v2(&self) -> bool {
         self.leaves.iter().any(Leaf::is_v2)
+    }
+
+    /// Kills every process in the directories that were made for the container: nobody else's are there.
+    pub fn kill(&self) {
+        for place in &self.made {
+            if fs::write(place.join("cgroup.kill"), "1").is_ok() {
+                continue;
+            }
+            let members = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
+            for pid in members.lines().filter_map(|line| line.parse::<i32>().ok()) {
+                let Ok(process) = hostsys::process::pidfd_open(pid) else { continue };
+                // Asked again after the number was pinned.
+                let now = fs::read_to_string(place.join("cgroup.procs")).unwrap_or_default();
+                if now.lines().any(|line| line.parse() == Ok(pid)) {
+                    let _ = hostsys::process::pidfd_send_signal(process.as_fd(), libc::SIGKILL);
+                }
+            }
+        }
     }
 
     /// Removes the directories that were made. A group stays busy for a moment after its last process has gone.
@@ -394,14 +461,18 @@ mod tests {
             "pids": { "limit": 10 },
         }))
         .unwrap();
-        let v1 = Leaf { place: "/g".into(), controllers: vec!["memory".into(), "pids".into()] };
+        let v1 = Leaf {
+            place: "/g".into(),
+            controllers: vec!["memory".into(), "pids".into()],
+            held: Held::default(),
+        };
         let expected = [
             ("pids.max", "148"),
             ("memory.limit_in_bytes", "1048576"),
             ("memory.memsw.limit_in_bytes", "3145728"),
         ];
         assert_eq!(v1.settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
-        let v2 = Leaf { place: "/g".into(), controllers: Vec::new() };
+        let v2 = Leaf { place: "/g".into(), controllers: Vec::new(), held: Held::default() };
         let expected = [
             ("pids.max", "148"),
             ("memory.max", "1048576"),

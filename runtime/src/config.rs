@@ -9,7 +9,7 @@ use oci_spec::runtime::Spec;
 use serde_json::Value;
 
 use crate::capability;
-use crate::error::{Context, Error, Result, show};
+use crate::error::{Context, Error, Result, show, words};
 use crate::validate;
 
 /// The largest `config.json` that is read, in bytes.
@@ -36,22 +36,12 @@ impl Config {
         warnings.extend(validate::spec(&spec)?);
         let path = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
         let path = bundle.join(path);
-        let not_usable =
-            |error: io::Error| Error::Rootfs(format!("stat {}: {}", show(&path), sentence(&error)));
+        let not_usable = |error: io::Error| Error::Rootfs(format!("stat {}: {}", show(&path), words(&error)));
         let rootfs = fs::canonicalize(&path).map_err(not_usable)?;
         if !fs::metadata(&rootfs).map_err(not_usable)?.is_dir() {
             return Err(Error::Rootfs(format!("{} is not a directory", show(&path))));
         }
         Ok(Self { spec, bundle, rootfs, warnings })
-    }
-}
-
-/// An error as the C library words it, in lower case and without Rust's number behind it.
-fn sentence(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "no such file or directory".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        _ => error.to_string(),
     }
 }
 

@@ -4,8 +4,8 @@
 //! ends with init's exit code, or by the signal that ended it, so that whoever reaps it learns the truth; if it is killed,
 //! the sandbox dies with it. A *proxy* does the same for one executed process.
 //!
-//! Both are this binary again, executed by descriptor. The monitor is in the container's network namespace, because
-//! engines find that by init's number.
+//! Both are this binary again, executed by descriptor. The monitor is in the container's network namespace, and in a mount
+//! namespace whose root is the container's: engines find both by init's number.
 //!
 //! **Threat.** The monitor keeps root's identity for the control groups' sake, and of its rights only that to signal the
 //! sandbox. It talks to the Sentry alone, in bounded messages.
@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use hostsys::credentials::{self, Limit};
 use hostsys::launch::Command;
 use hostsys::polling::Interest;
 use hostsys::{fd, process, sealed, signals};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,9 @@ use crate::drive::{Overseer, Progress, Run};
 use crate::error::{Context, Error, Result, show};
 use crate::log::{Format, Level, Log};
 use crate::plan::Plan;
+use crate::pod::Member;
 use crate::relay::Relay;
-use crate::sandbox::{Guarded, Sandbox, program};
+use crate::sandbox::{Gofer, Guarded, Sandbox, program};
 use crate::{pty, session};
 
 /// The name under which the binary runs a monitor.
@@ -60,6 +62,8 @@ struct Errand {
     group: Group,
     /// The network namespace to join.
     netns: Option<PathBuf>,
+    /// Of a container in another one's sandbox: whether it numbers its processes itself.
+    own_pids: bool,
     debug: bool,
     json: bool,
 }
@@ -72,6 +76,8 @@ pub(crate) enum Role {
     Log,
     /// Our side of the engine's pseudo-terminal.
     Terminal,
+    /// A connection to the Sentry of the pod, which the container goes into.
+    Sandbox,
 }
 
 /// From the monitor to the command that creates.
@@ -136,6 +142,7 @@ impl Monitor {
     pub fn launch(
         plan: Plan,
         network: &Network,
+        own_pids: bool,
         descriptors: Vec<(Role, OwnedFd)>,
         cgroup: &ControlGroup,
         log: &Log,
@@ -148,6 +155,7 @@ impl Monitor {
                 Network::Join(path) => Some(path.clone()),
                 _ => None,
             },
+            own_pids,
             debug: log.is_debug(),
             json: log.format() == Format::Json,
         };
@@ -155,10 +163,13 @@ impl Monitor {
         let text = sealed::of_bytes(&text).context(|| "memfd_create".into())?;
         let (channel, theirs) = Channel::pair().context(|| "socketpair".into())?;
         let others: Vec<_> = descriptors.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let namespaces = match network {
-            Network::New => libc::CLONE_NEWNET.cast_unsigned().into(),
+        let network = match network {
+            Network::New => libc::CLONE_NEWNET,
             _ => 0,
         };
+        // Mounts of its own are for root alone; without, it shows the host's.
+        let mounts = if credentials::effective_uid() == 0 { libc::CLONE_NEWNS } else { 0 };
+        let namespaces = u64::from((network | mounts).cast_unsigned());
         let child = start(MONITOR_NAME, namespaces, &text, &theirs, &others)?;
         let mut process = Guarded::new(child);
         drop((theirs, descriptors));
@@ -237,6 +248,19 @@ fn relay_of(terminal: OwnedFd, socket: OwnedFd) -> Result<Relay> {
     Relay::of_terminal(terminal, socket).context(|| "set up the terminal".into())
 }
 
+/// Makes the container's root that of our mount namespace: engines find a container's files by its init, and a process that
+/// has nothing to do with the host's files has no need to see them.
+fn show_root(root: &Path) -> io::Result<()> {
+    // First of all, so that nothing of what follows is seen outside.
+    let down = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", down)?;
+    rustix::mount::mount_bind_recursive(root, root)?;
+    rustix::process::chdir(root)?;
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    Ok(rustix::process::chdir("/")?)
+}
+
 /// Holds on to nothing of the host, and to no right but that to signal the sandbox.
 fn settle_down() {
     let _ = std::env::set_current_dir("/");
@@ -308,14 +332,16 @@ pub fn monitor_main() -> ExitCode {
 fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -> Result<Report> {
     signals::block_ordinary().context(|| "block signals".into())?;
     let pending = signals::descriptor().context(|| "signalfd".into())?;
-    let Errand { mut plan, roles, group, netns, .. } = errand;
+    let Errand { mut plan, roles, mut group, netns, own_pids, .. } = errand;
     let mut descriptors = Vec::new();
     let mut relay = None;
+    let mut pod = None;
     for (role, number) in roles.into_iter().zip(FIRST_FD..) {
         let fd = inherited(number)?;
         match role {
             Role::Sentry(role) => descriptors.push((role, fd)),
             Role::Log => *log_file = Some(fd.into()),
+            Role::Sandbox => pod = Some(Channel::from_socket(fd)),
             Role::Terminal => {
                 let (socket, theirs) = UnixStream::pair().context(|| "socketpair".into())?;
                 relay = Some(relay_of(fd, socket.into())?);
@@ -331,8 +357,23 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
         };
         join().context(|| format!("join the network namespace {}", show(&path)))?;
     }
+    if let Some(adjustment) = plan.boot.process.oom_score_adj {
+        // Refused to those without the right to lower it; what is started has the same.
+        let _ = std::fs::write("/proc/self/oom_score_adj", adjustment.to_string());
+    }
+    if let Some(sentry) = pod {
+        let mut gofer = Gofer::start(&plan)?;
+        Member::ask(&sentry, &mut plan, &mut gofer, descriptors, own_pids)?;
+        settle_down();
+        return Member { gofer, sentry, relay, pending, overseer: creator }.attend();
+    }
     // The group is this process's own already, and children begin in it.
     let (sandbox, _) = Sandbox::start(&mut plan, descriptors, &ControlGroup::default())?;
+    group.hold();
+    if let (0, Some(root)) = (credentials::effective_uid(), plan.attachments.first()) {
+        // Who wants to look at the container's files finds them all the same by its bundle.
+        let _ = show_root(&root.source);
+    }
     settle_down();
     let mut run =
         Run { sandbox, relay, pending, foreground: false, overseer: creator, state: Progress::default() };
@@ -346,8 +387,12 @@ struct Creator {
 
 impl Overseer for Creator {
     fn ready(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.is_there(sandbox.sentry.pid(), sandbox.gofer.pid())
+    }
+
+    fn is_there(&mut self, sandbox: u32, gofer: u32) -> Result<()> {
         if let Some(channel) = &self.channel {
-            channel.send(&Told::Ready { sandbox: sandbox.sentry.pid(), gofer: sandbox.gofer.pid() })?;
+            channel.send(&Told::Ready { sandbox, gofer })?;
         }
         Ok(())
     }

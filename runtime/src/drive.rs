@@ -27,6 +27,11 @@ pub(crate) trait Overseer {
     /// The container is complete. `held` ones are started by [`Order::Start`].
     fn ready(&mut self, sandbox: &Sandbox) -> Result<()>;
 
+    /// The same for a container in another one's sandbox, by the numbers of its processes on the host.
+    fn is_there(&mut self, _sandbox: u32, _gofer: u32) -> Result<()> {
+        Ok(())
+    }
+
     /// A descriptor of its own to wait for.
     fn interest(&self) -> Interest {
         Interest::none()
@@ -132,8 +137,10 @@ impl Run<'_> {
             }
             if !over && gofer.any() && cause.is_none() {
                 let exit = self.sandbox.gofer.end(LEAVE);
-                // A gofer also leaves when its Sentry is gone, and may be seen first.
-                let alone = matches!(exit, Exit::Signal(_)) || self.sandbox.sentry.wait(GRACE).is_none();
+                // A gofer also leaves when its Sentry is gone, without a fault of its own, and may be seen first: a Sentry
+                // that held much memory takes its time to end on a busy machine, and it is its end that counts.
+                let patience = if exit == Exit::Code(0) { LEAVE } else { GRACE };
+                let alone = matches!(exit, Exit::Signal(_)) || self.sandbox.sentry.wait(patience).is_none();
                 if alone {
                     let words = self.sandbox.gofer_says.sentence();
                     let words = words.strip_prefix("casemate-gofer: ").unwrap_or(&words);

@@ -42,7 +42,7 @@ pub enum Error {
     #[error("unknown signal {0:?}")]
     UnknownSignal(String),
     /// A host call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", words(source))]
     Host { what: String, source: io::Error },
     /// The Sentry could not start the container.
     #[error("{message}")]
@@ -83,6 +83,19 @@ pub trait Context<T> {
 impl<T> Context<T> for io::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|source| Error::Host { what: what(), source })
+    }
+}
+
+/// An error as the C library words it, in lower case and without Rust's number behind it: as runc's callers know it.
+pub fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.rsplit_once(" (os error").map_or(text.as_str(), |(text, _)| text);
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_ascii_lowercase());
+    // A word in capitals stays one.
+    match (first, letters.as_str().starts_with(|c: char| c.is_ascii_uppercase())) {
+        (Some(first), false) => first.to_string() + letters.as_str(),
+        _ => text.to_owned(),
     }
 }
 

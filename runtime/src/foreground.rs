@@ -69,7 +69,7 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
             dir.mark_held()?;
         }
         let written =
-            registration::write(registration.config, dir, &plan.boot.id, &processes, cgroup.group())?;
+            registration::write(registration.config, dir, &plan.boot.id, None, &processes, cgroup.group())?;
         if let Some(path) = &registration.pid_file {
             registration::write_pid_file(path, processes.init)?;
         }

@@ -1,17 +1,20 @@
 //! Hooks of a configuration (`config.md`, "POSIX-platform Hooks").
 //!
-//! All but `startContainer` run on the host, in the runtime's own namespaces. `createContainer` ones would run in those of
-//! the container; there are none on the host that show the container's files, so they run like `createRuntime` ones.
-//! `startContainer` hooks run as processes of the container.
+//! All but `startContainer` run on the host, in the runtime's own namespaces; `createContainer` ones in the network
+//! namespace of the container, the only one of its namespaces that the host has. `startContainer` hooks run as processes
+//! of the container.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use control_protocol::{Process, Status, Text};
 use oci_spec::runtime::{Hook, Hooks};
+use rustix::thread::LinkNameSpaceType;
 use serde::Serialize;
 
 use crate::capability;
@@ -61,7 +64,42 @@ impl<'a> HookState<'a> {
 pub(crate) fn before_start(hooks: &Hooks, state: &HookState<'_>, log: &Log) -> Result<()> {
     run_all("prestart", hooks.prestart().as_ref(), state, log)?;
     run_all("createRuntime", hooks.create_runtime().as_ref(), state, log)?;
-    run_all("createContainer", hooks.create_container().as_ref(), state, log)
+    for (index, hook) in hooks.create_container().iter().flatten().enumerate() {
+        in_network_of(state.pid, index, hook, state, log)?;
+    }
+    Ok(())
+}
+
+/// Runs a `createContainer` hook in the network namespace of process `pid`.
+fn in_network_of(
+    pid: Option<u32>,
+    index: usize,
+    hook: &Hook,
+    state: &HookState<'_>,
+    log: &Log,
+) -> Result<()> {
+    const NAME: &str = "createContainer";
+    let Some(pid) = pid else { return run(NAME, index, hook, state, log) };
+    let namespace = File::open(format!("/proc/{pid}/ns/net"));
+    // A namespace is left by ending the thread that has entered it.
+    std::thread::scope(|scope| {
+        let enter_and_run = || {
+            let entered = namespace.and_then(|namespace| {
+                let kind = Some(LinkNameSpaceType::Network);
+                Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?)
+            });
+            // Where that is not allowed, the container has no network namespace but the runtime's.
+            if let Err(error) = entered {
+                log.write(
+                    Level::Debug,
+                    &format!("{NAME} hook #{index}: stays in our network namespace: {error}"),
+                );
+            }
+            run(NAME, index, hook, state, log)
+        };
+        let ended = scope.spawn(enter_and_run).join();
+        ended.unwrap_or_else(|_| Err(failed(NAME, index, hook, "it could not be run")))
+    })
 }
 
 /// The hooks after the start.

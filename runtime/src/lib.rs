@@ -2,6 +2,7 @@
 //!
 //! A container that runs in the foreground is owned by its command. One that is created is owned by a process that stands
 //! for its init on the host ([`detached`]); other commands reach its Sentry through a socket in the state directory.
+//! Containers of a pod share one sandbox ([`pod`]).
 //!
 //! It knows the Sentry by the control protocol alone and imports none of its crates.
 //!
@@ -21,15 +22,19 @@ mod drive;
 mod error;
 mod filestore;
 mod foreground;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hooks;
 mod lifecycle;
 pub mod log;
 mod mounts;
 mod plan;
+mod pod;
 mod pty;
 mod registration;
 mod relay;
 mod sandbox;
+mod seccomp;
 mod session;
 pub mod signal_names;
 mod state;
@@ -39,12 +44,12 @@ mod validate;
 pub use capability::{bit as capability_bit, names as capability_names};
 pub use cgroup::Group;
 pub use config::Config;
-pub use error::{Error, Result};
+pub use error::{Error, Result, words};
 pub use filestore::Filestore;
 pub use foreground::{Registration, run, take_preserved};
 pub use lifecycle::{Creation, create, delete, kill, pause, processes, resume, start, update};
 pub use mounts::{Attachment, options as mount_options};
 pub use plan::{HostCommand, Limits, Plan, of_bundle, of_host_command};
 pub use sandbox::SENTRY_NAME;
-pub use session::{EXEC_FAILED, Execution, exec, process_of_bundle, process_of_json};
+pub use session::{EXEC_FAILED, Execution, Trace, exec, inspect, process_of_bundle, process_of_json};
 pub use state::{HostProcess, State, StateRoot, Status, check_id};

@@ -18,7 +18,7 @@ use crate::log::{Level, Log};
 use crate::plan::Plan;
 use crate::registration::{self, Processes};
 use crate::state::{HostProcess, State, StateRoot, Status};
-use crate::{pty, session};
+use crate::{pod, pty, session, state};
 
 /// What a container is made with besides its configuration.
 #[derive(Debug, Default)]
@@ -26,6 +26,8 @@ pub struct Creation {
     pub pid_file: Option<PathBuf>,
     /// Where the master side of the container's terminal is sent to.
     pub console_socket: Option<PathBuf>,
+    /// Gets a descriptor of what stands for the container's init.
+    pub pidfd_socket: Option<PathBuf>,
     /// Descriptors that become the container's from 3 on ([`crate::take_preserved`]).
     pub preserved: Vec<OwnedFd>,
 }
@@ -61,7 +63,9 @@ pub fn create(
     }
     // A signal must not leave half of a container; the command is over soon enough.
     signals::block_ordinary().context(|| "block signals".into())?;
+    let pod = pod::sandbox_of(root, config)?;
     let mut dir = root.create(&plan.boot.id)?;
+    dir.write_group(&ControlGroup::planned(&plan.limits))?;
     let (mut cgroup, warnings) = ControlGroup::create(&plan.limits);
     log.warnings(warnings);
     dir.write_group(cgroup.group())?;
@@ -80,13 +84,19 @@ pub fn create(
         descriptors.push((Role::Log, file));
     }
     descriptors.extend(to_sentry.into_iter().map(|(role, fd)| (Role::Sentry(role), fd)));
+    if let Some(pod) = &pod {
+        let socket = state::connect(&pod.dir).context(|| format!("connect to the sandbox {}", pod.id))?;
+        descriptors.push((Role::Sandbox, socket));
+    }
     plan.boot.held = true;
     let id = plan.boot.id.clone();
     if terminal.is_some_and(|size| size == TerminalSize::default()) {
         // The usual size of a terminal whose size nobody has said.
         plan.boot.process.terminal = Some(TerminalSize { rows: 24, columns: 80 });
     }
-    let monitor = Monitor::launch(plan, &network_of(config), descriptors, &cgroup, log).map_err(|error| {
+    let own_pids = pod::has_own_pids(config);
+    let launched = Monitor::launch(plan, &network_of(config), own_pids, descriptors, &cgroup, log);
+    let monitor = launched.map_err(|error| {
         match error {
             // What is wrong with the program itself is told as engines expect it.
             Error::Start { code: 126 | 127, message } => {
@@ -98,9 +108,13 @@ pub fn create(
     })?;
     dir.mark_held()?;
     let processes = Processes { init: monitor.pid(), sandbox: monitor.sandbox, gofer: monitor.gofer };
-    let state = registration::write(config, &dir, &id, &processes, cgroup.group())?;
+    let pod = pod.map(|pod| pod.id);
+    let state = registration::write(config, &dir, &id, pod, &processes, cgroup.group())?;
     if let Some(hooks) = &state.hooks {
         hooks::before_start(hooks, &HookState::new(&state, monitor.pid()), log)?;
+    }
+    if let Some(path) = &creation.pidfd_socket {
+        pty::offer_pidfd(path, monitor.pid(), "standard")?;
     }
     if let Some(path) = &creation.pid_file {
         registration::write_pid_file(path, monitor.pid())?;
@@ -157,6 +171,9 @@ pub fn kill(root: &StateRoot, id: &str, signo: i32, all: bool) -> Result<()> {
     if status == Status::Stopped {
         return Err(Error::NotRunning);
     }
+    if !(0..=64).contains(&signo) {
+        return Err(Error::Usage("unable to signal init: invalid argument".into()));
+    }
     if signo == libc::SIGKILL {
         kill_process(&state.sandbox, libc::SIGKILL)?;
         if status == Status::Paused {
@@ -186,6 +203,10 @@ fn kill_process(target: &HostProcess, signo: i32) -> Result<()> {
 /// Stops every process of a container where it stands.
 pub fn pause(root: &StateRoot, id: &str) -> Result<()> {
     let state = root.load(id)?;
+    if let Some(pod) = &state.pod {
+        let message = format!("cannot pause container {id} alone: it runs in the sandbox of {pod}");
+        return Err(Error::Sandbox { code: 1, message });
+    }
     match state.status() {
         Status::Running | Status::Created => {
             state.cgroup.freeze(true).context(|| format!("pause container {id}"))
@@ -247,6 +268,7 @@ pub fn delete(root: &StateRoot, id: &str, force: bool, log: &Log) -> Result<()> 
         let _ = kill_process(process, libc::SIGKILL);
         await_end(process, &state.id)?;
     }
+    state.cgroup.kill();
     state.cgroup.remove();
     root.remove(id)?;
     hooks::post_stop(&state, log);

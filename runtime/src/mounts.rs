@@ -60,7 +60,7 @@ const PRIVATE: [&str; 8] =
 
 /// The options that are known, whether or not they change anything here.
 pub fn options() -> Vec<&'static str> {
-    let mut all = vec!["ro", "rro", "nosuid", "nodev", "noexec", "noatime", "bind", "rbind"];
+    let mut all = vec!["ro", "rro", "nosuid", "nodev", "noexec", "noatime", "bind", "rbind", "tmpcopyup"];
     all.extend(NO_EFFECT);
     all.extend(PRIVATE);
     all.sort_unstable();
@@ -92,6 +92,7 @@ pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {
     let mut flags = MountFlags::default();
     let mut bind = mount.typ().as_deref() == Some("bind");
     let mut data = Vec::new();
+    let mut copy_up = false;
     for option in mount.options().iter().flatten() {
         match option.as_str() {
             "ro" | "rro" => flags.readonly = true,
@@ -106,7 +107,8 @@ pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {
                     format!("{option:?} would carry mounts to the host; use \"private\" or \"slave\"");
                 return Err(Error::field(name("options"), problem));
             }
-            "idmap" | "ridmap" | "tmpcopyup" => {
+            "tmpcopyup" => copy_up = true,
+            "idmap" | "ridmap" => {
                 return Err(Error::field(name("options"), format!("{option:?} is not supported")));
             }
             other if other.contains('\0') => {
@@ -136,7 +138,7 @@ pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {
         "sysfs" => MountKind::Sysfs,
         "tmpfs" if destination == Path::new("/dev") => MountKind::Dev { data },
         "devtmpfs" => MountKind::Dev { data },
-        "tmpfs" => MountKind::Tmpfs { data },
+        "tmpfs" => MountKind::Tmpfs { data, copy_up },
         "devpts" => MountKind::Devpts { data },
         "mqueue" => MountKind::Mqueue,
         "cgroup" | "cgroup2" => MountKind::Cgroup,
@@ -216,7 +218,10 @@ mod tests {
             parse(0, &mount("tmpfs", &["nosuid", "size=64k", "ro", "mode=755", "rprivate"])).unwrap();
         assert_eq!(parsed.destination, Path::new("/dev/x"));
         assert_eq!(parsed.flags, MountFlags { readonly: true, nosuid: true, ..MountFlags::default() });
-        assert_eq!(parsed.kind, Kind::Internal(MountKind::Tmpfs { data: "size=64k,mode=755".into() }));
+        assert_eq!(
+            parsed.kind,
+            Kind::Internal(MountKind::Tmpfs { data: "size=64k,mode=755".into(), copy_up: false })
+        );
     }
 
     #[test]

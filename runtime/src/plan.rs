@@ -15,6 +15,8 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::filestore::Filestore;
 use crate::mounts::{self, Attachment};
+use crate::pod;
+use crate::seccomp;
 use crate::validate::resource_number;
 
 /// What to run and what of the host it sees.
@@ -29,6 +31,9 @@ pub struct Plan {
     /// Limits of the sandbox's control group, if it is to have one.
     #[serde(skip)]
     pub limits: Limits,
+    /// What of the configuration was left out without harm.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 impl Plan {
@@ -85,8 +90,26 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
     let process = spec.process().as_ref().map(of_process).unwrap_or_default();
     let linux = spec.linux().as_ref();
     let list = |paths: Option<&Option<Vec<String>>>| paths.cloned().flatten().unwrap_or_default();
-    let limits = linux.map(|linux| limits_of(id, linux, systemd)).unwrap_or_default();
+    let mut limits = linux.map(|linux| limits_of(id, linux, systemd)).unwrap_or_default();
+    pod::adjust(&mut limits, config);
     let readonly = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false);
+    let mut notes = Vec::new();
+    let filter = match linux.and_then(|linux| linux.seccomp().as_ref()) {
+        Some(profile) => {
+            let compiled = seccomp::compile(profile)?;
+            if !compiled.skipped.is_empty() {
+                notes.push(format!(
+                    "linux.seccomp: calls that are not known: {}",
+                    compiled.skipped.join(", ")
+                ));
+            }
+            Some(compiled.filter)
+        }
+        None => None,
+    };
+    let sysctls = linux.and_then(|linux| linux.sysctl().as_ref()).into_iter().flatten();
+    let mut sysctls: Vec<_> = sysctls.map(|(name, value)| (name.clone(), value.clone())).collect();
+    sysctls.sort_unstable();
     let boot = Boot {
         version: Boot::VERSION,
         id: id.to_owned(),
@@ -97,14 +120,16 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
         mounts,
         masked_paths: list(linux.map(oci_spec::runtime::Linux::masked_paths)),
         readonly_paths: list(linux.map(oci_spec::runtime::Linux::readonly_paths)),
+        filter,
+        sysctls,
         options: told(options, &limits),
         held: false,
         descriptors: Vec::new(),
     };
-    Ok(Plan { boot, attachments, filestore: Filestore::default(), limits })
+    Ok(Plan { boot, attachments, filestore: Filestore::default(), limits, notes })
 }
 
-fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Limits {
+pub(crate) fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Limits {
     let asked = linux.cgroups_path().as_ref().filter(|path| !path.as_os_str().is_empty());
     let path = match asked.map(|path| (path, path.to_string_lossy())) {
         Some((_, name)) if systemd && name.contains(':') => scope(&name),
@@ -198,7 +223,7 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         kind,
         flags: MountFlags { nosuid: true, noexec, ..MountFlags::default() },
     };
-    let tmpfs = || MountKind::Tmpfs { data: "mode=1777".into() };
+    let tmpfs = || MountKind::Tmpfs { data: "mode=1777".into(), copy_up: false };
     let mut mounts = vec![
         mount("/proc", MountKind::Proc, true),
         mount("/sys", MountKind::Sysfs, true),
@@ -254,10 +279,12 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         mounts,
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
+        filter: None,
+        sysctls: Vec::new(),
         options,
         held: false,
         descriptors: Vec::new(),
     };
     let attachments = vec![Attachment { source: PathBuf::from("/"), read_only: true }];
-    Plan { boot, attachments, filestore: Filestore::default(), limits: Limits::default() }
+    Plan { boot, attachments, filestore: Filestore::default(), limits: Limits::default(), notes: Vec::new() }
 }

@@ -34,6 +34,18 @@ pub(crate) fn offer(path: &Path, size: TerminalSize) -> Result<OwnedFd> {
     Ok(ours)
 }
 
+/// Sends a descriptor of process `pid` to whoever listens at `path`; `what` is runc's word for the kind of process.
+pub(crate) fn offer_pidfd(path: &Path, pid: u32, what: &str) -> Result<()> {
+    let to = || format!("send a process descriptor to pidfd socket {}", show(path));
+    let socket = UnixStream::connect(path).context(to)?;
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH)).context(to)?;
+    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+    let fd = fd.map_err(io::Error::from).context(to)?;
+    hostsys::retry(|| sock::send(socket.as_fd(), what.as_bytes(), &[fd.as_fd()], 0)).context(to)?;
+    Ok(())
+}
+
 /// Makes the terminal that of this process, which leads a session: changes of its size are told by `SIGWINCH`.
 pub(crate) fn take_control(terminal: &OwnedFd) -> io::Result<()> {
     Ok(rustix::process::ioctl_tiocsctty(terminal)?)

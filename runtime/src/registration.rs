@@ -20,11 +20,12 @@ pub(crate) struct Processes {
     pub gofer: u32,
 }
 
-/// Writes the state of the container `id`.
+/// Writes the state of the container `id`, which may be in the sandbox of the container `pod`.
 pub(crate) fn write(
     config: &Config,
     dir: &ContainerDir,
     id: &str,
+    pod: Option<String>,
     processes: &Processes,
     cgroup: &Group,
 ) -> Result<State> {
@@ -46,6 +47,7 @@ pub(crate) fn write(
             .flatten()
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect::<BTreeMap<_, _>>(),
+        pod,
         cgroup: cgroup.clone(),
         hooks: spec.hooks().clone(),
         dir: dir.path().to_owned(),
@@ -56,5 +58,8 @@ pub(crate) fn write(
 
 /// Writes a process number for an engine, whole or not at all.
 pub(crate) fn write_pid_file(path: &Path, pid: u32) -> Result<()> {
-    state::write_whole(path, pid.to_string().as_bytes(), 0o644).context(|| format!("write {}", show(path)))
+    // The file that is opened is the hidden one, which runc names in its error, too.
+    let name = path.file_name().unwrap_or_default().display();
+    let hidden = path.with_file_name(format!(".{name}"));
+    state::write_whole(path, pid.to_string().as_bytes(), 0o644).context(|| format!("open {}", show(&hidden)))
 }

@@ -102,6 +102,35 @@ impl Drop for Guarded {
     }
 }
 
+/// A file server, and the Sentry's ends of the connections to it until they are handed over.
+#[derive(Debug)]
+pub(crate) struct Gofer {
+    pub process: Guarded,
+    pub says: LastWords,
+    pub connections: Vec<OwnedFd>,
+}
+
+impl Gofer {
+    /// Starts a gofer for the attach points of `plan`.
+    pub fn start(plan: &Plan) -> Result<Self> {
+        let (says, stderr) = LastWords::new().context(|| "pipe".into())?;
+        let config = gofer::Config {
+            mounts: plan
+                .attachments
+                .iter()
+                .map(|attachment| gofer::Mount {
+                    source: attachment.source.clone(),
+                    read_only: attachment.read_only,
+                    allow_special: !attachment.read_only,
+                })
+                .collect(),
+            connections: GOFER_CONNECTIONS,
+        };
+        let running = gofer::launch::start(&config, stderr.as_fd()).context(|| "start the gofer".into())?;
+        Ok(Self { process: Guarded::new(running.child), says, connections: running.connections })
+    }
+}
+
 /// The running processes, and the ends of what joins them to this command.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
@@ -122,24 +151,7 @@ impl Sandbox {
     ) -> Result<(Self, Vec<String>)> {
         let (control, sentry_control) = Channel::pair().context(|| "socketpair".into())?;
         let (sentry_says, sentry_stderr) = LastWords::new().context(|| "pipe".into())?;
-        let (gofer_says, gofer_stderr) = LastWords::new().context(|| "pipe".into())?;
-
-        let config = gofer::Config {
-            mounts: plan
-                .attachments
-                .iter()
-                .map(|attachment| gofer::Mount {
-                    source: attachment.source.clone(),
-                    read_only: attachment.read_only,
-                    allow_special: !attachment.read_only,
-                })
-                .collect(),
-            connections: GOFER_CONNECTIONS,
-        };
-        let running =
-            gofer::launch::start(&config, gofer_stderr.as_fd()).context(|| "start the gofer".into())?;
-        drop(gofer_stderr);
-        let gofer = Guarded::new(running.child);
+        let Gofer { process: gofer, says: gofer_says, connections } = Gofer::start(plan)?;
         let mut warnings = cgroup.add(gofer.pid());
 
         let sentry = start_sentry(&sentry_control, sentry_stderr.as_fd(), cgroup, &mut warnings)?;
@@ -149,7 +161,7 @@ impl Sandbox {
             descriptors.push((Descriptor::Filestore, file));
         }
         plan.boot.options.filestore_limit = plan.filestore.limit.unwrap_or(0);
-        for connection in running.connections {
+        for connection in connections {
             descriptors.push((Descriptor::Gofer, connection));
         }
         plan.boot.descriptors = descriptors.iter().map(|(role, _)| *role).collect();

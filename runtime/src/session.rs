@@ -70,7 +70,7 @@ fn settle(answer: Answer) -> Result<()> {
         Answer::AlreadyStarted => Err(Error::AlreadyRunning),
         Answer::NotRunning => Err(Error::NotRunning),
         Answer::Refused(message) => Err(Error::Sandbox { code: 1, message }),
-        Answer::Processes(_) => {
+        Answer::Processes(_) | Answer::Inspected(_) => {
             Err(Error::Sandbox { code: 1, message: "the sandbox process sent nonsense".into() })
         }
     }
@@ -104,11 +104,50 @@ pub(crate) fn processes(dir: &Path) -> Result<Vec<ProcessInfo>> {
     }
 }
 
+/// What the sandbox holds, in lines to show. With `trace` its calls are written to that file from now on, or, for
+/// [`Trace::Off`], no more.
+pub fn inspect(root: &StateRoot, id: &str, files: bool, trace: Trace) -> Result<Vec<String>> {
+    let state = root.load(id)?;
+    match state.status() {
+        Life::Stopped => return Err(Error::NotRunning),
+        Life::Paused => return Err(Error::Usage("the container is paused; resume it first".into())),
+        _ => {}
+    }
+    let channel = connect(&state.dir)?;
+    let (on, file) = match trace {
+        Trace::Unchanged => (None, None),
+        Trace::Off => (Some(false), None),
+        Trace::To(file) => (Some(true), Some(file)),
+    };
+    let descriptors: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+    channel.send_sealed(&Request::Inspect { trace: on, files }, &descriptors)?;
+    let mut all = Vec::new();
+    loop {
+        match answer(&channel)? {
+            Answer::Inspected(some) if all.len() < 100_000 => all.extend(some),
+            other => {
+                settle(other)?;
+                return Ok(all);
+            }
+        }
+    }
+}
+
+/// What becomes of the trace of system calls.
+#[derive(Debug)]
+pub enum Trace {
+    Unchanged,
+    Off,
+    To(std::fs::File),
+}
+
 /// A process to execute in a running container.
 #[derive(Debug)]
 pub struct Execution {
     pub process: Process,
     pub console_socket: Option<PathBuf>,
+    /// Gets a descriptor of what stands for the process; with `detach` alone.
+    pub pidfd_socket: Option<PathBuf>,
     pub detach: bool,
     pub pid_file: Option<PathBuf>,
     /// Descriptors that become the process' from 3 on ([`crate::take_preserved`]).
@@ -187,6 +226,9 @@ pub fn exec(root: &StateRoot, id: &str, mut execution: Execution, log: &Log) -> 
         return Ok(attend(&channel, relay, &pending)?.code());
     }
     let mut proxy = detached::launch_proxy(&channel, terminal)?;
+    if let Some(path) = &execution.pidfd_socket {
+        pty::offer_pidfd(path, proxy.pid(), "setns")?;
+    }
     if let Some(path) = &execution.pid_file {
         registration::write_pid_file(path, proxy.pid())?;
     }

@@ -82,9 +82,12 @@ pub struct State {
     pub owner: u32,
     /// What stands for the container's first process on the host: it ends as that does.
     pub init: HostProcess,
-    /// The Sentry.
+    /// What is killed to end the container: the Sentry, or init for one that is in another one's sandbox.
     pub sandbox: HostProcess,
     pub gofer: HostProcess,
+    /// The container whose sandbox this one is in, if it has none of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
     #[serde(default)]
@@ -210,6 +213,7 @@ impl StateRoot {
         check_id(id)?;
         let noted = fs::read(self.path.join(id).join(GROUP)).ok();
         if let Some(group) = noted.and_then(|text| serde_json::from_slice::<Group>(&text).ok()) {
+            group.kill();
             group.remove();
         }
         self.remove(id)
@@ -379,6 +383,7 @@ mod tests {
             init: HostProcess::of(std::process::id()).unwrap(),
             sandbox: HostProcess::of(std::process::id()).unwrap(),
             gofer: HostProcess::of(std::process::id()).unwrap(),
+            pod: None,
             annotations: BTreeMap::new(),
             cgroup: Group::default(),
             hooks: None,

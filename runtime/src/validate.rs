@@ -8,11 +8,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec, User,
+    Hooks, Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec, User,
 };
 
 use crate::error::{Error, Result};
 use crate::mounts;
+use crate::pod::Part;
+use crate::seccomp;
 
 /// `HOST_NAME_MAX` (`limits.h`).
 const HOST_NAME_MAX: usize = 64;
@@ -175,17 +177,10 @@ pub(crate) fn check_process(process: &Process, warnings: &mut Vec<String>) -> Re
             }
         }
     }
-    if process.selinux_label().as_deref().is_some_and(|label| !label.is_empty()) {
-        return Err(Error::field(
-            "process.selinuxLabel",
-            "cannot be applied inside the sandbox; must be absent",
-        ));
-    }
+    let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
     for (field, set) in [
-        (
-            "process.apparmorProfile",
-            process.apparmor_profile().as_deref().is_some_and(|name| !name.is_empty()),
-        ),
+        ("process.selinuxLabel", given(process.selinux_label())),
+        ("process.apparmorProfile", given(process.apparmor_profile())),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
         ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
@@ -221,6 +216,7 @@ fn check_user(user: &User) -> Result<()> {
 fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result<()> {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     let mut seen = HashSet::new();
+    let is_member = matches!(Part::of(spec), Part::Member(_));
     for (index, namespace) in namespaces.iter().enumerate() {
         let field = format!("linux.namespaces[{index}]");
         if !seen.insert(namespace.typ()) {
@@ -234,7 +230,13 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
         };
         absolute(&format!("{field}.path"), path)?;
         match namespace.typ() {
-            LinuxNamespaceType::Network | LinuxNamespaceType::Cgroup => {
+            // Those of the pod, which its containers share as one sandbox.
+            LinuxNamespaceType::Pid | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts if is_member => {}
+            // Engines join those of a pod's first container. A sandbox has one of its own: it shares less.
+            LinuxNamespaceType::Network
+            | LinuxNamespaceType::Cgroup
+            | LinuxNamespaceType::Ipc
+            | LinuxNamespaceType::Uts => {
                 warnings.push(format!("{field}.path: the sandbox has a namespace of its own instead"));
             }
             kind => {
@@ -276,7 +278,7 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
         if value.contains(['\n', '\0']) {
             return Err(Error::field(field, format!("must be one line, got {value:?}")));
         }
-        warnings.push(format!("{field}: not applied inside the sandbox"));
+        check_sysctl(key, namespaces)?;
     }
     if let Some(path) = linux.cgroups_path() {
         no_nul("linux.cgroupsPath", path.as_os_str().as_bytes())?;
@@ -297,22 +299,67 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
     if let Some(resources) = linux.resources() {
         check_resources(resources, warnings)?;
     }
-    if linux.mount_label().as_deref().is_some_and(|label| !label.is_empty()) {
-        return Err(Error::field("linux.mountLabel", "cannot be applied inside the sandbox; must be absent"));
+    if let Some(profile) = linux.seccomp() {
+        seccomp::compile(profile)?;
     }
     for (field, set) in [
+        ("linux.mountLabel", linux.mount_label().as_deref().is_some_and(|label| !label.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.personality", linux.personality().is_some()),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty())),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-        ("linux.seccomp", linux.seccomp().is_some()),
     ] {
         if set {
             warnings.push(format!("{field}: not applied inside the sandbox"));
         }
     }
     Ok(())
+}
+
+/// Only what belongs to a namespace of the container's own can be set; the sentences are runc's.
+fn check_sysctl(key: &str, namespaces: &[LinuxNamespace]) -> Result<()> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let own = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
+    // With slashes the dots of a name, such as those of an interface, are no separators.
+    let name = if key.contains('/') { key.replace('.', "\u{1}").replace('/', ".") } else { key.to_owned() };
+    let refused = |problem: String| Err(Error::Usage(problem));
+    if name == "kernel.hostname" {
+        return refused(format!(
+            "sysctl {key:?} is not allowed as it conflicts with the OCI \"hostname\" field"
+        ));
+    }
+    if name == "kernel.domainname" {
+        return if own(LinuxNamespaceType::Uts) {
+            Ok(())
+        } else {
+            refused(format!("sysctl {key:?} requires a separate UTS namespace"))
+        };
+    }
+    if IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.") {
+        return if own(LinuxNamespaceType::Ipc) {
+            Ok(())
+        } else {
+            refused(format!("sysctl {key:?} is not allowed in the hosts ipc namespace"))
+        };
+    }
+    if name.starts_with("net.") {
+        return if own(LinuxNamespaceType::Network) {
+            Ok(())
+        } else {
+            refused(format!("sysctl {key:?} not allowed in host network namespace"))
+        };
+    }
+    refused(format!("sysctl {key:?} is not in a separate kernel namespace"))
 }
 
 fn check_resources(resources: &LinuxResources, warnings: &mut Vec<String>) -> Result<()> {

@@ -94,6 +94,7 @@ pub fn run(args: &[String]) -> i32 {
             }
         }
         Some("bombs") => bombs(),
+        Some("object-bombs") => object_bombs(),
         Some("list") => {
             let found = std::fs::read_dir(rest.first().map_or(".", String::as_str));
             let sizes =
@@ -203,6 +204,42 @@ fn bombs() {
         }
     }
     println!("churned");
+    let _ = std::io::stdout().flush();
+    std::thread::sleep(std::time::Duration::from_secs(60));
+}
+
+/// Takes what is no descriptor without end: mappings, queued signals, timers, IPC objects; says with what errno each is
+/// refused. Ends with a wait, so that the kernel can be looked at.
+fn object_bombs() {
+    let refusal = |what: &str, take: &mut dyn FnMut(usize) -> i64| {
+        let refused = (0..400_000).find(|n| take(*n) < 0);
+        let errno = refused.map(|_| crate::harness::errno_name(crate::harness::errno()));
+        println!("{what} {}", errno.as_deref().unwrap_or("none"));
+    };
+    const PAGES: usize = 200_000;
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let at = libc::mmap(std::ptr::null_mut(), PAGES * 4096, libc::PROT_NONE, flags, -1, 0).cast::<u8>();
+        refusal("mappings", &mut |n| {
+            let page = at.wrapping_add((2 * n + 1) % PAGES * 4096);
+            libc::mprotect(page.cast(), 4096, libc::PROT_READ).into()
+        });
+        libc::munmap(at.cast(), PAGES * 4096);
+        let mut set = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        let value = libc::sigval { sival_ptr: std::ptr::null_mut() };
+        refusal("signals", &mut |_| libc::sigqueue(libc::getpid(), libc::SIGRTMIN(), value).into());
+        refusal("timers", &mut |_| {
+            let mut timer = 0;
+            libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, 0, &raw mut timer)
+        });
+        let mode = libc::IPC_CREAT | 0o600;
+        refusal("shared segments", &mut |_| libc::shmget(libc::IPC_PRIVATE, 4096, mode).into());
+        refusal("semaphores", &mut |_| libc::semget(libc::IPC_PRIVATE, 1, mode).into());
+        refusal("queues", &mut |_| libc::msgget(libc::IPC_PRIVATE, mode).into());
+    }
+    println!("end");
     let _ = std::io::stdout().flush();
     std::thread::sleep(std::time::Duration::from_secs(60));
 }

@@ -1,5 +1,5 @@
 # JsonCpp in C++: cmake, ninja and ctest.
-cp -r /usr/src/jobs/libjsoncpp-* jsoncpp && cd jsoncpp
+cp -a /usr/src/jobs/libjsoncpp-* jsoncpp && cd jsoncpp
 quiet cmake -S . -B build -G Ninja "-DCMAKE_BUILD_TYPE=${LONG:+Release}" -DJSONCPP_WITH_POST_BUILD_UNITTEST=OFF -DBUILD_OBJECT_LIBS=OFF -DBUILD_STATIC_LIBS=OFF
 if [ -n "${LONG:-}" ]; then
   quiet ninja -C build -j2

@@ -1,5 +1,5 @@
 # GNU sed: configure (some thousand processes), make -j2; its test suite in the long form.
-cp -r /usr/src/jobs/sed-* sed && cd sed
+cp -a /usr/src/jobs/sed-* sed && cd sed
 quiet ./configure --disable-nls FORCE_UNSAFE_CONFIGURE=1
 grep -E '^#(define|undef)|^/\* #undef' config.h | sort | sha256sum
 quiet make -j2

@@ -1,5 +1,5 @@
 # zlib: configure, make -j2 and its own tests; the objects must be the host's, bit for bit.
-cp -r /usr/src/jobs/zlib-* zlib && cd zlib
+cp -a /usr/src/jobs/zlib-* zlib && cd zlib
 [ -n "${LONG:-}" ] || export CFLAGS=-O0
 quiet ./configure
 quiet make -j2

@@ -18,7 +18,7 @@ apt-get install -y -qq --no-install-recommends g++ cmake ninja-build dpkg-dev go
   default-jdk-headless python3-pip python3-venv rsync sqlite3 redis-server postgresql-15 tmux gdb attr acl cpio \
   libpython3.11-testsuite apt-utils libarchive-tools file librust-semver-dev librust-serde-json-dev zip unzip xz-utils bzip2'
 inside 'mkdir -p /usr/src/jobs && cd /usr/src/jobs
-apt-get source --download-only -qq zlib sed libjsoncpp
+apt-get source --download-only -qq zlib sed bzip2 libjsoncpp
 for source in *.dsc; do dpkg-source --no-check -x "$source"; done
 rm -f -- *.dsc *.tar.* *.asc'
 # Certificates as the host trusts them, for what comes from the language registries.

@@ -12,9 +12,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::bundle::Bundle;
-use crate::place::{self, TempDir};
+use crate::native::Native;
+use crate::place;
 use crate::trial::{Outcome, Trial};
-use crate::{python, rootfs};
+use crate::{python, rootfs, suites};
 
 const PRELUDE: &str = include_str!("../jobs/prelude.sh");
 
@@ -36,7 +37,7 @@ macro_rules! jobs {
 /// Every job, the quick ones first.
 pub const JOBS: &[Job] = jobs![
     "tar-rsync" 300, "dpkg" 300, "git" 600, "sqlite" 600, "redis" 300, "tmux" 120, "java" 300, "pip" 300, "npm" 300,
-    "go" 1200, "cargo" 900, "make-zlib" 600, "cmake-jsoncpp" 900, "make-sed" 1800, "postgres" 600, "debuggers" 120,
+    "go" 1200, "cargo" 900, "make-zlib" 600, "make-bzip2" 300, "cmake-jsoncpp" 900, "make-sed" 1800, "postgres" 600, "debuggers" 120,
 ];
 
 /// A job's outcome on both kernels.
@@ -87,10 +88,20 @@ pub fn run(job: &Job, long: bool) -> Result<Pair> {
 
 /// Runs a bash script in the root filesystem of the jobs on the host kernel, then in the sandbox.
 pub fn pair(name: &str, script: &str, limit: Duration) -> Result<Pair> {
+    pair_with(name, script, limit, None)
+}
+
+/// The same with a directory of the host bound read-only at `/data`.
+pub fn pair_with(name: &str, script: &str, limit: Duration, data: Option<&Path>) -> Result<Pair> {
     let trial = Trial::new(name)?;
     let rootfs = rootfs::jobs()?;
-    let host = trial.native(&rootfs, "/", ["bash", "-c", script]).limit(limit).run()?;
-    let bundle = Bundle::bash(&rootfs, script).all_capabilities();
+    let mut native = Native::new(&rootfs, trial.path().join("scratch"));
+    let mut bundle = Bundle::bash(&rootfs, script).all_capabilities();
+    if let Some(data) = data {
+        native = native.bind(data, "/data", "ro");
+        bundle = bundle.bind(data, "/data", "ro");
+    }
+    let host = trial.host(native.command(["bash", "-c", script])).limit(limit).run()?;
     let inside = trial.run(&bundle).and_then(|invocation| invocation.limit(limit).run());
     Ok(Pair { host, inside })
 }
@@ -100,8 +111,12 @@ pub fn main(args: &[String]) -> Result<()> {
     rootfs::need_root("the jobs")?;
     let short = args.iter().any(|arg| arg == "--short");
     let names: Vec<&String> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
-    if names.first().is_some_and(|name| *name == "python") {
-        return python::main(&names[1..]);
+    match names.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some(("python", modules)) => return python::main(modules),
+        Some(("stress", classes)) => return suites::stress(classes, short),
+        Some(("posix", areas)) => return suites::posix(areas),
+        Some(("perl", dirs)) => return suites::perl(dirs),
+        _ => {}
     }
     let chosen: Vec<&Job> = if names.is_empty() {
         JOBS.iter().collect()
@@ -146,9 +161,4 @@ fn keep(out: &Path, name: &str, pair: &Pair) -> Result<()> {
     };
     fs::write(out.join(format!("{name}.sandbox")), inside)?;
     Ok(())
-}
-
-/// A directory that lives as long as a comparison needs it.
-pub fn scratch(name: &str) -> Result<TempDir> {
-    TempDir::new(name)
 }

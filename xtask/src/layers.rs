@@ -2,7 +2,7 @@
 //!
 //! `abi ← hostsys ← platform ← platform-systrap`; `abi ← sentry/base ← memory ← mm ← vfs ← fs/*, net, ipc, loader ←
 //! kernel ← fs/proc, syscalls ← boot`; `netstack` knows no Sentry type and is used by `net` and `boot`;
-//! the life-cycle side (`runtime`, `runsc-compat`) never imports a sentry crate
+//! the life-cycle side (`runtime`, `runsc-compat`, `shim`) never imports a sentry crate
 //! and meets it in the control protocol; `casemate` alone links both.
 
 use anyhow::{Result, bail};
@@ -112,7 +112,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The life-cycle side starts the gofer; it knows the Sentry by the control protocol alone.
     ("runtime", &["abi", "hostsys", "control-protocol", "gofer"]),
     ("runsc-compat", &["abi", "hostsys", "control-protocol", "runtime"]),
-    ("casemate", &["abi", "hostsys", "runsc-compat", "runtime", "sentry-boot", "gofer"]),
+    ("shim", &["abi", "hostsys", "runtime"]),
+    ("casemate", &["abi", "hostsys", "runsc-compat", "shim", "runtime", "sentry-boot", "gofer"]),
     ("syscall-tests", &[]),
     ("benches", &["xtask"]),
     ("xtask", &[]),

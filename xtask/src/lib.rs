@@ -24,6 +24,7 @@ pub mod ratchet;
 pub mod rootfs;
 pub mod shell;
 pub mod source;
+pub mod suites;
 pub mod supervise;
 pub mod test;
 pub mod trial;

@@ -14,6 +14,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [ARGS...]               build everything and run every test; ARGS go to cargo test
   jobs [--short] [NAME...]     run real jobs on the host kernel and in the sandbox, and compare
   jobs python [MODULE...]      the same with CPython's own tests
+  jobs stress [--short] [CLASS...]
+                               the same with every stressor of stress-ng's classes, verifying
+  jobs posix [AREA...]         the same with the POSIX test suite
+  jobs perl [DIRECTORY...]     the same with Perl's own tests
   rootfs debian|busybox|jobs       build a root filesystem in the cache and print its path
   bundle DIR [--rootfs ROOT] [--bind SOURCE:INSIDE:ro|rw] [--tty] -- PROGRAM...
                                write a bundle; ROOT is debian, busybox or a path

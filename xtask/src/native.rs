@@ -67,12 +67,19 @@ pub struct Native {
     scratch: PathBuf,
     cwd: String,
     binds: Vec<[String; 3]>,
+    network: bool,
 }
 
 impl Native {
     /// `scratch` is an existing empty directory that is mounted over in the program's own mount namespace.
     pub fn new(rootfs: impl Into<PathBuf>, scratch: impl Into<PathBuf>) -> Self {
-        Self { rootfs: rootfs.into(), scratch: scratch.into(), cwd: "/".into(), binds: Vec::new() }
+        Self {
+            rootfs: rootfs.into(),
+            scratch: scratch.into(),
+            cwd: "/".into(),
+            binds: Vec::new(),
+            network: false,
+        }
     }
 
     #[must_use]
@@ -86,6 +93,13 @@ impl Native {
     pub fn bind(mut self, host: &Path, inside: &str, how: &str) -> Self {
         self.binds.push([host.display().to_string(), inside.to_owned(), how.to_owned()]);
         self
+    }
+
+    /// The host's network, for a program that gets packages.
+    #[must_use]
+    pub fn with_network(mut self) -> Self {
+        self.network = true;
+        self.bind(Path::new("/etc/resolv.conf"), "/etc/resolv.conf", "ro")
     }
 
     /// An empty file system in memory at `inside`.
@@ -114,6 +128,7 @@ impl Native {
         ]
         .map(str::to_owned)
         .to_vec();
+        words.retain(|word| !self.network || word != "--net");
         words.push(self.rootfs.display().to_string());
         words.push(self.scratch.display().to_string());
         words.push(self.binds.len().to_string());

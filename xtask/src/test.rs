@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::{place, programs, rootfs, shell};
 
@@ -19,9 +20,10 @@ pub fn run(args: &[String]) -> Result<()> {
     {
         shell::need(program, package)?;
     }
+    // The root filesystems wait for the network, the build for the processor.
+    let made = std::thread::spawn(root_filesystems);
     programs::build(false)?;
-    rootfs::debian()?;
-    rootfs::busybox()?;
+    made.join().map_err(|_| anyhow!("the thread that makes the root filesystems has panicked"))??;
     let report = report_path();
     let _ = fs::remove_file(&report);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -37,6 +39,19 @@ pub fn run(args: &[String]) -> Result<()> {
     }
     if let Err(error) = ended {
         bail!("{error:#}: see the tests' output above");
+    }
+    Ok(())
+}
+
+/// Makes the root filesystems, that of the jobs too where `$CASEMATE_TEST_JOBS` asks for it. Without that one, tests that
+/// need it are left out and say so.
+fn root_filesystems() -> Result<()> {
+    rootfs::busybox()?;
+    rootfs::debian()?;
+    if std::env::var_os("CASEMATE_TEST_JOBS").is_some() {
+        let started = Instant::now();
+        rootfs::jobs()?;
+        println!("the root filesystem of the jobs is there after {} s", started.elapsed().as_secs());
     }
     Ok(())
 }

@@ -11,7 +11,13 @@ use crate::args::Events;
 use crate::output;
 
 pub fn show(events: &Events, root: &StateRoot) -> Result<()> {
-    let interval = duration(&events.interval)?;
+    let interval = match events.interval.strip_prefix('-') {
+        // Go's durations have a sign; none below zero is of use.
+        Some(negative) if duration(negative).is_ok() => Duration::ZERO,
+        _ => duration(&events.interval).map_err(|_| {
+            anyhow::anyhow!("invalid value {:?} for flag -interval: parse error", events.interval)
+        })?,
+    };
     if interval.is_zero() {
         bail!("duration interval must be greater than 0");
     }

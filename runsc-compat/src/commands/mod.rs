@@ -1,15 +1,20 @@
 //! One function a command.
 
+mod debug;
+mod doctor;
 mod events;
 mod execute;
 mod features;
 mod host_command;
+mod install;
+mod lint;
 mod ps;
 mod spec;
 mod update;
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use control_protocol::{Options, Report};
@@ -53,6 +58,11 @@ pub fn run(arguments: Arguments, preserved: Vec<OwnedFd>, log: &Log) -> Result<u
         Command::Update(update) => update::run(&update, &root()?)?,
         Command::Delete(delete) => runtime::delete(&root()?, &delete.id, delete.force, log)?,
         Command::Features => features::print()?,
+        Command::Install(install) => install::install(&install)?,
+        Command::Uninstall(install) => install::uninstall(&install)?,
+        Command::Lint { bundle } => lint::show(&bundle)?,
+        Command::Doctor => return doctor::show(),
+        Command::Debug(debug) => debug::show(&debug, &root()?)?,
         Command::Checkpoint(_) => anyhow::bail!("checkpoint: not supported yet"),
         Command::Restore(_) => anyhow::bail!("restore: not supported yet"),
     }
@@ -63,6 +73,7 @@ fn options(global: &Global, log: &Log) -> Options {
     Options {
         debug: global.debug,
         strace: global.strace,
+        interruptions: global.inject_interrupts,
         log_json: log.format() == Format::Json,
         patch: global.patch == "on",
         ..Options::default()
@@ -77,11 +88,19 @@ fn load(making: &Making, id: &str, global: &Global, keeps: bool, log: &Log) -> R
     let config = Config::load(&making.bundle)?;
     log.warnings(config.warnings.iter().cloned());
     let mut plan = runtime::of_bundle(id, &config, options(global, log), global.systemd_cgroup)?;
+    for note in &plan.notes {
+        log.write(Level::Debug, note);
+    }
     plan.filestore = runtime::Filestore::parse(&global.filestore)?;
     if global.writes.as_deref().map_or(keeps, |writes| writes == "keep") {
         plan.write_through();
     }
     Ok((config, plan))
+}
+
+/// Opens a file that a flag names; the error is worded as runc's.
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| anyhow::anyhow!("open {}: {}", path.display(), runtime::words(&error)))
 }
 
 /// A path that stays what it is when the working directory does not.
@@ -93,6 +112,7 @@ fn creation(making: &Making, preserved: Vec<OwnedFd>) -> Result<Creation> {
     Ok(Creation {
         pid_file: absolute(making.pid_file.as_ref())?,
         console_socket: absolute(making.console_socket.as_ref())?,
+        pidfd_socket: absolute(making.pidfd_socket.as_ref())?,
         preserved,
     })
 }

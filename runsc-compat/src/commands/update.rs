@@ -1,6 +1,5 @@
 //! `update`: other limits for a container that is there.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -18,7 +17,7 @@ pub fn run(update: &Update, root: &StateRoot) -> Result<()> {
     let resources = match &update.resources {
         Some(path) if path == Path::new("-") => read(&mut io::stdin().lock())?,
         Some(path) => {
-            let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+            let mut file = super::open(path)?;
             read(&mut file)?
         }
         None => serde_json::to_vec(&of_flags(update)?)?,
@@ -42,7 +41,12 @@ fn of_flags(update: &Update) -> Result<Value> {
     let mut of_memory = Map::new();
     for (name, given) in memory {
         if let Some(given) = given {
-            of_memory.insert(name.to_owned(), json!(bytes(given)?));
+            let flag = match name {
+                "limit" => "memory".to_owned(),
+                other => format!("memory-{other}"),
+            };
+            let bytes = bytes(given).with_context(|| format!("invalid value for {flag}"))?;
+            of_memory.insert(name.to_owned(), json!(bytes));
         }
     }
     let of_cpu = [
@@ -78,10 +82,10 @@ fn bytes(text: &str) -> Result<i64> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        _ => anyhow::bail!("invalid size: {text:?}"),
+        _ => anyhow::bail!("invalid size: '{text}'"),
     };
-    let number: i64 = digits.parse().with_context(|| format!("invalid size: {text:?}"))?;
-    number.checked_mul(1 << shift).with_context(|| format!("invalid size: {text:?}"))
+    let number: i64 = digits.parse().ok().with_context(|| format!("invalid size: '{text}'"))?;
+    number.checked_mul(1 << shift).with_context(|| format!("invalid size: '{text}'"))
 }
 
 #[cfg(test)]

@@ -22,7 +22,11 @@ macro_rules! jobs {
 }
 
 jobs! {
-    c_project_by_make "make-zlib",
+    c_project_by_configure_and_make "make-zlib",
+    c_project_by_make "make-bzip2",
+    trees_by_tar_and_rsync "tar-rsync",
+    database_by_postgres "postgres",
+    debuggers_and_tracers "debuggers",
     cpp_project_by_cmake_and_ninja "cmake-jsoncpp",
     rust_crate_by_cargo "cargo",
     go_module "go",

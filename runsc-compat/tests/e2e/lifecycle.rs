@@ -14,7 +14,7 @@ fn script(trial: &Trial, bundle: &Bundle, text: &str) -> Result<Outcome> {
     script_in(trial, text)
 }
 
-fn script_in(trial: &Trial, text: &str) -> Result<Outcome> {
+pub fn script_in(trial: &Trial, text: &str) -> Result<Outcome> {
     let text = format!(
         "rt='{} --root {}'; rt() {{ $rt \"$@\"; }}; id={}; bundle={}; dir={}\n\
          gone() {{ for i in $(seq 500); do kill -0 $1 2>/dev/null || return 0; sleep 0.01; done; echo $1 lives; }}\n{text}",

@@ -15,6 +15,7 @@
     reason = "brevity counts for more than speed here"
 )]
 
+mod attacks;
 mod common;
 mod configuration;
 mod deaths;

@@ -18,6 +18,10 @@ pub struct Boot {
     pub mounts: Vec<Mount>,
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
+    /// What every process of the container starts with.
+    pub filter: Option<SyscallFilter>,
+    /// Settings of the kernel: names with dots, and their values.
+    pub sysctls: Vec<(String, String)>,
     pub options: Options,
     /// Whether init waits for [`crate::Request::Start`] before its first instruction.
     pub held: bool,
@@ -26,7 +30,7 @@ pub struct Boot {
 }
 
 impl Boot {
-    pub const VERSION: u32 = 2;
+    pub const VERSION: u32 = 3;
 }
 
 /// The role of a descriptor that travels with the boot message.
@@ -68,6 +72,23 @@ pub struct Process {
     pub oom_score_adj: Option<i32>,
     /// Init alone: whether it is PID 1 of a namespace to signals too: those that it does not handle are dropped.
     pub shielded: bool,
+}
+
+/// A filter of system calls in classic BPF (`seccomp(2)`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SyscallFilter {
+    pub program: Vec<FilterInsn>,
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub flags: u32,
+}
+
+/// `struct sock_filter` (`linux/filter.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FilterInsn {
+    pub code: u16,
+    pub jt: u8,
+    pub jf: u8,
+    pub k: u32,
 }
 
 /// Rows and columns, in characters.
@@ -132,6 +153,8 @@ pub enum MountKind {
     Tmpfs {
         /// Options of the file system itself, such as `size=64k,mode=755`.
         data: String,
+        /// Whether it starts with what lies at its place below.
+        copy_up: bool,
     },
     /// A file or directory of the host.
     Bind {
@@ -155,6 +178,9 @@ pub struct Options {
     pub debug: bool,
     /// Log every system call of the container.
     pub strace: bool,
+    /// Seed of interruptions of system calls that no signal has caused, for tests; 0 for none.
+    #[serde(default)]
+    pub interruptions: u64,
     /// Log lines are JSON objects.
     pub log_json: bool,
     /// CPUs that the container is told of; 0 for as many as the host lets us use.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Descriptor, Process};
+use crate::{Boot, Descriptor, Process};
 
 /// The first message on a connection. It travels as the boot message does, in a memfd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,15 +14,30 @@ pub enum Request {
     Kill { signal: i32, all: bool },
     /// List the processes. Answered by some [`Answer::Processes`], then [`Answer::Done`].
     Processes,
+    /// Tell what the sandbox holds, and turn the trace of system calls on or off. Answered by some
+    /// [`Answer::Inspected`], then [`Answer::Done`].
+    Inspect {
+        /// On: into the file that came along.
+        trace: Option<bool>,
+        files: bool,
+    },
     /// Start another process. Answered by [`crate::Event`]s; the process is killed when the connection ends.
     Exec {
         process: Box<Process>,
         /// What the descriptors that came along are, in their order.
         descriptors: Vec<Descriptor>,
     },
+    /// Asked of a sandbox' first container alone: make another one in the sandbox, whose init is held until a
+    /// [`Request::Start`] at its own listener. Answered by [`crate::Event`]s; the container is killed when the connection
+    /// ends. What the descriptors are is in the boot message.
+    Create {
+        boot: Box<Boot>,
+        /// Whether its processes are numbered from 1, or as the first container's are.
+        own_pids: bool,
+    },
 }
 
-/// The answer to a request that is not [`Request::Exec`].
+/// The answer to a request that makes no process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Answer {
@@ -32,6 +47,8 @@ pub enum Answer {
     /// No process that the request is about is there.
     NotRunning,
     Processes(Vec<ProcessInfo>),
+    /// Lines to show.
+    Inspected(Vec<String>),
     Refused(String),
 }
 
@@ -45,6 +62,8 @@ pub struct ProcessInfo {
     pub age_ms: u64,
     /// User and system time, in milliseconds.
     pub cpu_ms: u64,
+    /// Memory that it has on the host, in bytes.
+    pub resident: u64,
     /// The number of its controlling terminal in devpts.
     pub terminal: Option<u32>,
     /// The arguments, or the name in brackets where there are none, cut to a few hundred bytes.

@@ -69,6 +69,12 @@ pub trait Observer: Send + Sync {
     /// Called without the queue's lock. Must not block, and must not take a lock of rank below `WaitQueue` that the
     /// notifier may hold; in practice: set a flag, wake a waker, push to a ready list.
     fn notify(&self, events: Events);
+
+    /// The same for an exclusive observer; false when it has nobody to act on it, so that the next one is to be told.
+    fn notify_exclusive(&self, events: Events) -> bool {
+        self.notify(events);
+        true
+    }
 }
 
 /// Names an observer within one queue.
@@ -110,7 +116,8 @@ impl WaitQueue {
         self.insert(mask, observer, false)
     }
 
-    /// Like [`WaitQueue::add`], but one notification ends with the first exclusive observer that it reaches.
+    /// Like [`WaitQueue::add`], but one notification ends with the first exclusive observer that takes it; the others
+    /// are told before (`__wake_up_common`, `kernel/sched/wait.c`).
     pub fn add_exclusive(&self, mask: Events, observer: Arc<dyn Observer>) -> WaitId {
         self.insert(mask, observer, true)
     }
@@ -134,19 +141,21 @@ impl WaitQueue {
     /// Tells the observers of any of `events`. Call it after the object's own lock is released.
     pub fn notify(&self, events: Events) {
         let mut due: Vec<Arc<dyn Observer>> = Vec::new();
+        let mut exclusive: Vec<Arc<dyn Observer>> = Vec::new();
         {
             let entries = self.entries.lock();
-            for entry in &entries.list {
-                if entry.mask.intersects(events) {
-                    due.push(Arc::clone(&entry.observer));
-                    if entry.exclusive {
-                        break;
-                    }
-                }
+            for entry in entries.list.iter().filter(|entry| entry.mask.intersects(events)) {
+                let list = if entry.exclusive { &mut exclusive } else { &mut due };
+                list.push(Arc::clone(&entry.observer));
             }
         }
         for observer in due {
             observer.notify(events);
+        }
+        for observer in exclusive {
+            if observer.notify_exclusive(events) {
+                break;
+            }
         }
     }
 

@@ -10,7 +10,8 @@ use fs_host::Watcher;
 use fs_pipe::Fifos;
 use fs_tmpfs::TmpfsType;
 use platform::Platform;
-use sentry_kernel::{Kernel, KernelConfig, Prepared, TraceSink};
+use sentry_base::{Mutex, lock::rank};
+use sentry_kernel::{Kernel, KernelConfig, Prepared, ThreadGroup, TraceSink};
 use sentry_loader::Machine;
 use sentry_memory::MemoryFile;
 use sentry_syscalls::Table;
@@ -18,7 +19,7 @@ use sentry_vfs::Vfs;
 
 use crate::console::Console;
 use crate::log::Log;
-use crate::started::{Descriptors, Factory, Kind, Made, failed};
+use crate::started::{self, Descriptors, Ending, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
 
 /// Tasks at the same time if nothing limits them (`kernel.pid_max`).
@@ -35,35 +36,47 @@ pub struct Ground {
     pub total_memory: u64,
 }
 
+/// What the containers of a sandbox share.
+#[derive(Debug)]
+pub struct Shared {
+    pub kernel: Arc<Kernel>,
+    memory: Arc<MemoryFile>,
+    watcher: Arc<Watcher>,
+}
+
 /// A container whose init is ready to run.
 #[derive(Debug)]
 pub struct Container {
+    /// 0 for the sandbox' first one.
+    pub number: u32,
+    pub shared: Arc<Shared>,
     pub log: Log,
-    pub kernel: Arc<Kernel>,
     pub gofer: Arc<Session>,
     pub factory: Arc<Factory>,
+    pub init: Arc<ThreadGroup>,
     pub terminal: Option<Arc<HostSide>>,
     /// The relay of the terminal, to be run on a thread of its own.
     pub console: Option<Console>,
     /// Init, until it is started.
-    pub held: Option<Prepared>,
+    held: Mutex<Option<Prepared>, { rank::LEAF }>,
     /// Where commands connect to.
     pub listener: Option<OwnedFd>,
 }
 
-impl Container {
-    /// Builds everything. `ended` is called on a worker when init and every other task is gone.
-    pub fn build(
-        boot: &Boot,
-        fds: Vec<OwnedFd>,
-        ground: Ground,
-        ended: crate::started::Ending,
-    ) -> Result<Self, Failure> {
-        let fds = Descriptors::sort(&boot.descriptors, fds);
-        let log = Log::new(fds.log, boot.options.log_json, boot.options.debug);
-        let gofer = Session::connect(fds.gofer).map_err(|error| failed(Phase::Mount, error))?;
-        log.debug("the gofer serves");
+/// Which container of a sandbox is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Which {
+    /// 0 for the first one.
+    pub number: u32,
+    /// Whether its processes are numbered from 1 beside those of the first one.
+    pub own_pids: bool,
+}
 
+impl Container {
+    /// Builds the kernel and the first container. `ended` is called on a worker when init and every other task is gone.
+    pub fn build(boot: &Boot, fds: Vec<OwnedFd>, ground: Ground, ended: Ending) -> Result<Self, Failure> {
+        let mut fds = Descriptors::sort(&boot.descriptors, fds);
+        let log = Log::new(fds.log.take(), boot.options.log_json, boot.options.debug);
         let vfs = Vfs::new();
         let kernel = Kernel::new(KernelConfig {
             platform: ground.platform,
@@ -77,9 +90,9 @@ impl Container {
             total_memory: memory_size(boot, ground.total_memory),
             max_tasks: usize::try_from(boot.options.tasks).ok().filter(|max| *max > 0).unwrap_or(MAX_TASKS),
             trace: trace_sink(boot, &log),
+            interruptions: boot.options.interruptions,
         });
-        let sink: Arc<dyn sentry_vfs::SignalSink> = Arc::clone(&kernel) as _;
-        let terminals = Terminals::new(sink);
+        let terminals = terminals_of(&kernel);
         Devices::new(Arc::clone(&terminals)).register(&vfs);
         vfs.register_fifo(Arc::new(Fifos));
         let memory = Arc::clone(&ground.memory);
@@ -90,6 +103,36 @@ impl Container {
         vfs.register_type("sysfs", Arc::new(fs_sys::SysType { cpus: kernel.nr_cpus() }));
         vfs.register_type("devpts", Arc::new(fs_dev::DevPtsType { terminals: Arc::clone(&terminals) }));
 
+        let shared = Arc::new(Shared { kernel, memory: ground.memory, watcher: ground.watcher });
+        let which = Which { number: 0, own_pids: false };
+        Self::assemble(&shared, boot, fds, log, terminals, which, ended)
+    }
+
+    /// Adds a container to a running sandbox. Call it on a worker; `ended` is called on one when init is gone.
+    pub fn add(
+        shared: &Arc<Shared>,
+        boot: &Boot,
+        fds: Vec<OwnedFd>,
+        which: Which,
+        ended: Ending,
+    ) -> Result<Self, Failure> {
+        let mut fds = Descriptors::sort(&boot.descriptors, fds);
+        let log = Log::new(fds.log.take(), boot.options.log_json, boot.options.debug);
+        Self::assemble(shared, boot, fds, log, terminals_of(&shared.kernel), which, ended)
+    }
+
+    fn assemble(
+        shared: &Arc<Shared>,
+        boot: &Boot,
+        fds: Descriptors,
+        log: Log,
+        terminals: Arc<Terminals>,
+        which: Which,
+        ended: Ending,
+    ) -> Result<Self, Failure> {
+        let kernel = &shared.kernel;
+        let gofer = Session::connect(fds.gofer).map_err(|error| failed(Phase::Mount, error))?;
+        log.debug("the gofer serves");
         let disk = match fds.filestore {
             Some(file) => Some(
                 MemoryFile::on_disk(file)
@@ -97,33 +140,84 @@ impl Container {
             ),
             None => None,
         };
-        let filestore = disk.as_ref().unwrap_or(&ground.memory);
+        let filestore = disk.as_ref().unwrap_or(&shared.memory);
+        let pid_ns = if which.own_pids { kernel.new_pid_ns() } else { Arc::clone(kernel.first_pid_ns()) };
         let parts = Parts {
-            kernel: &kernel,
-            memory: &ground.memory,
+            kernel,
+            memory: &shared.memory,
             filestore,
             gofer: &gofer,
             terminals: &terminals,
+            pid_ns: &pid_ns,
+            // The device of that name is the first container's.
+            console: which.number == 0 && boot.process.terminal.is_some(),
         };
         let tree = Tree::build(boot, &parts).map_err(|error| failed(Phase::Mount, error))?;
+        for note in &tree.notes {
+            log.debug(note);
+        }
         log.debug("the mounts stand");
 
-        let factory =
-            Arc::new(Factory { kernel: Arc::clone(&kernel), tree, terminals, watcher: ground.watcher });
-        let init = factory.make(Kind::Init, &boot.process, fds.guest, fds.console, ended)?;
+        let filter = match &boot.filter {
+            Some(asked) => Some(started::filter_of(asked).ok_or_else(|| {
+                failed(Phase::Init, "the filter of system calls is not one that Linux would take")
+            })?),
+            None => None,
+        };
+        let factory = Arc::new(Factory {
+            kernel: Arc::clone(kernel),
+            tree,
+            terminals,
+            watcher: Arc::clone(&shared.watcher),
+            pid_ns,
+            container: which.number,
+            filter,
+        });
+        let kind = if which.number == 0 { Kind::Init } else { Kind::Later };
+        let init = factory.make(kind, &boot.process, fds.guest, fds.console, ended)?;
         log.debug("init is ready");
-        let Made { prepared, terminal, console, .. } = init;
+        let Made { prepared, group, terminal, console } = init;
         Ok(Self {
+            number: which.number,
+            shared: Arc::clone(shared),
             log,
-            kernel,
             gofer,
             factory,
+            init: group,
             terminal,
             console,
-            held: Some(prepared),
+            held: Mutex::new(Some(prepared)),
             listener: fds.listener,
         })
     }
+
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.shared.kernel
+    }
+
+    /// Lets init run; false if it does already.
+    pub fn start(&self) -> bool {
+        let held = self.held.lock().take();
+        held.map(Prepared::start).is_some()
+    }
+
+    /// Its processes, zombies included.
+    pub fn processes(&self) -> Vec<Arc<ThreadGroup>> {
+        members(self.kernel(), self.number)
+    }
+}
+
+/// The processes of the container of this number.
+pub fn members(kernel: &Kernel, container: u32) -> Vec<Arc<ThreadGroup>> {
+    let mut all = kernel.processes();
+    all.retain(|group| group.container() == container);
+    all
+}
+
+/// Each container has terminals of its own: their numbers start at 0, and no other one's are seen.
+fn terminals_of(kernel: &Arc<Kernel>) -> Arc<Terminals> {
+    let sink: Arc<dyn sentry_vfs::SignalSink> = Arc::clone(kernel) as _;
+    Terminals::new(sink)
 }
 
 fn cpus(boot: &Boot, host: usize) -> u32 {

@@ -14,7 +14,7 @@ use hostsys::polling::{self, Interest};
 use hostsys::signals;
 use rustix::net::SocketFlags;
 use sentry_kernel::signal::Origin;
-use sentry_kernel::{Kernel, Prepared, ThreadGroup};
+use sentry_kernel::{Kernel, ThreadGroup};
 
 use crate::container::Container;
 use crate::session::{Session, SessionEvent};
@@ -92,16 +92,16 @@ pub struct Server<'a> {
     pub pending: &'a OwnedFd,
     pub mailbox: &'a mut Mailbox,
     pub container: &'a Container,
-    /// Init, until it is told to run.
-    pub held: Option<Prepared>,
 }
 
 impl Server<'_> {
     /// Serves until init has ended or the command is gone.
-    pub fn serve(mut self) -> Result<End, ChannelError> {
+    pub fn serve(self) -> Result<End, ChannelError> {
         let mut sessions: BTreeMap<u64, Session> = BTreeMap::new();
         let mut last_number = 0;
         let mut ended: Option<(WaitStatus, Instant)> = None;
+        // Further containers, by the number of the session that each was made for.
+        let mut members: BTreeMap<u64, Container> = BTreeMap::new();
         loop {
             let mut interests = vec![
                 Interest::new(self.control.as_fd(), libc::POLLIN),
@@ -113,13 +113,20 @@ impl Server<'_> {
                 },
             ];
             interests.extend(sessions.values().map(Session::interest));
+            interests.extend(members.values().map(|member| match &member.listener {
+                Some(listener) => Interest::new(listener.as_fd(), libc::POLLIN),
+                None => Interest::none(),
+            }));
             let timeout = ended.map(|(_, until)| {
                 i32::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(0)
             });
             polling::wait(&mut interests, timeout)?;
-            let [orders, host_signals, mail, newcomers, of_sessions @ ..] = interests.as_slice() else {
+            let [orders, host_signals, mail, newcomers, others @ ..] = interests.as_slice() else {
                 continue;
             };
+            let (of_sessions, of_members) = others.split_at_checked(sessions.len()).unwrap_or_default();
+            let visited: Vec<u64> =
+                members.keys().zip(of_members).filter(|(_, i)| i.any()).map(|(key, _)| *key).collect();
             let called: Vec<u64> =
                 sessions.keys().zip(of_sessions).filter(|(_, i)| i.any()).map(|(key, _)| *key).collect();
             if mail.any() {
@@ -128,12 +135,16 @@ impl Server<'_> {
             while let Ok(note) = self.mailbox.notes.try_recv() {
                 match note {
                     Note::Ended(status) => ended = Some((status, Instant::now() + LAST_ENDS)),
-                    Note::Session(number, event) => {
+                    Note::Session(number, mut event) => {
+                        if let Some(member) = event.take_container() {
+                            members.insert(number, member);
+                        }
                         let over = sessions
                             .get_mut(&number)
                             .is_some_and(|session| session.take(event, number, &self.mailbox.address));
                         if over {
                             sessions.remove(&number);
+                            members.remove(&number);
                         }
                     }
                 }
@@ -145,12 +156,12 @@ impl Server<'_> {
             }
             if host_signals.any() {
                 while let Some(signal) = signals::next(self.pending.as_fd())? {
-                    forward(&self.container.kernel, signal.signo);
+                    forward(self.container.kernel(), signal.signo);
                 }
             }
             if orders.any() {
                 match self.control.receive(false) {
-                    Ok(Some(order)) => self.obey(&order),
+                    Ok(Some(order)) => obey(self.container, &order),
                     Ok(None) => {}
                     Err(ChannelError::Closed) => return Ok(End::Abandoned),
                     Err(error) => return Err(error),
@@ -159,33 +170,40 @@ impl Server<'_> {
             for number in called {
                 let Some(session) = sessions.get_mut(&number) else { continue };
                 let address = &self.mailbox.address;
-                if session.turn(number, self.container, &mut self.held, address) {
+                let container = session.asks().map_or(Some(self.container), |asked| members.get(&asked));
+                if session.turn(number, container, address) {
                     sessions.remove(&number);
+                    members.remove(&number);
                 }
             }
-            if newcomers.any()
-                && let Some(listener) = &self.container.listener
-                && let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
-                && sessions.len() < MAX_SESSIONS
-            {
-                last_number += 1;
-                sessions.insert(last_number, Session::new(Channel::from_socket(socket)));
+            for (number, member) in &members {
+                // One that is to die before it has been started dies of its first signal.
+                if sessions.get(number).is_none_or(Session::is_gone) {
+                    member.start();
+                }
+            }
+            let first = newcomers.any().then_some((None, self.container));
+            let others = visited.iter().filter_map(|key| Some((Some(*key), members.get(key)?)));
+            for (asked, container) in first.into_iter().chain(others) {
+                if let Some(listener) = &container.listener
+                    && let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
+                    && sessions.len() < MAX_SESSIONS
+                {
+                    last_number += 1;
+                    sessions.insert(last_number, Session::new(Channel::from_socket(socket), asked));
+                }
             }
         }
     }
+}
 
-    fn obey(&mut self, order: &Order) {
-        match order {
-            Order::Signal(signo) => self.container.kernel.signal_init(*signo),
-            Order::Start => {
-                if let Some(init) = self.held.take() {
-                    init.start();
-                }
-            }
-            Order::Resize(size) => {
-                if let Some(terminal) = &self.container.terminal {
-                    terminal.resize(size.rows, size.columns);
-                }
+fn obey(container: &Container, order: &Order) {
+    match order {
+        Order::Signal(signo) => container.kernel().signal_init(*signo),
+        Order::Start => drop(container.start()),
+        Order::Resize(size) => {
+            if let Some(terminal) = &container.terminal {
+                terminal.resize(size.rows, size.columns);
             }
         }
     }
@@ -218,13 +236,13 @@ pub fn status_of(status: WaitStatus) -> Status {
 pub fn report(container: &Container, status: WaitStatus) -> Report {
     container.log.debug(&format!("the gofer has answered {} requests", container.gofer.calls()));
     let unsupported = container
-        .kernel
+        .kernel()
         .unsupported_report()
         .into_iter()
         .map(|call| Unsupported { name: call.name, program: call.comm, count: call.count })
         .take(MAX_UNSUPPORTED)
         .collect();
-    let deaths = container.kernel.host_deaths();
+    let deaths = container.kernel().host_deaths();
     let cause = if container.gofer.is_lost() {
         Some("the file server (gofer) was lost".to_owned())
     } else {

@@ -6,7 +6,9 @@
 //! then is a message read, a gofer asked, or a file parsed.
 //!
 //! Commands that come later connect to a socket that the command has given: the main thread accepts them and passes
-//! messages on ([`session`]); processes for them are made on workers.
+//! messages on ([`session`]); processes for them are made on workers. So are further containers of a pod ([`container`]):
+//! each has its own gofer, files, terminals and, where it asks for them, numbers of processes; the rest of the kernel is
+//! shared.
 //!
 //! **Invariants.** After [`filter::lock_down`] no host call names a path. Nothing in the process is worth more than the
 //! sandbox itself: whatever ends it ends PID 1, and with it every stub.
@@ -20,6 +22,7 @@ mod console;
 mod container;
 mod control;
 mod filter;
+mod inspect;
 mod log;
 mod session;
 mod started;
@@ -131,13 +134,10 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
         .send(&Event::Ready)
         .map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
 
-    let mut held = container.held.take();
-    if !boot.held
-        && let Some(init) = held.take()
-    {
-        init.start();
+    if !boot.held {
+        container.start();
     }
-    let server = Server { control, pending: &pending, mailbox: &mut mailbox, container: &container, held };
+    let server = Server { control, pending: &pending, mailbox: &mut mailbox, container: &container };
     match server.serve() {
         Ok(End::Exited(status)) => {
             if let Some((console, bell)) = threads.console {
@@ -183,7 +183,7 @@ impl Threads {
             console = Some((start("console", Role::Control, Box::new(move || relay.run()))?, bell));
         }
         for worker in 0..(nr_cpus + SPARE_WORKERS).min(MAX_WORKERS) {
-            let executor: Arc<Executor> = Arc::clone(container.kernel.executor());
+            let executor: Arc<Executor> = Arc::clone(container.kernel().executor());
             start("worker", Role::Worker, Box::new(move || executor.run_worker(worker)))?;
         }
         for _ in 0..started {

@@ -25,6 +25,11 @@ impl Log {
         }
     }
 
+    /// A log of lines as they are.
+    pub fn to_file(fd: OwnedFd) -> Self {
+        Self::new(Some(fd), false, false)
+    }
+
     /// A line of `--strace`.
     pub fn trace(&self, message: &str) {
         self.write("info", message);

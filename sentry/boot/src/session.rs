@@ -8,26 +8,28 @@ use std::thread;
 
 use abi::process::WaitStatus;
 use control_protocol::{
-    Answer, Channel, Descriptor, Event, Failure, Order, Phase, Process, ProcessInfo, Report, Request,
+    Answer, Boot, Channel, Descriptor, Event, Failure, Order, Phase, Process, ProcessInfo, Report, Request,
 };
 use fs_dev::{HostSide, Tty};
 use hostsys::polling::Interest;
 use sentry_base::mono_now;
-use sentry_kernel::{Kernel, Prepared, ThreadGroup};
+use sentry_kernel::ThreadGroup;
 use sentry_memory::UserMemory;
 use sentry_vfs::JobControl;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::console::{Bell, Console};
-use crate::container::Container;
+use crate::container::{Container, Shared, Which, members};
 use crate::control::{Address, Note, send, status_of};
-use crate::started::{Descriptors, Factory, Kind, failed};
+use crate::inspect;
+use crate::started::{Descriptors, Factory, Kind, Made, failed};
 
 /// What workers and relays tell about a session.
 #[derive(Debug)]
 pub enum SessionEvent {
     Built(Result<Built, Failure>),
     Listed(Vec<ProcessInfo>),
+    Inspected(Vec<String>),
     Ended(WaitStatus),
     /// The relay has sent everything.
     Drained,
@@ -39,6 +41,18 @@ pub struct Built {
     group: Arc<ThreadGroup>,
     terminal: Option<Arc<HostSide>>,
     console: Option<Console>,
+    /// The container whose init it is, until the main thread takes it.
+    container: Option<Box<Container>>,
+}
+
+impl SessionEvent {
+    /// The container that was made.
+    pub fn take_container(&mut self) -> Option<Container> {
+        match self {
+            Self::Built(Ok(built)) => built.container.take().map(|container| *container),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -68,20 +82,27 @@ struct Running {
 pub struct Session {
     channel: Channel,
     state: State,
+    asked: Option<u64>,
 }
 
 impl Session {
-    pub fn new(channel: Channel) -> Self {
-        Self { channel, state: State::Fresh }
+    /// A connection to the listener of the container that was made for the session `asked`, or to the first one's.
+    pub fn new(channel: Channel, asked: Option<u64>) -> Self {
+        Self { channel, state: State::Fresh, asked }
+    }
+
+    /// Which container is asked.
+    pub fn asks(&self) -> Option<u64> {
+        self.asked
+    }
+
+    /// Whether the command is gone.
+    pub fn is_gone(&self) -> bool {
+        matches!(&self.state, State::Working { gone: true, .. } | State::Running(Running { gone: true, .. }))
     }
 
     pub fn interest(&self) -> Interest {
-        match &self.state {
-            State::Working { gone: true, .. } | State::Running(Running { gone: true, .. }) => {
-                Interest::none()
-            }
-            _ => Interest::new(self.channel.as_fd(), libc::POLLIN),
-        }
+        if self.is_gone() { Interest::none() } else { Interest::new(self.channel.as_fd(), libc::POLLIN) }
     }
 
     /// Whether the end of a process has yet to be told.
@@ -90,18 +111,14 @@ impl Session {
     }
 
     /// Takes what the command has sent. True if the session is over.
-    pub fn turn(
-        &mut self,
-        number: u64,
-        container: &Container,
-        held: &mut Option<Prepared>,
-        address: &Address,
-    ) -> bool {
+    pub fn turn(&mut self, number: u64, container: Option<&Container>, address: &Address) -> bool {
         match &mut self.state {
-            State::Fresh => match self.channel.receive_sealed::<Request>(false) {
-                Ok(None) => false,
-                Ok(Some((request, fds))) => self.begin(number, request, fds, container, held, address),
-                Err(_) => true,
+            State::Fresh => match (self.channel.receive_sealed::<Request>(false), container) {
+                (Ok(None), Some(_)) => false,
+                (Ok(Some((request, fds))), Some(container)) => {
+                    self.begin(number, request, fds, container, address)
+                }
+                _ => true,
             },
             State::Working { process, gone } => {
                 // Orders may come before the process is there; they are for nobody.
@@ -140,23 +157,44 @@ impl Session {
         request: Request,
         fds: Vec<OwnedFd>,
         container: &Container,
-        held: &mut Option<Prepared>,
         address: &Address,
     ) -> bool {
         let answer = match request {
-            Request::Start => match held.take() {
-                Some(init) => {
-                    init.start();
-                    Answer::Done
-                }
-                None => Answer::AlreadyStarted,
-            },
-            Request::Kill { signal, all } => kill(&container.kernel, signal, all),
+            Request::Start if container.start() => Answer::Done,
+            Request::Start => Answer::AlreadyStarted,
+            Request::Kill { signal, all } => kill(container, signal, all),
             Request::Processes => {
                 self.state = State::Working { process: false, gone: false };
-                let (kernel, address) = (Arc::clone(&container.kernel), address.clone());
-                container.kernel.executor().spawn(async move {
-                    address.post(Note::Session(number, SessionEvent::Listed(list(&kernel))));
+                let (factory, address) = (Arc::clone(&container.factory), address.clone());
+                container.kernel().executor().spawn(async move {
+                    address.post(Note::Session(number, SessionEvent::Listed(list(&factory))));
+                });
+                return false;
+            }
+            Request::Create { boot, own_pids } => {
+                if boot.descriptors.len() != fds.len() || container.number != 0 {
+                    return true;
+                }
+                let Ok(new) = u32::try_from(number) else { return true };
+                self.state = State::Working { process: true, gone: false };
+                let (shared, address) = (Arc::clone(&container.shared), address.clone());
+                let which = Which { number: new, own_pids };
+                container.kernel().executor().spawn(async move {
+                    add(&shared, &boot, fds, which, number, &address);
+                });
+                return false;
+            }
+            Request::Inspect { trace, files } => {
+                match (trace, fds.into_iter().next()) {
+                    (Some(true), Some(file)) => container.kernel().set_trace(Some(inspect::trace_to(file))),
+                    (Some(false), _) => container.kernel().set_trace(None),
+                    _ => {}
+                }
+                self.state = State::Working { process: false, gone: false };
+                let (kernel, address) = (Arc::clone(container.kernel()), address.clone());
+                container.kernel().executor().spawn(async move {
+                    let lines = inspect::lines(&kernel, files);
+                    address.post(Note::Session(number, SessionEvent::Inspected(lines)));
                 });
                 return false;
             }
@@ -166,7 +204,7 @@ impl Session {
                 }
                 self.state = State::Working { process: true, gone: false };
                 let (factory, address) = (Arc::clone(&container.factory), address.clone());
-                container.kernel.executor().spawn(async move {
+                container.kernel().executor().spawn(async move {
                     execute(&factory, &process, &descriptors, fds, number, &address);
                 });
                 return false;
@@ -186,11 +224,18 @@ impl Session {
                 let _ = self.channel.send(&Answer::Done);
                 return true;
             }
+            SessionEvent::Inspected(lines) => {
+                for part in lines.chunks(PER_ANSWER) {
+                    let _ = self.channel.send(&Answer::Inspected(part.to_vec()));
+                }
+                let _ = self.channel.send(&Answer::Done);
+                return true;
+            }
             SessionEvent::Built(Err(failure)) => {
                 let _ = self.channel.send(&Event::Failed(failure));
                 return true;
             }
-            SessionEvent::Built(Ok(Built { group, terminal, console })) => {
+            SessionEvent::Built(Ok(Built { group, terminal, console, container: _ })) => {
                 let gone = matches!(self.state, State::Working { gone: true, .. });
                 let bell = console.and_then(|relay| relay_on_a_thread(relay, number, address));
                 if gone {
@@ -234,11 +279,12 @@ fn relay_on_a_thread(relay: Console, number: u64, address: &Address) -> Option<A
     thread::Builder::new().name("console".into()).spawn(run).ok().map(|_| bell)
 }
 
-fn kill(kernel: &Kernel, signal: i32, all: bool) -> Answer {
+fn kill(container: &Container, signal: i32, all: bool) -> Answer {
     if !(0..=64).contains(&signal) {
         return Answer::Refused(format!("{signal} is no signal"));
     }
-    let to = if all { kernel.processes() } else { kernel.process(1).into_iter().collect() };
+    let init = container.init.pid();
+    let to = if all { container.processes() } else { container.kernel().process(init).into_iter().collect() };
     if to.is_empty() {
         return Answer::NotRunning;
     }
@@ -270,11 +316,31 @@ fn execute(
     match built {
         Err(failure) => address.post(Note::Session(number, SessionEvent::Built(Err(failure)))),
         Ok(made) => {
-            let built = Built { group: made.group, terminal: made.terminal, console: made.console };
+            let Made { prepared, group, terminal, console } = made;
+            let built = Built { group, terminal, console, container: None };
             address.post(Note::Session(number, SessionEvent::Built(Ok(built))));
-            made.prepared.start();
+            prepared.start();
         }
     }
+}
+
+/// Makes a container whose init is held.
+fn add(shared: &Arc<Shared>, boot: &Boot, fds: Vec<OwnedFd>, which: Which, number: u64, address: &Address) {
+    let (told, kernel) = (address.clone(), Arc::clone(&shared.kernel));
+    let ended = Box::new(move |status| {
+        // What shares its numbers with another container is not ended by the kernel.
+        for group in members(&kernel, which.number) {
+            send(&group, libc::SIGKILL);
+        }
+        told.post(Note::Session(number, SessionEvent::Ended(status)));
+    });
+    let built = Container::add(shared, boot, fds, which, ended).map(|mut container| Built {
+        group: Arc::clone(&container.init),
+        terminal: container.terminal.clone(),
+        console: container.console.take(),
+        container: Some(Box::new(container)),
+    });
+    address.post(Note::Session(number, SessionEvent::Built(built)));
 }
 
 /// The longest command that is shown, in bytes.
@@ -286,10 +352,10 @@ const PER_ANSWER: usize = 32;
 /// Processes that are shown.
 const MAX_LISTED: usize = 4096;
 
-fn list(kernel: &Arc<Kernel>) -> Vec<ProcessInfo> {
+fn list(factory: &Factory) -> Vec<ProcessInfo> {
     let now = mono_now();
     let mut listed = Vec::new();
-    for group in kernel.processes() {
+    for group in members(&factory.kernel, factory.container) {
         let threads = group.threads();
         // A zombie is not shown.
         let Some(task) = threads.first() else { continue };
@@ -307,11 +373,12 @@ fn list(kernel: &Arc<Kernel>) -> Vec<ProcessInfo> {
         }
         let terminal = task.controlling_terminal();
         listed.push(ProcessInfo {
-            pid: group.pid(),
-            ppid: group.ppid(),
+            pid: factory.pid_ns.local(group.pid()),
+            ppid: factory.pid_ns.local(group.ppid()),
             uid: task.creds().euid,
             age_ms: now.saturating_sub(group.started()) / 1_000_000,
             cpu_ms: utime.saturating_add(stime) / 1_000_000,
+            resident: task.mm().resident().total(),
             terminal: terminal.and_then(|t| t.as_any().downcast_ref::<Tty>().map(Tty::index)),
             command,
         });

@@ -4,11 +4,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
-use control_protocol::{Descriptor, Failure, Phase, Process};
+use abi::seccomp::SockFilter;
+use control_protocol::{Descriptor, Failure, FilterInsn, Phase, Process, SyscallFilter};
 use fs_dev::{HostSide, Terminals};
 use fs_host::{HostFile, Watcher};
 use sentry_base::Errno;
-use sentry_kernel::{InitError, InitSpec, Kernel, Prepared, ThreadGroup};
+use sentry_kernel::seccomp::{Filter, Program};
+use sentry_kernel::{InitError, InitSpec, Kernel, PidNs, Prepared, ThreadGroup};
 use sentry_vfs::{
     CapSet, Credentials, FdTable, FileDescription, FileOps, NR_OPEN, OpenFlags, OpenHow, Opened, Terminal,
 };
@@ -75,6 +77,18 @@ pub struct Factory {
     pub tree: Tree,
     pub terminals: Arc<Terminals>,
     pub watcher: Arc<Watcher>,
+    pub pid_ns: Arc<PidNs>,
+    /// The container's number.
+    pub container: u32,
+    /// What the calls of every process pass.
+    pub filter: Option<Arc<Filter>>,
+}
+
+/// The filter that a configuration asks for. `None` is what the runtime should not have sent.
+pub fn filter_of(asked: &SyscallFilter) -> Option<Arc<Filter>> {
+    let insn = |insn: &FilterInsn| SockFilter { code: insn.code, jt: insn.jt, jf: insn.jf, k: insn.k };
+    let program: Vec<_> = asked.program.iter().map(insn).collect();
+    Program::check(&program).ok().map(Filter::first)
 }
 
 impl Factory {
@@ -115,7 +129,7 @@ impl Factory {
             }
             _ => None,
         };
-        let spec = init_spec(process, &self.tree, table, terminal.as_deref(), ended);
+        let spec = self.spec(process, table, terminal.as_deref(), ended);
         let prepared = match kind {
             Kind::Init => self.kernel.create_init(spec),
             Kind::Later => self.kernel.create_process(spec),
@@ -126,6 +140,38 @@ impl Factory {
             .process(prepared.pid())
             .ok_or_else(|| failed(Phase::Init, "the process is gone before its start"))?;
         Ok(Made { prepared, group, terminal, console })
+    }
+
+    fn spec(
+        &self,
+        process: &Process,
+        fds: Arc<FdTable>,
+        terminal: Option<&HostSide>,
+        ended: Ending,
+    ) -> InitSpec {
+        let bytes = |texts: &[control_protocol::Text]| texts.iter().map(|text| text.0.clone()).collect();
+        InitSpec {
+            argv: bytes(&process.args),
+            env: bytes(&process.env),
+            creds: credentials(process),
+            rlimits: process
+                .rlimits
+                .iter()
+                .map(|limit| (limit.resource, Rlimit { cur: limit.soft, max: limit.hard }))
+                .collect(),
+            fds,
+            mount_ns: Arc::clone(&self.tree.ns),
+            root: self.tree.root(),
+            cwd: process.cwd.0.clone(),
+            umask: process.umask.unwrap_or(0o022),
+            terminal: terminal.map(|side| Arc::clone(side.tty()) as Arc<dyn Terminal>),
+            pid_ns: Some(Arc::clone(&self.pid_ns)),
+            container: self.container,
+            filter: self.filter.clone(),
+            oom_score_adj: process.oom_score_adj.unwrap_or(0),
+            shielded: process.shielded,
+            on_exit: Some(ended),
+        }
     }
 }
 
@@ -154,35 +200,6 @@ fn open_terminal(
         place(table, number, Arc::clone(&file))?;
     }
     Ok(())
-}
-
-fn init_spec(
-    process: &Process,
-    tree: &Tree,
-    fds: Arc<FdTable>,
-    terminal: Option<&HostSide>,
-    ended: Ending,
-) -> InitSpec {
-    let bytes = |texts: &[control_protocol::Text]| texts.iter().map(|text| text.0.clone()).collect();
-    InitSpec {
-        argv: bytes(&process.args),
-        env: bytes(&process.env),
-        creds: credentials(process),
-        rlimits: process
-            .rlimits
-            .iter()
-            .map(|limit| (limit.resource, Rlimit { cur: limit.soft, max: limit.hard }))
-            .collect(),
-        fds,
-        mount_ns: Arc::clone(&tree.ns),
-        root: tree.root(),
-        cwd: process.cwd.0.clone(),
-        umask: process.umask.unwrap_or(0o022),
-        terminal: terminal.map(|side| Arc::clone(side.tty()) as Arc<dyn Terminal>),
-        oom_score_adj: process.oom_score_adj.unwrap_or(0),
-        shielded: process.shielded,
-        on_exit: Some(ended),
-    }
 }
 
 fn credentials(process: &Process) -> Credentials {

@@ -11,11 +11,12 @@ use fs_gofer::{GoferFs, Session};
 use fs_overlay::OverlayFs;
 use fs_tmpfs::{TmpFs, TmpfsOptions};
 use sentry_base::{Errno, Result};
-use sentry_kernel::Kernel;
-use sentry_memory::MemoryFile;
+use sentry_kernel::{Kernel, PidNs};
+use sentry_memory::{MemoryFile, UserReader};
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{
-    FileSystem, FsContextView, Location, LookupFlags, MountFlags, MountNamespace, PathCx, anonymous_dev,
+    FileSystem, FsContextView, IoCtx, IoStart, Location, LookupFlags, MountFlags, MountNamespace, OpenFlags,
+    OpenHow, Opened, PathCx, Pos, anonymous_dev,
 };
 
 use crate::caller::KernelCaller;
@@ -52,6 +53,9 @@ pub struct Parts<'a> {
     pub filestore: &'a Arc<MemoryFile>,
     pub gofer: &'a Arc<Session>,
     pub terminals: &'a Arc<Terminals>,
+    pub pid_ns: &'a Arc<PidNs>,
+    /// Whether there is a `/dev/console`.
+    pub console: bool,
 }
 
 /// The finished tree.
@@ -60,6 +64,8 @@ pub struct Tree {
     pub ns: Arc<MountNamespace>,
     caller: KernelCaller,
     view: FsContextView,
+    /// What could not be done and does not matter to most programs.
+    pub notes: Vec<String>,
 }
 
 impl Tree {
@@ -70,10 +76,13 @@ impl Tree {
         let ns = MountNamespace::new(parts.kernel.vfs(), root, MountFlags::empty(), "overlay");
         let at = ns.root();
         let view = FsContextView { root: at.clone(), cwd: at.clone(), umask: 0o022 };
-        let tree = Self { ns, caller: KernelCaller::new(), view };
+        let mut tree = Self { ns, caller: KernelCaller::new(), view, notes: Vec::new() };
         for mount in &boot.mounts {
-            tree.mount(boot, parts, mount)?;
+            tree.mount(parts, mount)?;
         }
+        // The places of some are read-only in a moment.
+        let sysctls = boot.sysctls.iter();
+        tree.notes = sysctls.filter_map(|(name, value)| tree.set_sysctl(name, value).err()).collect();
         for path in &boot.masked_paths {
             tree.mask(path)?;
         }
@@ -120,14 +129,29 @@ impl Tree {
         Ok(at)
     }
 
-    fn mount(&self, boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> core::result::Result<(), TreeError> {
+    fn mount(&self, parts: &Parts<'_>, mount: &Mount) -> core::result::Result<(), TreeError> {
         let path = mount.destination.as_bytes();
         let file = matches!(mount.kind, MountKind::Bind { is_directory: false, .. });
         let at = self.make_path(path, file).map_err(|errno| TreeError::Point { place: show(path), errno })?;
-        let (what, made) = file_system(boot, parts, mount);
+        let (what, made) = file_system(parts, mount);
         made.and_then(|fs| self.ns.mount_at(&at, fs, flags_of(mount.flags), what))
             .map_err(|errno| TreeError::Mount { what, place: show(path), errno })?;
         Ok(())
+    }
+
+    /// Sets a value of `/proc/sys`; a sentence where that is not possible.
+    fn set_sysctl(&self, name: &str, value: &str) -> core::result::Result<(), String> {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let set = || -> Result<()> {
+            let opened = self.walk().open(None, path.as_bytes(), OpenHow::new(OpenFlags::WRONLY))?;
+            let Opened::File(file) = opened else { return Err(Errno::EINVAL) };
+            let io = IoCtx { flags: OpenFlags::WRONLY, caller: &self.caller };
+            match file.ops().try_write(&io, &mut UserReader::buffer(value.as_bytes()), Pos::At(0))? {
+                IoStart::Done(_) => Ok(()),
+                IoStart::WouldBlock => Err(Errno::EAGAIN),
+            }
+        };
+        set().map_err(|errno| format!("linux.sysctl[{name:?}]: not applied inside the sandbox: {errno}"))
     }
 
     /// Hides a path, if it is there: a file behind an empty one, a directory behind an empty one.
@@ -181,13 +205,13 @@ fn root_fs(boot: &Boot, parts: &Parts<'_>) -> Result<Arc<dyn FileSystem>> {
     Ok(OverlayFs::new(lower, upper, dev)?)
 }
 
-fn file_system(boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dyn FileSystem>>) {
+fn file_system(parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dyn FileSystem>>) {
     match &mount.kind {
-        MountKind::Proc => ("proc", Ok(fs_proc::new(parts.kernel, anonymous_dev()))),
+        MountKind::Proc => ("proc", Ok(fs_proc::of_namespace(parts.kernel, parts.pid_ns, anonymous_dev()))),
         MountKind::Sysfs => ("sysfs", Ok(fs_sys::new(anonymous_dev(), parts.kernel.nr_cpus()))),
         MountKind::Dev { data } => {
-            let console = boot.process.terminal.is_some();
-            let made = tmpfs(parts, data).and_then(|fs| fs_dev::populate(&fs.root(), console).map(|()| fs));
+            let made =
+                tmpfs(parts, data).and_then(|fs| fs_dev::populate(&fs.root(), parts.console).map(|()| fs));
             ("tmpfs", made.map(|fs| fs as Arc<dyn FileSystem>))
         }
         // Options of devpts choose owners and modes, which are the usual ones here.
@@ -201,7 +225,7 @@ fn file_system(boot: &Boot, parts: &Parts<'_>, mount: &Mount) -> (&'static str, 
             fs.set_root(fs.dir([]));
             ("cgroup2", Ok(fs))
         }
-        MountKind::Tmpfs { data } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
+        MountKind::Tmpfs { data, .. } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
         MountKind::Bind { attach, .. } => {
             // Others may change the host's files at any time.
             let options =

@@ -133,19 +133,19 @@ impl Task {
 }
 
 /// A number in the PID namespaces below the first, given back unless the task comes to be.
-struct Admitted<'a> {
+pub(crate) struct Admitted<'a> {
     ns: &'a PidNs,
     number: i32,
     kept: bool,
 }
 
 impl<'a> Admitted<'a> {
-    fn new(ns: &'a PidNs, number: i32) -> Result<Self> {
+    pub fn new(ns: &'a PidNs, number: i32) -> Result<Self> {
         ns.admit(number)?;
         Ok(Self { ns, number, kept: false })
     }
 
-    fn keep(&mut self) {
+    pub fn keep(&mut self) {
         self.kept = true;
     }
 }
@@ -212,6 +212,7 @@ pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
             ThreadGroup::new(Arc::clone(&kernel), tid, Arc::clone(&pid_ns), actions, parent.group().limits());
         group.set_oom_score_adj(parent.group().oom_score_adj());
         group.set_dumpable(parent.group().dumpable());
+        group.set_container(parent.group().container());
         group
     };
     let mut scheduling = *parent.scheduling.lock();

@@ -9,6 +9,7 @@ use sentry_memory::{UserMemory, copy_in_cstr};
 use sentry_vfs::{Credentials, IoStart};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::injection::Injection;
 use crate::outbox::{self, CallerMemory, SharedOutbox};
 use crate::signal::FaultRecord;
 use crate::task::VforkGate;
@@ -23,6 +24,7 @@ pub struct Current {
     pub syscall_nr: u64,
     /// The last call was interrupted, and goes on like this unless a handler runs.
     pub(crate) restart: Option<Restart>,
+    pub(crate) injection: Injection,
     pub(crate) last_fault: FaultRecord,
     /// A child made with `CLONE_VFORK` that is to be waited for, and its thread id.
     pub(crate) vfork: Option<(Arc<VforkGate>, i32)>,
@@ -32,6 +34,17 @@ pub struct Current {
     /// The credentials that the context answers calls by.
     answered: Option<Arc<Credentials>>,
 }
+
+/// The calls that a context may answer.
+const ANSWERED: [i64; 7] = [
+    libc::SYS_sched_yield,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+];
 
 impl core::fmt::Debug for Current {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -83,8 +96,10 @@ pub const PATH_MAX: usize = 4096;
 
 impl Current {
     pub(crate) fn new(task: Arc<Task>, regs: Regs, context: Box<dyn Context>) -> Self {
+        let injection = Injection::new(task.kernel().interruptions, task.tid());
         Self {
             task,
+            injection,
             regs,
             context,
             syscall_nr: 0,
@@ -159,7 +174,7 @@ impl Current {
     /// once the task counts as one that runs application code: who changes what is asked here kicks it then.
     pub(crate) fn update_answers(&mut self) {
         let watched =
-            self.task.trace_mode() != 0 || self.task.seccomp_mode() != 0 || self.kernel().trace.is_some();
+            self.task.trace_mode() != 0 || self.kernel().traces() || !self.task.filters_pass(&ANSWERED);
         let creds = self.task.creds();
         // The maps of a user namespace may be written at any time.
         if watched || !creds.user_ns.is_initial() {
@@ -241,6 +256,9 @@ impl Current {
     /// Sleeps on the task's sleeper until it is woken. Arm it before it is shared.
     pub async fn sleep(&mut self, class: WaitClass, deadline: Option<Nanos>) -> WaitEnd {
         self.settle_memory();
+        if class == WaitClass::Interruptible && self.injection.strikes() {
+            return WaitEnd::Interrupted;
+        }
         self.context.will_block();
         self.task.cpu.block();
         let task = Arc::clone(&self.task);

@@ -1,6 +1,6 @@
 //! Processes: what the threads of one process share (`struct signal_struct` of Linux).
 
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use abi::process::{Rlimit, WaitStatus};
@@ -75,6 +75,8 @@ pub struct ThreadGroup {
     pub(crate) children_stime: AtomicU64,
     pub(crate) timers: ProcessTimers,
     pub(crate) oom_score_adj: AtomicI32,
+    /// The number of its container in the sandbox.
+    container: AtomicU32,
     /// The most resident bytes of the process, and of any child that was waited for.
     peak_resident: AtomicU64,
     pub(crate) children_peak_resident: AtomicU64,
@@ -120,6 +122,7 @@ impl ThreadGroup {
             children_stime: AtomicU64::new(0),
             timers: ProcessTimers::default(),
             oom_score_adj: AtomicI32::new(0),
+            container: AtomicU32::new(0),
             peak_resident: AtomicU64::new(0),
             children_peak_resident: AtomicU64::new(0),
         })
@@ -127,6 +130,15 @@ impl ThreadGroup {
 
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Which of the sandbox's containers it belongs to; 0 is the first one.
+    pub fn container(&self) -> u32 {
+        self.container.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_container(&self, container: u32) {
+        self.container.store(container, Ordering::Relaxed);
     }
 
     /// The PID namespace that the process is in.

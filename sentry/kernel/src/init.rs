@@ -7,6 +7,7 @@ use abi::signal::{SigSet, sig};
 use sentry_base::Errno;
 use sentry_vfs::{Access, Credentials, FsContext, LookupFlags, PathCx};
 
+use crate::clone::Admitted;
 use crate::exec::{self, ExecSpec};
 use crate::signal::Actions;
 use crate::task::{Scheduling, TaskParts, comm_from};
@@ -67,13 +68,11 @@ impl Kernel {
         }
         let command = spec.argv.first().cloned().ok_or(InitError::NoCommand)?;
         let pid = self.task_set().allocate(self.max_tasks).map_err(InitError::Task)?;
-        let group = ThreadGroup::new(
-            Arc::clone(self),
-            pid,
-            Arc::clone(self.first_pid_ns()),
-            Arc::new(Actions::default()),
-            limits,
-        );
+        let pid_ns = spec.pid_ns.clone().unwrap_or_else(|| Arc::clone(self.first_pid_ns()));
+        let mut number = Admitted::new(&pid_ns, pid).map_err(|_| InitError::Task(Errno::ESRCH))?;
+        let actions = Arc::new(Actions::default());
+        let group = ThreadGroup::new(Arc::clone(self), pid, Arc::clone(&pid_ns), actions, limits);
+        group.set_container(spec.container);
         group.exit_signal.store(sig::CHLD, Ordering::Relaxed);
         group.set_oom_score_adj(spec.oom_score_adj);
         let task = Task::new(TaskParts {
@@ -84,11 +83,14 @@ impl Kernel {
             mm: Arc::clone(self.no_mm()),
             fds: Arc::clone(&spec.fds),
             fs: FsContext::new(spec.root.clone(), spec.root.clone(), spec.umask),
-            namespaces: self.first_namespaces().with_mounts(&spec.mount_ns),
+            namespaces: self.first_namespaces().with_mounts_and_pids(&spec.mount_ns, &pid_ns),
             comm: comm_from(&command),
             mask: SigSet::EMPTY,
             scheduling: Scheduling::of_cpus(self.nr_cpus()),
         });
+        if let Some(filter) = &spec.filter {
+            task.seccomp.begin_with(filter);
+        }
         enter_directory(&task, &spec.creds, &spec.cwd)?;
         let program = find_program(&task, &spec, &command)?;
 
@@ -96,9 +98,10 @@ impl Kernel {
         {
             let mut set = self.task_set();
             // Asked again under the lock: init may have ended since the number was taken.
-            if set.closed {
+            if set.closed || pid_ns.is_closed() {
                 return Err(InitError::Task(Errno::ESRCH));
             }
+            number.keep();
             set.tasks.insert(pid, Arc::clone(&task));
             let process = Process {
                 group: Arc::clone(&group),

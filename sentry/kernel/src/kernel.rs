@@ -48,11 +48,26 @@ pub struct KernelConfig {
     /// Tasks at the same time; more get `EAGAIN`.
     pub max_tasks: usize,
     pub trace: Option<TraceSink>,
+    /// Seed of interruptions that no signal has caused, for tests; 0 for none.
+    pub interruptions: u64,
 }
 
 impl core::fmt::Debug for KernelConfig {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("KernelConfig")
+    }
+}
+
+/// The trace of system calls, which can be turned on and off while tasks run.
+struct TraceSwitch {
+    /// Read on every call.
+    on: AtomicBool,
+    sink: Mutex<Option<TraceSink>, { rank::LEAF }>,
+}
+
+impl TraceSwitch {
+    fn new(sink: Option<TraceSink>) -> Self {
+        Self { on: AtomicBool::new(sink.is_some()), sink: Mutex::new(sink) }
     }
 }
 
@@ -72,7 +87,13 @@ pub struct InitSpec {
     pub umask: u32,
     /// Becomes the controlling terminal of init's session.
     pub terminal: Option<Arc<dyn Terminal>>,
+    /// The PID namespace to live in; none is the sandbox's first. In one that is empty the process is its init.
+    pub pid_ns: Option<Arc<PidNs>>,
+    /// Which of the sandbox's containers the process and all that it makes belong to.
+    pub container: u32,
     pub oom_score_adj: i32,
+    /// What its calls pass, and those of its children.
+    pub filter: Option<Arc<crate::seccomp::Filter>>,
     /// Init alone: whether signals that it does not handle are dropped, as in a PID namespace. False makes it an ordinary
     /// process, for a command that its user wants to interrupt.
     pub shielded: bool,
@@ -117,7 +138,8 @@ pub struct Kernel {
     nr_cpus: u32,
     total_memory: u64,
     pub(crate) max_tasks: usize,
-    pub(crate) trace: Option<TraceSink>,
+    trace: TraceSwitch,
+    pub(crate) interruptions: u64,
     tasks: Mutex<TaskSet, { rank::TASK_SET }>,
     extensions: Extensions,
     unsupported: Mutex<BTreeMap<(String, String), u64>, { rank::LEAF }>,
@@ -197,7 +219,8 @@ impl Kernel {
             nr_cpus: config.nr_cpus.max(1),
             total_memory: config.total_memory,
             max_tasks: config.max_tasks,
-            trace: config.trace,
+            trace: TraceSwitch::new(config.trace),
+            interruptions: config.interruptions,
             tasks: Mutex::new(TaskSet::default()),
             extensions: Extensions::default(),
             unsupported: Mutex::new(BTreeMap::new()),
@@ -207,6 +230,28 @@ impl Kernel {
             futexes: FutexTable::default(),
             host_deaths: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Where a line for each system call goes, if anywhere.
+    pub(crate) fn trace(&self) -> Option<TraceSink> {
+        if self.trace.on.load(Ordering::Relaxed) { self.trace.sink.lock().clone() } else { None }
+    }
+
+    /// Whether every system call is to be seen.
+    pub(crate) fn traces(&self) -> bool {
+        self.trace.on.load(Ordering::Relaxed)
+    }
+
+    /// Turns the trace of system calls on or off.
+    pub fn set_trace(&self, sink: Option<TraceSink>) {
+        let on = sink.is_some();
+        let old = core::mem::replace(&mut *self.trace.sink.lock(), sink);
+        self.trace.on.store(on, Ordering::Relaxed);
+        drop(old);
+        // Calls that they answer by themselves must show from here on.
+        for task in self.tasks() {
+            task.notify(0);
+        }
     }
 
     pub fn executor(&self) -> &Arc<Executor> {
@@ -248,6 +293,11 @@ impl Kernel {
     /// The sandbox's first PID namespace.
     pub fn first_pid_ns(&self) -> &Arc<PidNs> {
         &self.first.pid
+    }
+
+    /// A PID namespace below the first, for another container.
+    pub fn new_pid_ns(&self) -> Arc<PidNs> {
+        PidNs::below(self.first_pid_ns())
     }
 
     /// The files of namespaces.

@@ -19,6 +19,7 @@ mod futex;
 mod futex_pi;
 mod group;
 mod init;
+mod injection;
 mod ipc;
 mod jobs;
 mod kernel;

@@ -14,7 +14,7 @@ use crate::ptrace::{self, mode};
 use crate::seccomp::{self, Gate};
 use crate::signal::{FaultRecord, Outcome, interrupt};
 use crate::task::VforkGate;
-use crate::{Call, Current, Row, Stop, SysResult, TaskState, exit};
+use crate::{Call, Current, Row, Stop, SysResult, TaskState, TraceSink, exit};
 
 /// TF of RFLAGS.
 const TRAP_FLAG: u64 = 0x100;
@@ -113,6 +113,7 @@ fn number(cx: &Current) -> u64 {
 }
 
 async fn syscall(cx: &mut Current) {
+    cx.injection.call();
     if cx.task.trace_mode() & (mode::CALLS | mode::EMULATED) != 0 && !Box::pin(ptrace::calls_begin(cx)).await
     {
         Box::pin(ptrace::calls_end(cx)).await;
@@ -124,11 +125,14 @@ async fn syscall(cx: &mut Current) {
     let nr = number(cx);
     let args = cx.regs.syscall_args();
     cx.syscall_nr = nr;
+    cx.task.note_call(nr);
     let row = cx.task.kernel().table().row(nr).copied();
     let result = match gate {
         Gate::Answer(result) => result,
-        Gate::Pass if cx.task.kernel().trace.is_some() => traced(cx, row, nr, args).await,
-        Gate::Pass => call(cx, row, nr, args).await,
+        Gate::Pass => match cx.task.kernel().trace() {
+            None => call(cx, row, nr, args).await,
+            Some(trace) => Box::pin(traced(cx, row, nr, args, trace)).await,
+        },
     };
     match result {
         Ok(value) => cx.regs.rax = value,
@@ -161,7 +165,7 @@ async fn call(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6]) -> Sy
 }
 
 /// A call with a line in the trace: `[tid comm] name(args) = result`.
-async fn traced(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6]) -> SysResult {
+async fn traced(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6], trace: TraceSink) -> SysResult {
     let comm = cx.task.comm();
     let mut line = format!(
         "[{} {}] {}(",
@@ -190,9 +194,7 @@ async fn traced(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6]) -> 
         Err(Stop::Restart(restart)) => write!(line, ") = ? restart {restart:?}"),
         Err(Stop::RegistersSet) => write!(line, ") = ?"),
     };
-    if let Some(trace) = &cx.task.kernel().trace {
-        trace(&line);
-    }
+    trace(&line);
     result
 }
 

@@ -137,6 +137,8 @@ pub struct Task {
     pub(crate) first_timer_slack: AtomicU64,
     pub(crate) personality: AtomicU32,
     pub(crate) seccomp: Seccomp,
+    /// The number of its last system call.
+    last_call: AtomicU32,
     /// What its semaphore operations take back at its end.
     pub(crate) sem_undo: Mutex<Option<Arc<UndoList>>, { rank::LEAF }>,
     /// The change to the present user exceeded `RLIMIT_NPROC`.
@@ -247,6 +249,7 @@ impl Task {
             first_timer_slack: AtomicU64::new(50_000),
             personality: AtomicU32::new(0),
             seccomp: Seccomp::default(),
+            last_call: AtomicU32::new(u32::MAX),
             sem_undo: Mutex::new(None),
             over_task_limit: AtomicBool::new(false),
             trace_mode: AtomicU8::new(0),
@@ -279,6 +282,16 @@ impl Task {
 
     pub fn group(&self) -> &Arc<ThreadGroup> {
         &self.group
+    }
+
+    /// The system call that it is in, by number, if it is in one.
+    pub fn current_call(&self) -> Option<u32> {
+        let waits = matches!(self.state(), TaskState::Syscall | TaskState::VforkWait);
+        Some(self.last_call.load(Ordering::Relaxed)).filter(|nr| waits && *nr != u32::MAX)
+    }
+
+    pub(crate) fn note_call(&self, nr: u64) {
+        self.last_call.store(u32::try_from(nr).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
     pub fn state(&self) -> TaskState {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use abi::process::{Rlimit, SchedParam, Sysinfo, Utsname, rlimit};
+use abi::process::{Rlimit, SchedParam, Sysinfo, Utsname, WaitStatus, rlimit};
 use abi::time::Timespec;
 use platform::Barrier;
 use sentry_base::{Errno, Result, mono_now, rand};
@@ -94,17 +94,30 @@ fn setdomainname(cx: &mut Current, name: PathPtr, len: usize) -> Result<()> {
 /// Magic numbers and commands of `linux/reboot.h`.
 const REBOOT_MAGIC: u32 = 0xfee1_dead;
 const REBOOT_MAGIC2: [u32; 4] = [672_274_793, 85_072_278, 369_367_448, 537_993_216];
-/// Restart, halt, power off.
-const REBOOT_ENDS: [u32; 4] = [0x0123_4567, 0xa1b2_c3d4, 0xcdef_0123, 0x4321_fedc];
+/// Commands that end the system, and the signal that ends init of a pid namespace instead: restarts, halt, power off.
+const REBOOT_ENDS: [(u32, i32); 4] = [
+    (0x0123_4567, libc::SIGHUP),
+    (0xa1b2_c3d4, libc::SIGHUP),
+    (0xcdef_0123, libc::SIGINT),
+    (0x4321_fedc, libc::SIGINT),
+];
 
-/// Whether the sandbox ends is for those to say who started it; what concerns the machine alone is unknown in a pid
-/// namespace, as in `reboot_pid_ns`.
+/// In a pid namespace below the first, it is that namespace which ends (`reboot_pid_ns`, `kernel/pid_namespace.c`);
+/// whether the sandbox ends is for those to say who started it. What concerns the machine alone is unknown in both.
 fn reboot(cx: &mut Current, magic: Bits, magic2: Bits, command: Bits, _arg: Ptr) -> Result<()> {
-    if !cx.creds().has_cap(cap::SYS_BOOT) {
+    let ns = Arc::clone(cx.group().pid_ns());
+    if !cx.creds().has_cap_in(ns.user_ns(), cap::SYS_BOOT) {
         return Err(Errno::EPERM);
     }
     let known = magic.0 == REBOOT_MAGIC && REBOOT_MAGIC2.contains(&magic2.0);
-    Err(if known && REBOOT_ENDS.contains(&command.0) { Errno::EPERM } else { Errno::EINVAL })
+    let end = REBOOT_ENDS.iter().find(|(end, _)| known && *end == command.0).ok_or(Errno::EINVAL)?;
+    if ns.is_first() {
+        return Err(Errno::EPERM);
+    }
+    if let Some(init) = ns.init().and_then(|pid| cx.kernel().process(pid)) {
+        init.end(WaitStatus::signaled(end.1, false));
+    }
+    Ok(())
 }
 
 fn sysinfo(cx: &mut Current, info: Ptr) -> Result<()> {

@@ -69,8 +69,16 @@ fn network(cx: &Current) -> Arc<NetworkNamespace> {
     network
 }
 
+/// Families and types of sockets that have numbers (`NPROTO`, `SOCK_MAX`, `include/linux/net.h`).
+const FAMILIES: i32 = 46;
+const TYPES: i32 = 11;
+
 fn socket(cx: &mut Current, domain: i32, kind: i32, protocol: i32) -> Result<i32> {
     let (kind, status, cloexec) = split_kind(kind)?;
+    // A type that is none is told of before a family that is not there (`__sock_create`, `net/socket.c`).
+    if (0..FAMILIES).contains(&domain) && !(0..TYPES).contains(&kind) {
+        return Err(Errno::EINVAL);
+    }
     let (network, task) = (network(cx), Arc::clone(&cx.task));
     let socket: Arc<dyn Socket> = match domain {
         libc::AF_UNIX => UnixSocket::new(task.as_ref(), network.unix(), kind, protocol)?,

@@ -27,6 +27,7 @@ cases![
     seize_races_with_exec,
     attach_races_with_exit,
     registers_set_at_random,
+    a_spoilt_vdso_is_ones_own,
 ];
 
 const PT_LOAD: u32 = 1;
@@ -505,5 +506,29 @@ fn registers_set_at_random() -> Outcome {
     }
     let fd = sys::open("/dev/null", O_RDONLY)?;
     want!(fd.as_raw_fd() >= 0, "the kernel is gone");
+    Ok(())
+}
+
+fn a_spoilt_vdso_is_ones_own() -> Outcome {
+    let at = unsafe { getauxval(AT_SYSINFO_EHDR) } as usize;
+    want!(at != 0, "no vDSO");
+    let page = at as *mut u8;
+    let head = unsafe { std::slice::from_raw_parts(page, 64) }.to_vec();
+    want!(head.starts_with(b"\x7fELF"), "{:?}", &head[..4]);
+    // Writing to it is refused, by the processor and by a call; made writable, it becomes the process's own copy.
+    sys::dies_of(SIGSEGV, || unsafe { page.write_volatile(0) })?;
+    fork(|| {
+        let (rd, wr) = sys::pipe()?;
+        sys::fd_write(&wr, b"spoilt")?;
+        fails!(EFAULT, read(rd.as_raw_fd(), page.cast(), 6));
+        if unsafe { mprotect(page.cast(), PAGE, PROT_READ | PROT_WRITE) } == 0 {
+            unsafe { std::ptr::write_bytes(page, 0xcc, 64) };
+        }
+        Ok(())
+    })?
+    .ok()?;
+    want!(unsafe { std::slice::from_raw_parts(page, 64) } == head, "the parent sees what the child wrote");
+    // Whoever runs next has a sound one, and so has this process.
+    ok!(clock_gettime(CLOCK_MONOTONIC, &mut unsafe { std::mem::zeroed() }));
     Ok(())
 }

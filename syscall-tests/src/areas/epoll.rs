@@ -21,6 +21,8 @@ cases![
     wait_times_out_and_wakes,
     regular_files_are_refused,
     pwait_swaps_the_mask,
+    exclusive_wakes_one_of_the_waiting,
+    exclusive_passes_over_those_who_do_not_wait,
 ];
 
 fn make() -> Result<OwnedFd, String> {
@@ -217,5 +219,55 @@ fn pwait_swaps_the_mask() -> Outcome {
     let mut ev = epoll_event { events: 0, u64: 0 };
     fails!(EINTR, epoll_pwait(ep.as_raw_fd(), &raw mut ev, 1, 5000, &raw const none));
     same!(sys::hits(), 1);
+    Ok(())
+}
+
+fn exclusive_wakes_one_of_the_waiting() -> Outcome {
+    let (rd, wr) = pipe()?;
+    let (ready_rd, ready_wr) = pipe()?;
+    let mut kids = Vec::new();
+    for _ in 0..4 {
+        kids.push(sys::fork(|| {
+            let ep = make()?;
+            ok!(ctl(&ep, EPOLL_CTL_ADD, rd.as_raw_fd(), EPOLLIN | EPOLLEXCLUSIVE, 1));
+            fd_write(&ready_wr, b"r")?;
+            // The one that is woken leaves the byte there: no other hears of it.
+            let woken = wait(&ep, 4, 700)?.len();
+            want!(woken <= 1, "{woken} events");
+            unsafe { _exit(woken as i32) }
+        })?);
+    }
+    let mut started = 0;
+    while started < 4 {
+        started += fd_read(&ready_rd, 4)?.len();
+    }
+    sys::sleep_ms(200);
+    fd_write(&wr, b"x")?;
+    let mut woken = 0;
+    for kid in kids {
+        let status = kid.status()?;
+        want!(WIFEXITED(status), "wait status {status:#x}");
+        woken += WEXITSTATUS(status);
+    }
+    same!(woken, 1);
+    Ok(())
+}
+
+fn exclusive_passes_over_those_who_do_not_wait() -> Outcome {
+    let (rd, wr) = pipe()?;
+    let (idle, plain, busy) = (make()?, make()?, make()?);
+    ok!(ctl(&idle, EPOLL_CTL_ADD, rd.as_raw_fd(), EPOLLIN | EPOLLEXCLUSIVE | EPOLLET, 1));
+    ok!(ctl(&busy, EPOLL_CTL_ADD, rd.as_raw_fd(), EPOLLIN | EPOLLEXCLUSIVE, 2));
+    ok!(ctl(&plain, EPOLL_CTL_ADD, rd.as_raw_fd(), EPOLLIN | EPOLLET, 3));
+    let kid = sys::fork(|| {
+        sys::sleep_ms(60);
+        fd_write(&wr, b"x")?;
+        Ok(())
+    })?;
+    same!(wait(&busy, 4, 5000)?, vec![(EPOLLIN, 2)]);
+    kid.ok()?;
+    // Each that was told on the way has its edge.
+    same!(wait(&idle, 4, 0)?, vec![(EPOLLIN, 1)]);
+    same!(wait(&plain, 4, 0)?, vec![(EPOLLIN, 3)]);
     Ok(())
 }

@@ -40,6 +40,7 @@ cases![
     receive_timeout,
     v6_datagrams,
     v6_packet_info,
+    v6_hops_and_class_of_one_datagram,
     v6_takes_v4,
     v6_sends_to_v4_address,
     mmsg_calls,
@@ -477,6 +478,43 @@ fn v6_packet_info() -> Outcome {
     info.extend_from_slice(&[1, 0, 0, 0]);
     let hops = vec![64, 0, 0, 0];
     same!(m.control, [(IPPROTO_IPV6, IPV6_PKTINFO, info), (IPPROTO_IPV6, IPV6_HOPLIMIT, hops)]);
+    Ok(())
+}
+
+fn v6_hops_and_class_of_one_datagram() -> Outcome {
+    let (a, _) = v6_bound(LO6)?;
+    let (b, pb) = v6_bound(LO6)?;
+    ok!(set_int(&b, IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1));
+    ok!(set_int(&b, IPPROTO_IPV6, IPV6_RECVTCLASS, 1));
+    let to = v6(LO6, pb);
+    let send = |values: &[(i32, i32)], len: usize| {
+        let mut control = Vec::new();
+        for (kind, value) in values {
+            control.extend((16 + len).to_ne_bytes());
+            control.extend([IPPROTO_IPV6.to_ne_bytes(), kind.to_ne_bytes(), value.to_ne_bytes()].concat());
+            control.resize(control.len().next_multiple_of(8), 0);
+        }
+        let mut iov = iovec { iov_base: c"m".as_ptr().cast_mut().cast(), iov_len: 1 };
+        let mut msg: msghdr = unsafe { std::mem::zeroed() };
+        msg.msg_name = (&raw const to).cast_mut().cast();
+        msg.msg_namelen = size_of_val(&to) as u32;
+        (msg.msg_iov, msg.msg_iovlen) = (&raw mut iov, 1);
+        (msg.msg_control, msg.msg_controllen) = (control.as_mut_ptr().cast(), control.len());
+        unsafe { sendmsg(a.as_raw_fd(), &raw const msg, 0) }
+    };
+    ok!(send(&[(IPV6_HOPLIMIT, 7), (IPV6_TCLASS, 0x20)], 4));
+    ok!(send(&[(IPV6_HOPLIMIT, -1), (IPV6_TCLASS, -1)], 4));
+    for (hops, class) in [(7, 0x20), (64, 0)] {
+        let m = recv_message(&b, 9, 0)?;
+        let value = |n: u8| vec![n, 0, 0, 0];
+        same!(
+            m.control,
+            [(IPPROTO_IPV6, IPV6_HOPLIMIT, value(hops)), (IPPROTO_IPV6, IPV6_TCLASS, value(class))]
+        );
+    }
+    fails!(EINVAL, send(&[(IPV6_HOPLIMIT, 256)], 4));
+    fails!(EINVAL, send(&[(IPV6_TCLASS, -2)], 4));
+    fails!(EINVAL, send(&[(IPV6_TCLASS, 1)], 5));
     Ok(())
 }
 

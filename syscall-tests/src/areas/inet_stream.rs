@@ -1043,7 +1043,14 @@ fn socket_arguments() -> Outcome {
     fails!(EPROTONOSUPPORT, socket(AF_INET, SOCK_DGRAM, IPPROTO_TCP));
     fails!(EINVAL, socket(AF_INET, SOCK_STREAM, 4000));
     fails!(ESOCKTNOSUPPORT, socket(AF_INET, SOCK_SEQPACKET, 0));
-    fails!(EINVAL, socket(AF_INET, 77, 0));
+    fails!(EINVAL, socket(AF_INET, 11, 0));
+    // No type (0), datagrams of congestion control (6), and numbers without a meaning.
+    for kind in [0, 6, 7, 9] {
+        fails!(ESOCKTNOSUPPORT, socket(AF_INET, kind, 0));
+        fails!(ESOCKTNOSUPPORT, socket(AF_INET6, kind, 33));
+        fails!(ESOCKTNOSUPPORT, socket(AF_UNIX, kind, 0));
+    }
+    fails!(EINVAL, socket(AF_UNIX, 11, 0));
     fails!(EAFNOSUPPORT, socket(45, SOCK_STREAM, 0));
     fails!(EAFNOSUPPORT, socket(-1, SOCK_STREAM, 0));
     let mut fds = [0; 2];

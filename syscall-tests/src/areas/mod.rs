@@ -45,6 +45,7 @@ mod process;
 mod procfs;
 mod ptrace;
 mod ptrace_events;
+mod pty;
 mod rename;
 mod rlimit;
 mod sched;
@@ -88,6 +89,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "inet_options", cases: inet_options::CASES },
     Area { name: "netdev", cases: netdev::CASES },
     Area { name: "tty", cases: tty::CASES },
+    Area { name: "pty", cases: pty::CASES },
     Area { name: "path", cases: path::CASES },
     Area { name: "dir", cases: dir::CASES },
     Area { name: "rename", cases: rename::CASES },

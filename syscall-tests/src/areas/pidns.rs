@@ -44,6 +44,7 @@ cases![
     clone_parent_of_init_is_einval,
     lock_owner_is_translated,
     clone3_makes_a_namespace,
+    reboot_ends_the_namespace,
 ];
 
 fn own_ns() -> Outcome {
@@ -610,5 +611,34 @@ fn clone3_makes_a_namespace() -> Outcome {
         skip!("clone3 with a PID namespace: {}", crate::harness::errno_name(crate::harness::errno()));
     }
     same!(sys::wait_status(pid as i32)?, 0);
+    Ok(())
+}
+
+fn reboot_ends_the_namespace() -> Outcome {
+    let magic = (0xfee1_dead_u32, 672_274_793);
+    for (command, signal) in [(0x0123_4567_u32, SIGHUP), (0x4321_fedc, SIGINT)] {
+        sys::fork(|| {
+            own_ns()?;
+            let status = sys::status_of(|| unsafe {
+                // Never outside of a namespace of one's own.
+                if getpid() != 1 {
+                    _exit(9);
+                }
+                if libc::fork() == 0 {
+                    pause();
+                }
+                if syscall(SYS_reboot, magic.0, magic.1, 0x0bad_u32, 0) == 0
+                    || crate::harness::errno() != EINVAL
+                {
+                    _exit(8);
+                }
+                syscall(SYS_reboot, magic.0, magic.1, command, 0);
+                pause();
+            })?;
+            want!(WIFSIGNALED(status) && WTERMSIG(status) == signal, "wait status {status:#x}");
+            Ok(())
+        })?
+        .ok()?;
+    }
     Ok(())
 }

@@ -89,6 +89,13 @@ impl Observer for Item {
         epoll.make_ready(self);
         epoll.queue.notify(Events::READABLE);
     }
+
+    /// An instance on which nobody waits lets the next one be told (`ep_poll_callback`, `fs/eventpoll.c`).
+    fn notify_exclusive(&self, events: Events) -> bool {
+        let waited_for = self.epoll.upgrade().is_some_and(|epoll| !epoll.queue.is_empty());
+        self.notify(events);
+        waited_for && self.mask().intersects(events)
+    }
 }
 
 /// An epoll instance.
@@ -209,9 +216,13 @@ impl Epoll {
         }
         drop(topology);
         file.watch_close(Weak::clone(&self.me) as Weak<dyn CloseWatcher>);
-        // All events: which ones count may change later without touching the file. Exclusive items, too, are all told:
-        // Linux promises one or more.
-        let id = queue.add(Events::all(), Arc::clone(&item) as Arc<dyn Observer>);
+        // All events: which ones count may change later without touching the file.
+        let observer = Arc::clone(&item) as Arc<dyn Observer>;
+        let id = if event.events & EPOLLEXCLUSIVE == 0 {
+            queue.add(Events::all(), observer)
+        } else {
+            queue.add_exclusive(Events::all(), observer)
+        };
         *item.wait.lock() = Some(id);
         self.look(&item, file.ops());
         Ok(())

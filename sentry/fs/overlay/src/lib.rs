@@ -28,6 +28,7 @@ use sentry_base::lock::rank;
 use sentry_base::{KeyedMap, KeyedSet, Mutex, Result};
 use sentry_vfs::{FileSystem, Inode, SetAttr, SetTime, StatFs};
 
+pub use copy_up::copy_tree;
 pub use inode::OverlayInode;
 
 /// `OVERLAYFS_SUPER_MAGIC`.

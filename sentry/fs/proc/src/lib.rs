@@ -36,7 +36,8 @@ pub fn new(kernel: &Arc<Kernel>, dev: u64) -> Arc<dyn FileSystem> {
     of_namespace(kernel, kernel.first_pid_ns(), dev)
 }
 
-fn of_namespace(kernel: &Arc<Kernel>, ns: &Arc<PidNs>, dev: u64) -> Arc<dyn FileSystem> {
+/// The `/proc` of the PID namespace `ns` of `kernel`, with device number `dev`.
+pub fn of_namespace(kernel: &Arc<Kernel>, ns: &Arc<PidNs>, dev: u64) -> Arc<dyn FileSystem> {
     let fs = PseudoFs::new("proc", MAGIC, dev, FIRST_INO);
     fs.set_root(root::Root::new(&fs, kernel, ns));
     fs

@@ -60,6 +60,11 @@ impl FirstNamespaces {
 
     /// The set of a task that has all of them.
     pub fn with_mounts(&self, mnt: &Arc<MountNamespace>) -> Arc<Namespaces> {
+        self.with_mounts_and_pids(mnt, &self.pid)
+    }
+
+    /// The set of a task that has all of them but for the one of numbers.
+    pub fn with_mounts_and_pids(&self, mnt: &Arc<MountNamespace>, pid: &Arc<PidNs>) -> Arc<Namespaces> {
         Arc::new(Namespaces {
             uts: Arc::clone(&self.uts),
             ipc: Arc::clone(&self.ipc),
@@ -67,7 +72,7 @@ impl FirstNamespaces {
             cgroup: Arc::clone(&self.cgroup),
             time: Arc::clone(&self.time),
             mnt: Arc::clone(mnt),
-            pid_for_children: Arc::clone(&self.pid),
+            pid_for_children: Arc::clone(pid),
         })
     }
 }

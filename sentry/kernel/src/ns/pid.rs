@@ -53,13 +53,22 @@ impl PidNs {
         if parent.level >= MAX_LEVEL {
             return Err(Errno::ENOSPC);
         }
-        Ok(Arc::new(Self {
+        Ok(Self::owned(parent, &creds.user_ns))
+    }
+
+    /// A namespace below `parent` with the same owner.
+    pub(crate) fn below(parent: &Arc<Self>) -> Arc<Self> {
+        Self::owned(parent, &parent.user_ns)
+    }
+
+    fn owned(parent: &Arc<Self>, user_ns: &Arc<UserNs>) -> Arc<Self> {
+        Arc::new(Self {
             ino: next_ns_ino(),
             parent: Some(Arc::clone(parent)),
             level: parent.level + 1,
-            user_ns: Arc::clone(&creds.user_ns),
+            user_ns: Arc::clone(user_ns),
             numbers: Mutex::new(Numbers::default()),
-        }))
+        })
     }
 
     pub fn ino(&self) -> u64 {

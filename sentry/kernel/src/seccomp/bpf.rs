@@ -4,7 +4,7 @@
 //! A checked program has only forward jumps inside itself and ends with a return on every path, so a run ends after at
 //! most as many steps as it has instructions.
 
-use abi::seccomp::{MAX_INSNS, SeccompData, SockFilter};
+use abi::seccomp::{AUDIT_ARCH_X86_64, MAX_INSNS, SeccompData, SockFilter};
 use sentry_base::{Errno, Result};
 use zerocopy::IntoBytes;
 
@@ -115,20 +115,36 @@ impl Program {
         PROLOGUE + self.0.iter().map(Insn::weight).sum::<usize>()
     }
 
+    /// What the program returns for call `nr` of x86-64 if it looks at nothing else of the call
+    /// (`kernel/seccomp.c: seccomp_is_const_allow`).
+    pub fn settles(&self, nr: i32) -> Option<u32> {
+        let looked_at = |index: usize| match index {
+            0 => Some(nr.cast_unsigned()),
+            1 => Some(AUDIT_ARCH_X86_64),
+            _ => None,
+        };
+        self.interpret(looked_at)
+    }
+
     /// What the program returns for a call.
     pub fn run(&self, data: &SeccompData) -> u32 {
         let bytes = data.as_bytes();
         let word = |index: usize| {
             let at = bytes.get(index * 4..).and_then(|b| b.first_chunk::<4>());
-            at.map_or(0, |b| u32::from_le_bytes(*b))
+            Some(at.map_or(0, |b| u32::from_le_bytes(*b)))
         };
+        self.interpret(word).unwrap_or(abi::seccomp::ret::KILL_PROCESS)
+    }
+
+    /// Runs the program; `word` gives a word of the data by its index. `None` if it gave none.
+    fn interpret(&self, word: impl Fn(usize) -> Option<u32>) -> Option<u32> {
         let (mut a, mut x) = (0_u32, 0_u32);
         let mut mem = [0_u32; MEM_WORDS];
         let mut pc = 0;
         while let Some(insn) = self.0.get(pc) {
             pc += 1;
             match *insn {
-                Insn::LoadData(index) => a = word(index),
+                Insn::LoadData(index) => a = word(index)?,
                 Insn::Load(k) => a = k,
                 Insn::LoadMem(at) => a = mem.get(at).copied().unwrap_or(0),
                 Insn::LoadX(k) => x = k,
@@ -144,7 +160,7 @@ impl Program {
                         // A division by zero ends the program with zero.
                         Alu::Div => match a.checked_div(operand) {
                             Some(quotient) => quotient,
-                            None => return 0,
+                            None => return Some(0),
                         },
                         Alu::And => a & operand,
                         Alu::Or => a | operand,
@@ -165,14 +181,14 @@ impl Program {
                     };
                     pc += if holds { yes } else { no };
                 }
-                Insn::Return(k) => return k,
-                Insn::ReturnA => return a,
+                Insn::Return(k) => return Some(k),
+                Insn::ReturnA => return Some(a),
                 Insn::ToX => x = a,
                 Insn::FromX => a = x,
             }
         }
         // Not reached: every path of a checked program returns.
-        abi::seccomp::ret::KILL_PROCESS
+        Some(abi::seccomp::ret::KILL_PROCESS)
     }
 }
 

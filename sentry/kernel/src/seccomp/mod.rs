@@ -8,6 +8,7 @@
 //! **Threat.** Programs are checked before they run ([`Program::check`]); their number and length are bounded.
 
 mod bpf;
+mod cache;
 mod listener;
 
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -21,6 +22,8 @@ use sentry_vfs::{Credentials, cap};
 
 pub use bpf::Program;
 pub use listener::Listener;
+
+use cache::Cache;
 
 use crate::task::work;
 use crate::{Current, Stop, SysResult, Task};
@@ -41,9 +44,22 @@ pub struct Filter {
     depth: u32,
     /// Answers `USER_NOTIF`.
     listener: Option<Arc<Listener>>,
+    /// Calls that this filter and those before it let pass whatever their arguments are.
+    cache: Cache,
 }
 
 impl Filter {
+    /// A filter with nothing before it.
+    pub fn first(program: Program) -> Arc<Self> {
+        let path = program.weight() + 4;
+        Arc::new(Self { previous: None, program, path, depth: 1, listener: None, cache: Cache::default() })
+    }
+
+    /// Whether the chain allows call `nr` whatever its arguments are.
+    fn passes(&self, nr: i32) -> bool {
+        self.cache.asks(nr, || self.chain().all(|filter| filter.program.settles(nr) == Some(ret::ALLOW)))
+    }
+
     /// The most restrictive answer of the chain, with the filter that gave it.
     fn evaluate(&self, data: &SeccompData) -> (u32, &Self) {
         let order = |answer: u32| (answer & ret::ACTION).cast_signed();
@@ -101,6 +117,11 @@ impl Seccomp {
         drop(old);
     }
 
+    /// Puts a first filter on a task that has none yet.
+    pub fn begin_with(&self, filter: &Arc<Filter>) {
+        self.set_filter(Some(Arc::clone(filter)));
+    }
+
     /// Takes over the restriction of the task that makes this one.
     pub fn inherit(&self, parent: &Self) {
         match parent.mode() {
@@ -142,6 +163,9 @@ pub(crate) async fn enter(cx: &mut Current) -> Gate {
         return Gate::Answer(Err(Stop::RegistersSet));
     }
     let Some(filter) = task.seccomp.filter() else { return Gate::Pass };
+    if filter.passes(data_of(cx).nr) {
+        return Gate::Pass;
+    }
     let mut asked_tracer = false;
     loop {
         let data = data_of(cx);
@@ -222,6 +246,17 @@ impl Task {
         self.seccomp.mode()
     }
 
+    /// Whether these calls pass whatever their arguments are.
+    pub(crate) fn filters_pass(&self, calls: &[i64]) -> bool {
+        match self.seccomp.mode() {
+            mode::DISABLED => true,
+            mode::STRICT => false,
+            _ => self.seccomp.filter().is_some_and(|filter| {
+                calls.iter().all(|call| i32::try_from(*call).is_ok_and(|nr| filter.passes(nr)))
+            }),
+        }
+    }
+
     /// How many filters a call passes.
     pub fn seccomp_filters(&self) -> u32 {
         self.seccomp.filter().map_or(0, |f| f.depth)
@@ -285,7 +320,14 @@ impl Task {
         }
         let listener = wants_listener.then(|| Listener::new(flags & flag::WAIT_KILLABLE_RECV != 0));
         let depth = previous.as_ref().map_or(0, |f| f.depth) + 1;
-        let filter = Arc::new(Filter { previous, program, path, depth, listener: listener.clone() });
+        let filter = Arc::new(Filter {
+            previous,
+            program,
+            path,
+            depth,
+            listener: listener.clone(),
+            cache: Cache::default(),
+        });
         self.seccomp.set_filter(Some(Arc::clone(&filter)));
         let creds = self.creds();
         for other in &others {
@@ -312,7 +354,7 @@ mod tests {
 
     fn returning(answer: u32, previous: Option<Arc<Filter>>) -> Arc<Filter> {
         let program = Program::check(&[SockFilter { code: 6, jt: 0, jf: 0, k: answer }]).unwrap();
-        Arc::new(Filter { previous, program, path: 5, depth: 1, listener: None })
+        Arc::new(Filter { previous, program, path: 5, depth: 1, listener: None, cache: Cache::default() })
     }
 
     #[test]
@@ -327,6 +369,22 @@ mod tests {
         let kill = returning(ret::KILL_THREAD, Some(trap));
         assert_eq!(kill.evaluate(&data).0, ret::KILL_THREAD);
         assert_eq!(returning(ret::KILL_PROCESS, Some(kill)).evaluate(&data).0, ret::KILL_PROCESS);
+    }
+
+    #[test]
+    fn a_call_passes_at_once_if_every_filter_allows_it_by_its_number() {
+        let allow = returning(ret::ALLOW, None);
+        assert!(allow.passes(39));
+        assert!(allow.passes(39), "and when asked again");
+        let logs = returning(ret::LOG, Some(allow));
+        assert!(!logs.passes(39));
+        let allow = returning(ret::ALLOW, Some(logs));
+        assert!(!allow.passes(39));
+        assert!(!returning(ret::ALLOW, None).passes(-1));
+        // Allows all calls whose first argument is zero.
+        let by_argument = [(0x20, 0, 0, 16), (0x15, 0, 1, 0), (6, 0, 0, ret::ALLOW), (6, 0, 0, 0)];
+        let by_argument = by_argument.map(|(code, jt, jf, k)| SockFilter { code, jt, jf, k });
+        assert!(!Filter::first(Program::check(&by_argument).unwrap()).passes(39));
     }
 
     #[test]

@@ -140,8 +140,7 @@ impl Inet {
                 Ok(RawSocket::new(caller, self, domain, false, protocol))
             }
             (libc::SOCK_STREAM | libc::SOCK_DGRAM, _) => Err(Errno::EPROTONOSUPPORT),
-            (libc::SOCK_SEQPACKET | libc::SOCK_RDM, _) => Err(Errno::ESOCKTNOSUPPORT),
-            _ => Err(Errno::EINVAL),
+            _ => Err(Errno::ESOCKTNOSUPPORT),
         }
     }
 

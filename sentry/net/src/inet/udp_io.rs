@@ -40,6 +40,14 @@ impl UdpCore {
             [one] => Ok(*one),
             _ => super::options::int(data).and_then(|n| u8::try_from(n).map_err(|_| Errno::EINVAL)),
         };
+        // A whole `int`, of which -1 is the socket's own value (`ip6_datagram_send_ctl`, `net/ipv6/datagram.c`).
+        let of_six = |data: &[u8]| {
+            let word: [u8; 4] = data.try_into().map_err(|_| Errno::EINVAL)?;
+            match i32::from_ne_bytes(word) {
+                -1 => Ok(None),
+                n => u8::try_from(n).map(Some).map_err(|_| Errno::EINVAL),
+            }
+        };
         for control in &msg.control.other {
             let data = control.data.as_slice();
             match (control.level, control.kind) {
@@ -59,12 +67,10 @@ impl UdpCore {
                     }
                     self.check_interface(info.ifindex)?;
                 }
-                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                    asked.hops = Some(byte(data)?);
-                }
-                (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                    asked.class = Some(byte(data)?);
-                }
+                (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => asked.hops = of_six(data)?,
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => asked.class = of_six(data)?,
+                (libc::IPPROTO_IP, libc::IP_TTL) => asked.hops = Some(byte(data)?),
+                (libc::IPPROTO_IP, libc::IP_TOS) => asked.class = Some(byte(data)?),
                 (libc::IPPROTO_UDP, libc::UDP_SEGMENT) => {
                     let size: &[u8; 2] = data.first_chunk().ok_or(Errno::EINVAL)?;
                     asked.segment = Some(usize::from(u16::from_ne_bytes(*size)));

@@ -25,6 +25,24 @@ fn put<T: IntoBytes + Immutable>(mem: &dyn UserMemory, addr: u64, value: &T) -> 
     Ok(0)
 }
 
+/// `new`, but for what is set in `fixed` and stays as in `old` (`unset_locked_termios`, `drivers/tty/tty_ioctl.c`).
+fn keep_fixed(fixed: &Termios, old: &Termios, new: &Termios) -> Termios {
+    let word = |fixed: u32, old: u32, new: u32| (new & !fixed) | (old & fixed);
+    let byte = |fixed: u8, old: u8, new: u8| if fixed == 0 { new } else { old };
+    let mut cc = new.cc;
+    for ((to, old), fixed) in cc.iter_mut().zip(old.cc).zip(fixed.cc) {
+        *to = byte(fixed, old, *to);
+    }
+    Termios {
+        iflag: word(fixed.iflag, old.iflag, new.iflag),
+        oflag: word(fixed.oflag, old.oflag, new.oflag),
+        cflag: word(fixed.cflag, old.cflag, new.cflag),
+        lflag: word(fixed.lflag, old.lflag, new.lflag),
+        line: byte(fixed.line, old.line, new.line),
+        cc,
+    }
+}
+
 fn low(word: u32) -> u16 {
     u16::try_from(word & 0xffff).unwrap_or(0)
 }
@@ -41,6 +59,18 @@ impl Tty {
             ioc::TCGETS => put(mem, arg, &self.termios()),
             ioc::TCGETS2 => {
                 put(mem, arg, &Termios2 { termios: self.termios(), ispeed: SPEED, ospeed: SPEED })
+            }
+            ioc::TIOCGLCKTRMIOS => {
+                let fixed = self.state.lock().fixed;
+                put(mem, arg, &fixed)
+            }
+            ioc::TIOCSLCKTRMIOS => {
+                if !caller.creds().has_cap(cap::SYS_ADMIN) {
+                    return Err(Errno::EPERM);
+                }
+                let fixed: Termios = get(mem, arg)?;
+                self.state.lock().fixed = fixed;
+                Ok(0)
             }
             ioc::TCGETA => {
                 let t = self.termios();
@@ -192,6 +222,8 @@ impl Tty {
 
     fn set_termios(&self, caller: &dyn Caller, new: Termios, flush: bool) -> Result<i64> {
         self.check_change(caller, libc::SIGTTOU)?;
+        let (fixed, old) = (self.state.lock().fixed, self.termios());
+        let new = keep_fixed(&fixed, &old, &new);
         self.with_ldisc(|ldisc, effects| {
             if flush {
                 ldisc.flush_pending();

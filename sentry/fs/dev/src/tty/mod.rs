@@ -10,9 +10,10 @@ mod registry;
 use core::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Weak};
 
-use abi::tty::{Winsize, lflag, pkt};
+use abi::tty::{Termios, Winsize, lflag, pkt};
 use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank, mono_now};
 use sentry_vfs::{Attr, Caller, FileKind, SignalSink, Terminal};
+use zerocopy::FromZeros;
 
 pub use file::{MasterFile, TtyFile};
 pub use host::HostSide;
@@ -60,6 +61,8 @@ struct State {
     hung_up: bool,
     /// Not to be opened yet (`TIOCSPTLCK`).
     locked: bool,
+    /// What of the settings cannot be changed (`TIOCSLCKTRMIOS`).
+    fixed: Termios,
     /// No further opens (`TIOCEXCL`).
     exclusive: bool,
     /// The master is in packet mode, and has these status bits to see.
@@ -84,6 +87,7 @@ impl Tty {
                 slaves_gone: false,
                 hung_up: false,
                 locked,
+                fixed: Termios::new_zeroed(),
                 exclusive: false,
                 packet: false,
                 status: 0,

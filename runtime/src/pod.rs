@@ -1,0 +1,295 @@
+//! Pods: several containers in one sandbox.
+//!
+//! Engines say by annotations which container a pod's sandbox is made for, and which ones belong to it. The first one's
+//! monitor owns the Sentry. Each further one has a monitor and a gofer of its own, and lives as long as its connection
+//! to the Sentry: whatever ends the monitor ends the container, and the sandbox' end is its end too.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use control_protocol::{
+    Channel, ChannelError, Descriptor, Event, Order, Phase, Report, Request, TerminalSize,
+};
+use hostsys::polling::{self, Interest};
+use hostsys::process::Exit;
+use hostsys::signals;
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxNamespaceType, LinuxResources, Spec};
+
+use crate::config::Config;
+use crate::drive::Overseer;
+use crate::error::{Context, Error, Result};
+use crate::plan::{Limits, Plan};
+use crate::relay::Relay;
+use crate::sandbox::{Gofer, code_of, how};
+use crate::state::{State, StateRoot, Status};
+
+/// Annotations that name the kind of a container and its sandbox: of containerd's CRI, and of CRI-O and podman.
+const ANNOTATIONS: [(&str, &str); 2] = [
+    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
+    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+];
+
+/// Limits of the whole pod, which containerd's CRI puts into the annotations of its sandbox.
+const SANDBOX_LIMITS: &str = "io.kubernetes.cri.sandbox-";
+
+/// A container's part in a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Part {
+    Alone,
+    /// The pod's sandbox is made for it.
+    Sandbox,
+    /// It goes into the sandbox of the container of this ID.
+    Member(String),
+}
+
+impl Part {
+    pub fn of(spec: &Spec) -> Self {
+        spec.annotations().as_ref().map_or(Self::Alone, Self::said)
+    }
+
+    fn said(annotations: &HashMap<String, String>) -> Self {
+        for (kind, sandbox) in ANNOTATIONS {
+            match (annotations.get(kind).map(String::as_str), annotations.get(sandbox)) {
+                (Some("sandbox"), _) => return Self::Sandbox,
+                (Some("container"), Some(id)) => return Self::Member(id.clone()),
+                _ => {}
+            }
+        }
+        Self::Alone
+    }
+}
+
+/// The sandbox that the container is to go into, if its pod has one.
+pub(crate) fn sandbox_of(root: &StateRoot, config: &Config) -> Result<Option<State>> {
+    let Part::Member(id) = Part::of(&config.spec) else { return Ok(None) };
+    let state = match root.load(&id) {
+        // The pod is not ours: the container gets a sandbox of its own.
+        Err(Error::DoesNotExist | Error::InvalidId(_)) => return Ok(None),
+        state => state?,
+    };
+    match state.status() {
+        Status::Created | Status::Running => Ok(Some(state)),
+        status => {
+            let message = format!("the sandbox {id} of the container's pod is {status}");
+            Err(Error::Sandbox { code: 1, message })
+        }
+    }
+}
+
+/// Whether the container numbers its processes itself, rather than as another one or the host does.
+pub(crate) fn has_own_pids(config: &Config) -> bool {
+    let namespaces = config.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let mut all = namespaces.into_iter().flatten();
+    let pid = all.find(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
+    pid.is_some_and(|pid| pid.path().as_ref().is_none_or(|path| path.as_os_str().is_empty()))
+}
+
+/// The limits of a pod's sandbox: those of the pod, where the engine says them, in place of those of the container that does
+/// nothing but hold it.
+pub(crate) fn adjust(limits: &mut Limits, config: &Config) {
+    if Part::of(&config.spec) == Part::Sandbox
+        && let Some(annotations) = config.spec.annotations()
+    {
+        adjust_by(limits, annotations);
+    }
+}
+
+fn adjust_by(limits: &mut Limits, annotations: &HashMap<String, String>) {
+    let said = |name: &str| annotations.get(&format!("{SANDBOX_LIMITS}{name}"))?.parse::<i64>().ok();
+    let positive = |name: &str| said(name).filter(|value| *value > 0);
+    let resources = limits.resources.get_or_insert_with(LinuxResources::default);
+    let mut cpu = LinuxCpu::default();
+    cpu.set_shares(positive("cpu-shares").and_then(|value| u64::try_from(value).ok()));
+    cpu.set_quota(positive("cpu-quota"));
+    cpu.set_period(positive("cpu-period").and_then(|value| u64::try_from(value).ok()));
+    if let Some(old) = resources.cpu() {
+        cpu.set_cpus(old.cpus().clone());
+        cpu.set_mems(old.mems().clone());
+    }
+    resources.set_cpu(Some(cpu));
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(positive("memory"));
+    resources.set_memory(Some(memory));
+}
+
+/// How long a container may live on after its gofer has left by itself.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// A container in another one's sandbox.
+pub(crate) struct Member<'a> {
+    pub gofer: Gofer,
+    /// The connection to the Sentry that the container lives by.
+    pub sentry: Channel,
+    pub relay: Option<Relay>,
+    /// Signals to this process.
+    pub pending: OwnedFd,
+    pub overseer: &'a mut dyn Overseer,
+}
+
+impl Member<'_> {
+    /// Asks the Sentry for the container of `plan`.
+    pub fn ask(
+        sentry: &Channel,
+        plan: &mut Plan,
+        gofer: &mut Gofer,
+        mut descriptors: Vec<(Descriptor, OwnedFd)>,
+        own_pids: bool,
+    ) -> Result<()> {
+        if let Some(file) = plan.filestore.open()? {
+            descriptors.push((Descriptor::Filestore, file));
+        }
+        plan.boot.options.filestore_limit = plan.filestore.limit.unwrap_or(0);
+        let connections = std::mem::take(&mut gofer.connections);
+        descriptors.extend(connections.into_iter().map(|connection| (Descriptor::Gofer, connection)));
+        plan.boot.descriptors = descriptors.iter().map(|(role, _)| *role).collect();
+        let borrowed: Vec<_> = descriptors.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let request = Request::Create { boot: Box::new(plan.boot.clone()), own_pids };
+        Ok(sentry.send_sealed(&request, &borrowed)?)
+    }
+
+    /// Looks after the container until its end.
+    pub fn attend(&mut self) -> Result<Report> {
+        let mut ready = false;
+        let mut gofer_end: Option<(Exit, Instant)> = None;
+        loop {
+            let relay_interests = self.relay.as_ref().map_or([Interest::none(); 3], Relay::interests);
+            let [input, output, socket] = relay_interests;
+            let mut interests = [
+                Interest::new(self.sentry.as_fd(), libc::POLLIN),
+                match gofer_end {
+                    Some(_) => Interest::none(),
+                    None => Interest::new(self.gofer.process.as_fd(), libc::POLLIN),
+                },
+                Interest::new(self.pending.as_fd(), libc::POLLIN),
+                self.gofer.says.interest(),
+                self.overseer.interest(),
+                input,
+                output,
+                socket,
+            ];
+            let timeout = gofer_end.map(|(_, at)| {
+                let left = (at + GRACE).saturating_duration_since(Instant::now());
+                i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
+            });
+            polling::wait(&mut interests, timeout).context(|| "poll".into())?;
+            let [sentry, gofer, pending, says, overseer, of_relay @ ..] = &interests;
+            if says.any() {
+                self.gofer.says.read();
+            }
+            if let Some(relay) = &mut self.relay {
+                relay.turn(of_relay);
+            }
+            if overseer.any() {
+                self.overseer.turn()?;
+            }
+            if pending.any() {
+                self.take_signals()?;
+            }
+            if sentry.any() {
+                match self.sentry.receive::<Event>(false) {
+                    Ok(None) => {}
+                    Ok(Some(Event::Ready)) if !ready => {
+                        ready = true;
+                        self.overseer.is_there(std::process::id(), self.gofer.process.pid())?;
+                    }
+                    Ok(Some(Event::Ready)) => {}
+                    Ok(Some(Event::Exited(report))) => {
+                        if let Some(relay) = &mut self.relay {
+                            relay.drain();
+                        }
+                        return Ok(report);
+                    }
+                    Ok(Some(Event::Failed(failure))) => {
+                        let code = match failure.phase {
+                            Phase::NotFound => 127,
+                            Phase::NotExecutable => 126,
+                            _ => 1,
+                        };
+                        return Err(Error::Start { code, message: failure.message });
+                    }
+                    Err(ChannelError::Closed) => {
+                        let message = "the sandbox of the container's pod has ended".into();
+                        return Err(Error::Sandbox { code: 137, message });
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            } else if gofer.any() {
+                gofer_end = Some((self.gofer.process.end(Duration::from_secs(1)), Instant::now()));
+            }
+            // A gofer also leaves when its container is gone, and may be seen first.
+            if let Some((exit, at)) = gofer_end
+                && (matches!(exit, Exit::Signal(_)) || at.elapsed() >= GRACE)
+            {
+                let words = self.gofer.says.sentence();
+                let words = words.strip_prefix("casemate-gofer: ").unwrap_or(&words);
+                let colon = if words.is_empty() { "" } else { ": " };
+                let message = format!("the file server (gofer) {}{colon}{words}", how(exit));
+                return Err(Error::Sandbox { code: code_of(exit), message });
+            }
+        }
+    }
+
+    fn take_signals(&mut self) -> Result<()> {
+        while let Some(signal) = signals::next(self.pending.as_fd()).context(|| "read signals".into())? {
+            let order = match signal.signo {
+                libc::SIGCHLD | libc::SIGURG | libc::SIGPIPE | libc::SIGTTIN | libc::SIGTTOU => continue,
+                // The hang-up of the terminal reaches the container as such.
+                libc::SIGHUP if signal.code > 0 && self.relay.is_some() => continue,
+                libc::SIGWINCH => match self.relay.as_ref().and_then(Relay::window_size) {
+                    Some(now) => Order::Resize(TerminalSize { rows: now.rows, columns: now.columns }),
+                    None => continue,
+                },
+                signo => Order::Signal(signo),
+            };
+            // A Sentry that is gone is found by the loop.
+            let _ = self.sentry.send(&order);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn annotations(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn parts_of_a_pod() {
+        let id = ("io.kubernetes.cri.sandbox-id", "pod");
+        let part = |pairs: &[(&str, &str)]| Part::said(&annotations(pairs));
+        assert_eq!(part(&[]), Part::Alone);
+        assert_eq!(part(&[id]), Part::Alone);
+        assert_eq!(part(&[("io.kubernetes.cri.container-type", "sandbox"), id]), Part::Sandbox);
+        assert_eq!(
+            part(&[("io.kubernetes.cri.container-type", "container"), id]),
+            Part::Member("pod".into())
+        );
+        let crio =
+            [("io.kubernetes.cri-o.ContainerType", "container"), ("io.kubernetes.cri-o.SandboxID", "x")];
+        assert_eq!(part(&crio), Part::Member("x".into()));
+    }
+
+    #[test]
+    fn a_sandbox_has_the_limits_of_its_pod() {
+        let mut cpu = LinuxCpu::default();
+        cpu.set_shares(Some(2));
+        let mut resources = LinuxResources::default();
+        resources.set_cpu(Some(cpu));
+        let mut limits = Limits { path: None, resources: Some(resources) };
+        let pod = [
+            ("io.kubernetes.cri.sandbox-cpu-period", "100000"),
+            ("io.kubernetes.cri.sandbox-cpu-quota", "0"),
+            ("io.kubernetes.cri.sandbox-cpu-shares", "512"),
+            ("io.kubernetes.cri.sandbox-memory", "1048576"),
+        ];
+        adjust_by(&mut limits, &annotations(&pod));
+        let resources = limits.resources.unwrap();
+        let cpu = resources.cpu().clone().unwrap();
+        assert_eq!((cpu.shares(), cpu.quota(), cpu.period()), (Some(512), None, Some(100_000)));
+        assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(1_048_576));
+    }
+}

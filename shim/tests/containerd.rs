@@ -1,0 +1,488 @@
+//! containerd's own daemon with the shim as a runtime: `ctr` and, where it is installed, `crictl`.
+//!
+//! The daemon is started for the test alone, with its files in a temporary directory.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "test code")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use xtask::place::TempDir;
+use xtask::{programs, rootfs, shell};
+
+/// How long one command may take.
+const LIMIT: Duration = Duration::from_secs(40);
+
+const RUNTIME: &str = "io.containerd.casemate.v1";
+const IMAGE: &str = "docker.io/library/busybox:latest";
+const PAUSE: &str = "docker.io/library/pause:latest";
+
+/// A daemon of our own, stopped when dropped.
+struct Daemon {
+    child: Child,
+    dir: TempDir,
+    casemate: PathBuf,
+}
+
+/// What a command did.
+struct Did {
+    line: String,
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Did {
+    #[track_caller]
+    fn expect(self, code: i32, out: &str) -> Result<()> {
+        let place = std::panic::Location::caller();
+        ensure!(
+            self.code == code && self.out.replace("\r\n", "\n") == out,
+            "{place}: expected code {code} and {out:?}: {self}"
+        );
+        Ok(())
+    }
+
+    #[track_caller]
+    fn ok(self) -> Result<String> {
+        let place = std::panic::Location::caller();
+        ensure!(self.code == 0, "{place}: {self}");
+        Ok(self.out)
+    }
+}
+
+impl std::fmt::Display for Did {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ended with {}\nstdout: {:?}\nstderr: {:?}", self.line, self.code, self.out, self.err)
+    }
+}
+
+fn did(mut command: Command) -> Result<Did> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Did {
+        line: format!("{command:?}"),
+        code: output.status.code().unwrap_or(-1),
+        out: text(&output.stdout),
+        err: text(&output.stderr),
+    })
+}
+
+/// Tries until it holds.
+#[track_caller]
+fn eventually(what: &str, patience: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let until = Instant::now() + patience;
+    while !holds()? {
+        if Instant::now() > until {
+            bail!("{}: not in time: {what}", std::panic::Location::caller());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+impl Daemon {
+    fn start() -> Result<Self> {
+        let casemate = programs::get()?.casemate.clone();
+        let dir = TempDir::new("containerd")?;
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("bin"))?;
+        symlink(&casemate, at("bin/containerd-shim-casemate-v1"))?;
+        // A control group may only have children with processes where the kernel's table is mounted as usual.
+        let config = format!(
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\naddress = {sock:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {PAUSE:?}\ndisable_apparmor = true\n\
+             restrict_oom_score_adj = true\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"casemate\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.casemate]\nruntime_type = {RUNTIME:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {cni:?}\nconf_dir = {cni:?}\n",
+            root = at("root"),
+            state = at("state"),
+            sock = at("sock"),
+            cni = at("cni"),
+        );
+        fs::write(at("config.toml"), config)?;
+        let log = fs::File::create(at("log"))?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let child = Command::new("containerd")
+            .arg("--config")
+            .arg(at("config.toml"))
+            .env("PATH", format!("{}:{path}", at("bin").display()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start containerd")?;
+        let daemon = Self { child, dir, casemate };
+        eventually("containerd serves", Duration::from_secs(30), || Ok(daemon.ctr(&["version"])?.code == 0))
+            .with_context(|| daemon.log())?;
+        let (busybox, pause) = (daemon.archive(IMAGE)?, daemon.archive(PAUSE)?);
+        daemon.ctr(&["image", "import", &busybox])?.ok()?;
+        daemon.ctr(&["-n", "k8s.io", "image", "import", &busybox])?.ok()?;
+        daemon.ctr(&["-n", "k8s.io", "image", "import", &pause])?.ok()?;
+        Ok(daemon)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn log(&self) -> String {
+        let text = fs::read_to_string(self.path("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    fn limited(&self, program: &str) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["-s", "KILL", &LIMIT.as_secs().to_string(), program]).stdin(Stdio::null());
+        command
+    }
+
+    fn ctr_command(&self, args: &[&str]) -> Command {
+        let mut command = self.limited("ctr");
+        command.arg("--address").arg(self.path("sock")).args(args);
+        command
+    }
+
+    fn ctr(&self, args: &[&str]) -> Result<Did> {
+        did(self.ctr_command(args))
+    }
+
+    fn run(&self, flags: &[&str], id: &str, words: &[&str]) -> Result<Did> {
+        let all = [&["run", "--runtime", RUNTIME], flags, &[IMAGE, id], words].concat();
+        self.ctr(&all)
+    }
+
+    fn crictl(&self, args: &[&str]) -> Result<Did> {
+        let mut command = self.limited("crictl");
+        let sock = format!("unix://{}", self.path("sock").display());
+        command.args(["--runtime-endpoint", &sock, "--image-endpoint", &sock, "--timeout", "30s"]);
+        command.args(args);
+        did(command)
+    }
+
+    /// An image of the busybox root filesystem, as `docker save` writes it.
+    fn archive(&self, name: &str) -> Result<String> {
+        let dir = self.path(&name.replace(['/', ':'], "_"));
+        fs::create_dir(&dir)?;
+        let layer = dir.join("layer.tar");
+        shell::run(Command::new("tar").arg("-C").arg(rootfs::busybox()?).arg("-cf").arg(&layer).arg("."))?;
+        let sum = shell::output(Command::new("sha256sum").arg(&layer))?;
+        let sum = sum.split_whitespace().next().unwrap_or_default();
+        let command: &[&str] = if name == PAUSE { &["sleep", "100000"] } else { &["sh"] };
+        let config = json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": { "Cmd": command, "Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"] },
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{sum}")] },
+        });
+        fs::write(dir.join("config.json"), serde_json::to_vec(&config)?)?;
+        let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+        fs::write(dir.join("manifest.json"), serde_json::to_vec(&manifest)?)?;
+        let archive = dir.join("image.tar");
+        let files = ["config.json", "layer.tar", "manifest.json"];
+        shell::run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&archive).args(files))?;
+        Ok(archive.display().to_string())
+    }
+
+    /// The processes of the shims of this daemon's containers, and of what they stand for.
+    fn shims(&self) -> Vec<u32> {
+        let address = self.path("sock").display().to_string();
+        xtask::processes::all()
+            .into_iter()
+            .filter(|process| {
+                let args = process.args();
+                args.first().is_some_and(|name| name.contains("containerd-shim-casemate"))
+                    && args.iter().any(|arg| *arg == address)
+            })
+            .filter_map(|process| u32::try_from(process.pid).ok())
+            .collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        for namespace in ["default", "k8s.io"] {
+            let listed = self.ctr(&["-n", namespace, "task", "ls", "-q"]);
+            for id in listed.map(|did| did.out).unwrap_or_default().split_whitespace() {
+                let _ = self.ctr(&["-n", namespace, "task", "rm", "-f", id]);
+            }
+        }
+        let _ = signal(self.child.id(), "TERM");
+        let until = Instant::now() + Duration::from_secs(20);
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > until {
+                let _ = self.child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for pid in self.shims() {
+            let _ = signal(pid, "KILL");
+        }
+    }
+}
+
+fn signal(pid: u32, name: &str) -> Result<()> {
+    shell::run(Command::new("kill").args(["-s", name, &pid.to_string()]))
+}
+
+fn installed(programs: &[&str]) -> bool {
+    let missing = programs.iter().find(|program| shell::find(program).is_none());
+    if let Some(missing) = missing {
+        println!("skipped: {missing} is not installed");
+    }
+    missing.is_none()
+}
+
+#[test]
+fn containerd_runs_containers_in_the_sandbox() -> Result<()> {
+    if !installed(&["containerd", "ctr"]) {
+        return Ok(());
+    }
+    let daemon = Daemon::start()?;
+    foreground(&daemon)
+        .and_then(|()| background(&daemon))
+        .and_then(|()| deaths(&daemon))
+        .and_then(|()| by_runc_shim(&daemon))
+        .and_then(|()| if installed(&["crictl"]) { pod(&daemon) } else { Ok(()) })
+        .with_context(|| format!("the daemon's log ends with\n{}", daemon.log()))
+}
+
+fn foreground(daemon: &Daemon) -> Result<()> {
+    daemon.run(&["--rm"], "a1", &["sh", "-c", "echo hello; echo error >&2; exit 7"])?.expect(7, "hello\n")?;
+    let missing = daemon.run(&["--rm"], "a2", &["nonesuch"])?;
+    let sentence = "exec: \"nonesuch\": executable file not found in $PATH";
+    ensure!(missing.code != 0 && missing.err.contains(sentence), "{missing}");
+    let mut command = daemon.ctr_command(&["run", "--rm", "--runtime", RUNTIME, IMAGE, "a3", "cat"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    stdin.write_all(b"through a FIFO\n")?;
+    // `ctr` tells the end of its input only to a container that it knows to be there.
+    std::thread::sleep(Duration::from_millis(1500));
+    drop(stdin);
+    ensure!(child.wait_with_output()?.stdout == b"through a FIFO\n", "standard input is lost");
+    let log = daemon.path("out.log");
+    let uri = format!("file://{}", log.display());
+    daemon.run(&["--rm", "--log-uri", &uri], "a4", &["echo", "kept"])?.ok()?;
+    eventually("the log is written", Duration::from_secs(5), || {
+        Ok(fs::read_to_string(&log).unwrap_or_default() == "kept\n")
+    })?;
+    let flags = ["--rm", "--memory-limit", "67108864"];
+    let dd = ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
+    daemon.run(&flags, "a5", &dd)?.expect(137, "")?;
+    terminal(daemon)
+}
+
+/// `ctr` wants a terminal for a container with one.
+fn terminal(daemon: &Daemon) -> Result<()> {
+    let inner = daemon.ctr_command(&["run", "--rm", "-t", "--runtime", RUNTIME, IMAGE, "a6", "sh"]);
+    let line = std::iter::once(inner.get_program())
+        .chain(inner.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let mut command = daemon.limited("script");
+    command.args(["-q", "-e", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn()?;
+    child.stdin.take().context("stdin")?.write_all(b"tty; echo answer-$((6*7)); exit 23\n")?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.code() == Some(23) && said.contains("answer-42") && said.contains("/dev/pts/0"),
+        "{:?}: {said}",
+        output.status
+    );
+    Ok(())
+}
+
+fn background(daemon: &Daemon) -> Result<()> {
+    let events = daemon.path("events");
+    let mut watch = daemon.ctr_command(&["events"]);
+    let mut watcher = watch.stdout(fs::File::create(&events)?).stderr(Stdio::null()).spawn()?;
+    // The watcher is there when it has seen something.
+    eventually("events come", Duration::from_secs(20), || {
+        daemon.ctr(&["image", "label", IMAGE, "seen=yes"])?.ok()?;
+        Ok(!fs::read(&events)?.is_empty())
+    })?;
+    let done = lifecycle(daemon);
+    let _ = eventually("the last event", Duration::from_secs(10), || {
+        Ok(fs::read_to_string(&events)?.contains("/tasks/delete"))
+    });
+    let _ = watcher.kill();
+    let _ = watcher.wait();
+    done?;
+    let text = fs::read_to_string(&events)?;
+    let topics: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("/tasks/")))
+        .map(|topic| topic.trim_start_matches("/tasks/").to_owned())
+        .collect();
+    let expected = [
+        "create",
+        "start",
+        "exec-added",
+        "exec-started",
+        "exit",
+        "paused",
+        "resumed",
+        "exec-added",
+        "exec-started",
+        "exit",
+        "exit",
+        "delete",
+    ];
+    ensure!(topics == expected, "events came as {topics:?}");
+    Ok(())
+}
+
+fn lifecycle(daemon: &Daemon) -> Result<()> {
+    daemon.run(&["-d"], "b1", &["sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.1; done"])?.ok()?;
+    let status = || -> Result<String> {
+        let listed = daemon.ctr(&["task", "ls"])?.ok()?;
+        let line = listed.lines().find(|line| line.starts_with("b1")).unwrap_or_default();
+        Ok(line.split_whitespace().last().unwrap_or_default().to_owned())
+    };
+    ensure!(status()? == "RUNNING", "{}", status()?);
+    let exec =
+        |id: &str, words: &[&str]| daemon.ctr(&[&["task", "exec", "--exec-id", id, "b1"], words].concat());
+    exec("e1", &["sh", "-c", "echo inside; exit 3"])?.expect(3, "inside\n")?;
+    let metrics = daemon.ctr(&["task", "metrics", "b1"])?.ok()?;
+    ensure!(metrics.contains("memory") && metrics.contains("cpu"), "{metrics}");
+    daemon.ctr(&["task", "pause", "b1"])?.ok()?;
+    ensure!(status()? == "PAUSED", "{}", status()?);
+    daemon.ctr(&["task", "resume", "b1"])?.ok()?;
+    ensure!(status()? == "RUNNING", "{}", status()?);
+    let checkpoint = daemon.ctr(&["task", "checkpoint", "b1"])?;
+    ensure!(checkpoint.code != 0 && checkpoint.err.contains("not supported yet"), "{checkpoint}");
+    exec("e2", &["kill", "-TERM", "1"])?.expect(0, "")?;
+    eventually("the container ends", Duration::from_secs(10), || Ok(status()? == "STOPPED"))?;
+    let removed = daemon.ctr(&["task", "rm", "b1"])?;
+    ensure!(removed.err.contains("exit code 5") || removed.code == 5 || removed.code == 0, "{removed}");
+    daemon.ctr(&["c", "rm", "b1"])?.ok()?;
+    eventually("the shim ends", Duration::from_secs(10), || Ok(daemon.shims().is_empty()))
+}
+
+/// Whatever is killed, the end is told within a second and nothing is left.
+fn deaths(daemon: &Daemon) -> Result<()> {
+    let root = Path::new("/run/containerd/casemate/default");
+    for victim in ["sandbox", "gofer", "init", "shim"] {
+        let id = format!("d-{victim}-{}", std::process::id());
+        daemon.run(&["-d"], &id, &["sleep", "1000"])?.ok()?;
+        let state: Value = serde_json::from_slice(&fs::read(root.join(&id).join("state.json"))?)?;
+        let sandbox = state["sandbox"]["pid"].as_u64().context("sandbox")?;
+        let pid = if victim == "shim" {
+            *daemon.shims().first().context("the shim is not found")?
+        } else {
+            u32::try_from(state[victim]["pid"].as_u64().context("pid")?)?
+        };
+        let mut waiting = daemon.ctr_command(&["task", "wait", &id]);
+        let waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        signal(pid, "KILL")?;
+        let killed = Instant::now();
+        drop(waiting.map(|mut child| child.kill().and_then(|()| child.wait())));
+        eventually(&format!("the end of {id}"), Duration::from_secs(2), || {
+            let listed = daemon.ctr(&["task", "ls"])?.ok()?;
+            Ok(!listed.lines().any(|line| line.starts_with(&id) && line.ends_with("RUNNING")))
+        })?;
+        let took = killed.elapsed();
+        let _ = daemon.ctr(&["task", "rm", "-f", &id])?;
+        daemon.ctr(&["c", "rm", &id])?.ok()?;
+        eventually(&format!("nothing is left of {id}"), Duration::from_secs(10), || {
+            Ok(!root.join(&id).exists()
+                && !Path::new("/proc").join(sandbox.to_string()).exists()
+                && daemon.shims().is_empty()
+                && !fs::read_to_string("/proc/self/mountinfo")?.contains(&id))
+        })?;
+        println!("killed {victim}: told after {took:?}");
+    }
+    Ok(())
+}
+
+/// containerd's own shim with casemate in the place of runc.
+fn by_runc_shim(daemon: &Daemon) -> Result<()> {
+    if !installed(&["containerd-shim-runc-v2"]) {
+        return Ok(());
+    }
+    let casemate = daemon.casemate.display().to_string();
+    let flags = ["run", "--rm", "--runc-binary", &casemate, IMAGE, "r1", "sh", "-c", "echo by runc; exit 4"];
+    daemon.ctr(&flags)?.expect(4, "by runc\n")
+}
+
+/// A pod with two containers that share a sandbox.
+fn pod(daemon: &Daemon) -> Result<()> {
+    let write = |name: &str, value: Value| -> Result<String> {
+        let path = daemon.path(name);
+        fs::write(&path, serde_json::to_vec(&value)?)?;
+        Ok(path.display().to_string())
+    };
+    let logs = daemon.path("pod-logs");
+    fs::create_dir(&logs)?;
+    let pod = write(
+        "pod.json",
+        json!({
+            "metadata": { "name": "pod", "namespace": "default", "attempt": 1, "uid": "casemate-pod" },
+            "log_directory": logs,
+            // Without CNI: the host's network, in name.
+            "linux": { "security_context": { "namespace_options": { "network": 2 } } },
+        }),
+    )?;
+    let container = |name: &str, script: &str| {
+        write(
+            &format!("{name}.json"),
+            json!({
+                "metadata": { "name": name },
+                "image": { "image": IMAGE },
+                "command": ["sh", "-c", script],
+                "log_path": format!("{name}.log"),
+                // Process numbers of its own.
+                "linux": { "security_context": { "namespace_options": { "pid": 1 } } },
+            }),
+        )
+    };
+    let one = container("one", "echo first > /own; nc -l -p 7007 < /etc/hostname > /got; sleep 1000")?;
+    let two = container(
+        "two",
+        "trap 'exit 6' TERM; echo $$; test -e /own || echo apart; while :; do sleep 0.1; done",
+    )?;
+    let sandbox = daemon.crictl(&["runp", &pod])?.ok()?.trim().to_owned();
+    let create = |file: &str| -> Result<String> {
+        let id = daemon.crictl(&["create", "--no-pull", &sandbox, file, &pod])?.ok()?.trim().to_owned();
+        daemon.crictl(&["start", &id])?.ok()?;
+        Ok(id)
+    };
+    let (one, two) = (create(&one)?, create(&two)?);
+    ensure!(daemon.shims().len() == 1, "the pod has {} shims", daemon.shims().len());
+    let sentries = |id: &str| -> Result<Value> {
+        let path = Path::new("/run/containerd/casemate/k8s.io").join(id).join("state.json");
+        Ok(serde_json::from_slice(&fs::read(path)?)?)
+    };
+    ensure!(sentries(&one)?["pod"] == sandbox.as_str() && sentries(&two)?["pod"] == sandbox.as_str());
+    eventually("the second container's log", Duration::from_secs(10), || {
+        let log = fs::read_to_string(logs.join("two.log")).unwrap_or_default();
+        Ok(log.contains("stdout F 1\n") && log.contains("stdout F apart\n"))
+    })?;
+    // The network is one.
+    eventually("the first container is heard in the second", Duration::from_secs(10), || {
+        Ok(daemon.crictl(&["exec", &two, "sh", "-c", "echo hi | nc -w 1 127.0.0.1 7007"])?.code == 0)
+    })?;
+    daemon.crictl(&["exec", "-s", &one, "sh", "-c", "cat /own; ps | grep -c sleep"])?.ok()?;
+    daemon.crictl(&["stop", &two])?.ok()?;
+    let code = |id: &str| -> Result<Value> {
+        let shown: Value = serde_json::from_str(&daemon.crictl(&["inspect", id])?.ok()?)?;
+        Ok(shown["status"]["exitCode"].clone())
+    };
+    ensure!(code(&two)? == 6, "{}", code(&two)?);
+    // A container that is killed leaves the other one alone.
+    daemon.crictl(&["exec", "-s", &one, "cat", "/own"])?.expect(0, "first\n")?;
+    daemon.crictl(&["stop", "--timeout", "0", &one])?.ok()?;
+    ensure!(code(&one)? == 137, "{}", code(&one)?);
+    daemon.crictl(&["stopp", &sandbox])?.ok()?;
+    daemon.crictl(&["rmp", &sandbox])?.ok()?;
+    eventually("nothing is left of the pod", Duration::from_secs(10), || Ok(daemon.shims().is_empty()))
+}
