@@ -6,8 +6,8 @@ use hostsys::futex::monotonic_ns;
 use hostsys::memory;
 use parking_lot::Mutex;
 use platform::{
-    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, MapSource, PAGE_SIZE,
-    Prot, Regs, Sharing, SpaceError,
+    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, HostFd, MapSource,
+    PAGE_SIZE, Prot, Regs, Sharing, SpaceError,
 };
 
 use crate::Inner;
@@ -325,6 +325,21 @@ impl AddressSpace for Space {
                 self.process.order(&self.platform.listener, &calls, Some(file)).map(drop)
             }
         }
+    }
+
+    fn map_parts(&self, parts: &[(AddrRange, u64)], file: HostFd<'_>, prot: Prot) -> Result<(), SpaceError> {
+        parts.iter().try_for_each(|(range, _)| Self::check(*range))?;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED) as u64;
+        let prot = u64::from(prot.bits());
+        for some in parts.chunks(MAX_ORDERS - 1) {
+            let map = |(range, offset): &(AddrRange, u64)| {
+                Call::new(libc::SYS_mmap, [range.start, range.len(), prot, flags, INJECTED, *offset])
+            };
+            let close = Call::new(libc::SYS_close, [INJECTED]);
+            let calls: Vec<Call> = some.iter().map(map).chain([close]).collect();
+            self.process.order(&self.platform.listener, &calls, Some(file))?;
+        }
+        Ok(())
     }
 
     fn unmap(&self, range: AddrRange) -> Result<(), SpaceError> {

@@ -115,6 +115,14 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
         prot: Prot,
         sharing: Sharing,
     ) -> Result<(), SpaceError>;
+    /// Maps parts of one file, each from a byte of it on, private and read-only in effect, as [`AddressSpace::map`] would.
+    /// After an error some may be mapped.
+    fn map_parts(&self, parts: &[(AddrRange, u64)], file: HostFd<'_>, prot: Prot) -> Result<(), SpaceError> {
+        parts.iter().try_for_each(|(range, offset)| {
+            let source = MapSource::File { file, offset: *offset, writable: false };
+            self.map(*range, source, prot, Sharing::Private)
+        })
+    }
     fn unmap(&self, range: AddrRange) -> Result<(), SpaceError>;
     fn protect(&self, range: AddrRange, prot: Prot) -> Result<(), SpaceError>;
     /// Moves mapped pages to `to`, replacing what was there; `new_len` may differ (`mremap` with

@@ -61,25 +61,24 @@ impl Mm {
             return;
         }
         let flags = VmFlags::READ | VmFlags::EXEC | VmFlags::MAYREAD | VmFlags::MAYEXEC | VmFlags::HIDDEN;
-        let show = |piece: &MappedPiece, start: Addr| {
-            let range = AddrRange { start, end: start + piece.len };
-            let source = MapSource::File { file: piece.fd.as_fd(), offset: piece.fd_offset, writable: false };
-            self.space().map(range, source, flags.prot(), Sharing::Private)
-        };
-        let mapped = image.detours.iter().try_for_each(|piece| show(piece, area.start + piece.offset));
-        if mapped.is_err() {
+        let Some(file_of_all) = image.detours.first().map(|piece| Arc::clone(&piece.fd)) else { return };
+        let detour =
+            Detour { area, text, offset, image: Arc::clone(image), file: Arc::clone(file), undone: false };
+        let stubs = image.detours.iter().map(|piece| {
+            let start = area.start + piece.offset;
+            (AddrRange { start, end: start + piece.len }, piece.fd_offset)
+        });
+        let changed = parts(&detour).map(|(range, piece)| (range, piece.fd_offset));
+        let all: Vec<_> = stubs.chain(changed).collect();
+        if self.space().map_parts(&all, file_of_all.as_fd(), flags.prot()).is_err() {
+            // Where the host refuses this too, the process is gone.
+            let _ = self.show_file(state, &detour);
             let _ = self.space().unmap(area);
             return;
         }
         let vma = Vma { start: area.start, end: area.end, flags, backing: Backing::Anon, anon_name: None };
         state.tree.insert(vma);
-        let detour =
-            Detour { area, text, offset, image: Arc::clone(image), file: Arc::clone(file), undone: false };
-        let changed = parts(&detour).try_for_each(|(range, piece)| show(&piece, range.start));
         state.detours.push(detour);
-        if changed.is_err() {
-            self.undo_detours(state, text);
-        }
     }
 
     /// Has the text that `range` touches be as in the file.
