@@ -171,6 +171,8 @@ mod tests {
             mounts: Vec::new(),
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
+            filter: None,
+            sysctls: Vec::new(),
             options: Options::default(),
             held: false,
             descriptors: vec![Descriptor::Guest(0)],
