@@ -113,7 +113,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
     let pending = signals::descriptor().map_err(confining("signalfd"))?;
     let nr_cpus = process::nr_cpus();
     let seen = confine::enter().map_err(confining("giving up privileges"))?;
-    let options = platform_systrap::Options { nr_cpus, nr_blank: 1 };
+    let options = platform_systrap::Options { nr_cpus, nr_blank: 1, patch: false };
     let platform = Systrap::with_maps(options, &seen.maps).map_err(confining("starting the platform"))?;
     let memory = MemoryFile::create(MemoryFile::DEFAULT_SIZE).map_err(confining("making the memory file"))?;
     let watcher = Watcher::new().map_err(confining("epoll"))?;
@@ -123,6 +123,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
 
     let (boot, fds) =
         control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
+    platform.set_patch(boot.options.patch);
     let ground = Ground {
         platform,
         memory,
