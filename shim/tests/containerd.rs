@@ -91,19 +91,20 @@ impl Daemon {
         let casemate = programs::get()?.casemate.clone();
         let dir = TempDir::new("containerd")?;
         let at = |name: &str| dir.path().join(name);
+        let quoted = |name: &str| format!("\"{}\"", at(name).display());
         fs::create_dir(at("bin"))?;
         symlink(&casemate, at("bin/containerd-shim-casemate-v1"))?;
         let config = format!(
-            "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\naddress = {sock:?}\n\
+            "version = 2\nroot = {root}\nstate = {state}\n[grpc]\naddress = {sock}\n\
              [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {PAUSE:?}\ndisable_apparmor = true\n\
              restrict_oom_score_adj = true\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\ndefault_runtime_name = \"casemate\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.casemate]\nruntime_type = {RUNTIME:?}\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {cni:?}\nconf_dir = {cni:?}\n",
-            root = at("root"),
-            state = at("state"),
-            sock = at("sock"),
-            cni = at("cni"),
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {cni}\nconf_dir = {cni}\n",
+            root = quoted("root"),
+            state = quoted("state"),
+            sock = quoted("sock"),
+            cni = quoted("cni"),
         );
         fs::write(at("config.toml"), config)?;
         let log = fs::File::create(at("log"))?;
@@ -137,14 +138,14 @@ impl Daemon {
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    fn limited(&self, program: &str) -> Command {
+    fn limited(program: &str) -> Command {
         let mut command = Command::new("timeout");
         command.args(["-s", "KILL", &LIMIT.as_secs().to_string(), program]).stdin(Stdio::null());
         command
     }
 
     fn ctr_command(&self, args: &[&str]) -> Command {
-        let mut command = self.limited("ctr");
+        let mut command = Self::limited("ctr");
         command.arg("--address").arg(self.path("sock")).args(args);
         command
     }
@@ -159,7 +160,7 @@ impl Daemon {
     }
 
     fn crictl(&self, args: &[&str]) -> Result<Did> {
-        let mut command = self.limited("crictl");
+        let mut command = Self::limited("crictl");
         let sock = format!("unix://{}", self.path("sock").display());
         command.args(["--runtime-endpoint", &sock, "--image-endpoint", &sock, "--timeout", "30s"]);
         command.args(args);
@@ -198,7 +199,7 @@ impl Daemon {
             .filter(|process| {
                 let args = process.args();
                 args.first().is_some_and(|name| name.contains("containerd-shim-casemate"))
-                    && args.iter().any(|arg| *arg == address)
+                    && args.contains(&address)
             })
             .filter_map(|process| u32::try_from(process.pid).ok())
             .collect()
@@ -286,7 +287,7 @@ fn terminal(daemon: &Daemon) -> Result<()> {
         .map(|word| word.to_string_lossy().into_owned())
         .collect::<Vec<_>>()
         .join(" ");
-    let mut command = daemon.limited("script");
+    let mut command = Daemon::limited("script");
     command.args(["-q", "-e", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn()?;
     child.stdin.take().context("stdin")?.write_all(b"tty; echo answer-$((6*7)); exit 23\n")?;
