@@ -8,10 +8,13 @@ use platform::{
     Untrusted,
 };
 
-use crate::frame::FrameAt;
-use crate::layout::{self, NR_STAGED, STAGE_MAX, resident, word};
+use crate::frame::{Channel, FrameAt};
+use crate::layout::{self, NR_STAGED, STAGE_MAX, command, resident, word};
 use crate::space::Space;
 use crate::thread::Thread;
+
+/// How long a thread may take to store its extended state.
+const SAVE_NS: u64 = 2_000_000_000;
 
 /// A context of the platform.
 #[derive(Debug)]
@@ -45,8 +48,7 @@ impl Default for Piece {
 impl SystrapContext {
     pub(crate) fn new(space: Arc<Space>, thread: Arc<Thread>) -> Self {
         let frame = Some(thread.channel.fresh_frame());
-        thread.channel.window.store32(word::GIVEN_COUNT, 0);
-        thread.channel.window.store32(word::RESIDENT, 0);
+        thread.channel.reset();
         Self { space, thread, frame, may_copy: false, has_given: false, stage: Default::default() }
     }
 
@@ -74,6 +76,30 @@ impl SystrapContext {
         event
     }
 
+    /// The frame with which the thread can go back to `regs`: after a call of patched code not always the one it has.
+    fn frame_to_leave(&mut self, frame: FrameAt, regs: &Regs) -> Result<FrameAt, SpaceError> {
+        if frame != FrameAt::CALL || Channel::leaves_call(regs) {
+            return Ok(frame);
+        }
+        let state = self.save_state()?;
+        let frame = self.thread.channel.set_fpu(frame, &state)?;
+        self.frame = Some(frame);
+        Ok(frame)
+    }
+
+    /// Has the stub store the extended state that is still in the processor's registers.
+    fn save_state(&self) -> Result<FpuState, SpaceError> {
+        let channel = &self.thread.channel;
+        channel.window.store64(word::COMMAND_ADDRESS, channel.save_area());
+        channel.window.store32(word::COMMAND, command::SAVE);
+        self.thread.resume_alone();
+        if !self.thread.wait_posted(hostsys::futex::monotonic_ns() + SAVE_NS) {
+            self.thread.process.kill(Cause::Protocol("a thread did not store its state"));
+            return Err(SpaceError::Gone);
+        }
+        Ok(channel.saved_state())
+    }
+
     fn take_stage(&mut self) {
         let window = &self.thread.channel.window;
         for (index, piece) in self.stage.iter_mut().enumerate() {
@@ -93,11 +119,15 @@ impl SystrapContext {
 
 impl Context for SystrapContext {
     fn poll_switch(&mut self, cx: &mut Poller<'_>, regs: &mut Regs) -> Poll<TrapEvent> {
-        let platform = self.space.platform();
+        let space = Arc::clone(&self.space);
+        let platform = space.platform();
         if let Some(frame) = self.frame {
             if self.thread.process.is_gone() {
                 return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
             }
+            let Ok(frame) = self.frame_to_leave(frame, regs) else {
+                return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
+            };
             self.thread.channel.write_regs(frame, regs);
             self.thread.set_waker(cx.waker());
             if !platform.running.start(&self.thread) {
@@ -173,7 +203,7 @@ impl Context for SystrapContext {
 
     fn fpu(&mut self) -> Result<FpuState, SpaceError> {
         let frame = self.frame.ok_or(SpaceError::Host(libc::EBUSY))?;
-        self.thread.channel.fpu(frame)
+        if frame == FrameAt::CALL { self.save_state() } else { self.thread.channel.fpu(frame) }
     }
 
     fn set_fpu(&mut self, state: &FpuState) -> Result<(), SpaceError> {

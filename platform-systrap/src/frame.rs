@@ -16,11 +16,18 @@ pub struct Channel {
     pub window: Window,
     /// Address in the application.
     pub address: u64,
+    /// Calls of patched code may come in: gs is the channel where the application leaves it at zero.
+    pub takes_calls: bool,
 }
 
 /// An offset of a whole frame inside the signal stack of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameAt(usize);
+
+impl FrameAt {
+    /// Where a call of patched code has left its registers, without the extended state.
+    pub const CALL: Self = Self(word::CALL_FRAME);
+}
 
 /// `FP_XSTATE_MAGIC1`, `FP_XSTATE_MAGIC2` of `<asm/sigcontext.h>`.
 const MAGIC1: u32 = 0x4650_5853;
@@ -89,6 +96,21 @@ impl Xsave {
         image
     }
 
+    /// Makes what XSAVE has stored an image as a signal frame has it.
+    pub fn complete(&self, image: &mut [u8]) {
+        let mut put = |at: usize, bytes: &[u8]| {
+            if let Some(slot) = image.get_mut(at..at + bytes.len()) {
+                slot.copy_from_slice(bytes);
+            }
+        };
+        put(SW_BYTES, &[0; 48]);
+        put(SW_BYTES, &MAGIC1.to_ne_bytes());
+        put(SW_BYTES + 4, &(self.size as u32 + 4).to_ne_bytes());
+        put(SW_BYTES + 8, &self.features.to_ne_bytes());
+        put(SW_BYTES + 16, &(self.size as u32).to_ne_bytes());
+        put(self.size, &MAGIC2.to_ne_bytes());
+    }
+
     /// Whether the host kernel would restore `image`: the checks of `copy_sigframe_from_user_to_xstate` and XRSTOR.
     fn accepts(&self, image: &[u8]) -> bool {
         let word32 =
@@ -134,6 +156,9 @@ impl Channel {
     pub fn frame(&self) -> Option<FrameAt> {
         let address = Untrusted::fetched(self.window.load64(word::CONTEXT));
         let start = self.address + word::STACK as u64;
+        if address.any() == self.address + FrameAt::CALL.0 as u64 && self.takes_calls {
+            return Some(FrameAt::CALL);
+        }
         let last = self.address + (word::STACK_END - ucontext::SIZE - ucontext::INFO_SIZE) as u64;
         let address = address.check(|at| (start..=last).contains(at) && at.is_multiple_of(8))?;
         usize::try_from(address - self.address).ok().map(FrameAt)
@@ -142,6 +167,12 @@ impl Channel {
     /// A frame from which a thread starts afresh: initial extended state, empty registers.
     pub fn fresh_frame(&self) -> FrameAt {
         let at = Self::own_frame();
+        self.empty_frame(at);
+        self.window.store64(word::CONTEXT, self.address + at.0 as u64);
+        at
+    }
+
+    fn empty_frame(&self, at: FrameAt) {
         for offset in (0..ucontext::SIZE).step_by(8) {
             self.window.store64(at.0 + offset, 0);
         }
@@ -151,8 +182,33 @@ impl Channel {
         self.window.store64(at.0 + ucontext::STACK_FLAGS, 0);
         self.window.store64(at.0 + ucontext::STACK_SIZE, SLOT - word::STACK as u64);
         self.window.store64(at.0 + ucontext::SIGMASK, blocked_signals());
-        self.window.store64(word::CONTEXT, self.address + at.0 as u64);
-        at
+    }
+
+    /// Prepares a channel for a new context.
+    pub fn reset(&self) {
+        self.window.store32(word::GIVEN_COUNT, 0);
+        self.window.store32(word::RESIDENT, 0);
+        self.window.store32(word::KICKED, 0);
+        self.window.store32(word::TAKES_CALLS, u32::from(self.takes_calls));
+        if self.takes_calls {
+            self.empty_frame(FrameAt::CALL);
+            self.window.store64(FrameAt::CALL.0 + ucontext::REGS + 18 * 8, 0x33 | (0x2b << 48));
+            self.window.store32(FrameAt::CALL.0 + ucontext::INFO_ARCH, hostsys::seccomp::ARCH_X86_64);
+        }
+    }
+
+    /// Where the stub is to store the extended state, and an address for it in the application.
+    pub fn save_area(&self) -> u64 {
+        self.address + ((word::STACK_END - Xsave::host().size - 4) & !63) as u64
+    }
+
+    /// The extended state that the stub has stored.
+    pub fn saved_state(&self) -> FpuState {
+        let host = Xsave::host();
+        let mut image = vec![0; host.size + 4];
+        self.window.read((word::STACK_END - host.size - 4) & !63, &mut image);
+        host.complete(&mut image);
+        FpuState(image)
     }
 
     pub fn read_regs(&self, frame: FrameAt) -> Regs {
@@ -182,7 +238,10 @@ impl Channel {
             ss: segments >> 48,
             orig_rax: u64::MAX,
             fs_base: self.window.load64(word::FS_BASE),
-            gs_base: self.window.load64(word::GS_BASE),
+            gs_base: match self.window.load64(word::GS_BASE) {
+                own if self.takes_calls && own == self.address => 0,
+                base => base,
+            },
         }
     }
 
@@ -213,7 +272,17 @@ impl Channel {
         // A base that is not canonical would fault in the stub.
         let base = |value: u64| if value >> 47 == 0 { value } else { 0 };
         self.window.store64(word::FS_BASE, base(regs.fs_base));
-        self.window.store64(word::GS_BASE, base(regs.gs_base));
+        let gs = match base(regs.gs_base) {
+            0 if self.takes_calls => self.address,
+            base => base,
+        };
+        self.window.store64(word::GS_BASE, gs);
+    }
+
+    /// Whether the stub can go back to `regs` from a call of patched code by itself.
+    pub fn leaves_call(regs: &Regs) -> bool {
+        const TRAP_FLAG: u64 = 0x100;
+        regs.eflags & TRAP_FLAG == 0 && regs.cs != 0x23 && regs.gs_base == 0
     }
 
     /// What happened, from the signal and its siginfo. Sets `orig_rax` at a system call.
@@ -276,9 +345,23 @@ impl Channel {
         Ok(FpuState(image))
     }
 
+    /// The frame, moved to where the Sentry makes frames.
+    fn moved(&self, frame: FrameAt) -> FrameAt {
+        let mut saved = [0; ucontext::SIZE];
+        self.window.read(frame.0, &mut saved);
+        let frame = Self::own_frame();
+        self.window.write(frame.0, &saved);
+        self.window.store64(word::CONTEXT, self.address + frame.0 as u64);
+        frame
+    }
+
     /// Puts an extended state into the frame; returns the frame, which moves if it stood in the way.
     pub fn set_fpu(&self, frame: FrameAt, state: &FpuState) -> Result<FrameAt, SpaceError> {
+        let mut frame = frame;
         if state.0.is_empty() {
+            if frame == FrameAt::CALL {
+                frame = self.moved(frame);
+            }
             self.window.store64(frame.0 + ucontext::FPSTATE, 0);
             return Ok(frame);
         }
@@ -286,13 +369,8 @@ impl Channel {
             return Err(SpaceError::Host(libc::EINVAL));
         }
         let at = (word::STACK_END - state.0.len()) & !63;
-        let mut frame = frame;
-        if frame.0 + ucontext::SIZE + ucontext::INFO_SIZE > at {
-            let mut saved = [0; ucontext::SIZE];
-            self.window.read(frame.0, &mut saved);
-            frame = Self::own_frame();
-            self.window.write(frame.0, &saved);
-            self.window.store64(word::CONTEXT, self.address + frame.0 as u64);
+        if frame == FrameAt::CALL || frame.0 + ucontext::SIZE + ucontext::INFO_SIZE > at {
+            frame = self.moved(frame);
         }
         self.window.write(at, &state.0);
         self.window.store64(frame.0 + ucontext::FPSTATE, self.address + at as u64);

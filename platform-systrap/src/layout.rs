@@ -88,16 +88,25 @@ pub mod word {
     pub const RESIDENT: usize = 0xac;
     /// Two pieces of staged data: address and length each.
     pub const STAGE: usize = 0xc0;
+    /// Not zero when calls of patched code may come in without a trap.
+    pub const TAKES_CALLS: usize = 0xb0;
+    /// Not zero when a kick came while the stub's own code ran.
+    pub const KICKED: usize = 0xb4;
     /// The pieces that are to be copied: address and length each.
     pub const GIVEN: usize = 0x100;
     /// Answers of the calls in [`super::resident`], four bytes each.
     pub const ANSWERS: usize = 0x200;
     /// Bytes of the staged pieces, [`super::STAGE_MAX`] each.
     pub const STAGE_DATA: usize = 0x800;
+    /// Registers of a call of patched code, laid out like a signal frame.
+    pub const CALL_FRAME: usize = 0xc00;
     /// Bytes of the pieces that are to be copied, one after the other.
     pub const GIVEN_DATA: usize = 0x1000;
     /// The alternate signal stack.
     pub const STACK: usize = 0x2000;
+    /// Where the stack pointer is while a call of patched code waits: signals go below, frames that the Sentry makes stand
+    /// above.
+    pub const CALL_STACK: usize = 0x8000;
     pub const STACK_END: usize = super::SLOT as usize;
 }
 
@@ -141,6 +150,8 @@ pub mod command {
     pub const OR: u32 = 4;
     pub const AND: u32 = 5;
     pub const XOR: u32 = 6;
+    /// Stores the extended state at the address.
+    pub const SAVE: u32 = 7;
 }
 
 /// Offsets in the kernel's `struct ucontext` and in what follows it in a signal frame (`arch/x86/include/asm/sigframe.h`).

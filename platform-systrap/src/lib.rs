@@ -52,6 +52,7 @@ mod zygote;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use platform::{AddrRange, AddressSpace, Context, Platform, SpaceError};
@@ -71,6 +72,8 @@ pub struct Options {
     pub nr_cpus: usize,
     /// Blank stubs that are kept ready for exec.
     pub nr_blank: usize,
+    /// Lets patched code call the stub without a trap.
+    pub patch: bool,
 }
 
 /// The systrap platform.
@@ -89,6 +92,7 @@ pub(crate) struct Inner {
     entries: stub::Entries,
     vdso: Option<AddrRange>,
     running: Running,
+    patches: AtomicBool,
     reaper: Registry,
 }
 
@@ -147,6 +151,7 @@ impl Systrap {
             entries,
             vdso: born.vdso,
             running: Running::new(nr_cpus),
+            patches: AtomicBool::new(options.patch),
             reaper: Registry::default(),
         });
         let stock = Arc::new(Stock {
@@ -159,6 +164,19 @@ impl Systrap {
         let (stocking, shelf) = (Arc::clone(&inner), Arc::clone(&stock));
         spawn("stub-stock", move || shelf.fill(&stocking)).map_err(step("starting the stock"))?;
         Ok(Arc::new(Self { inner, stock }))
+    }
+}
+
+impl Systrap {
+    /// Whether spaces say where patched code may call. To be chosen before the first context is made.
+    pub fn set_patch(&self, patch: bool) {
+        self.inner.patches.store(patch, Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    pub(crate) fn takes_calls(&self) -> bool {
+        self.patches.load(Ordering::Relaxed)
     }
 }
 

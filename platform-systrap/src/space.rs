@@ -6,8 +6,8 @@ use hostsys::futex::monotonic_ns;
 use hostsys::memory;
 use parking_lot::Mutex;
 use platform::{
-    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, MapSource, PAGE_SIZE,
-    Prot, Regs, Sharing, SpaceError,
+    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, HostFd, MapSource,
+    PAGE_SIZE, Prot, Regs, Sharing, SpaceError,
 };
 
 use crate::Inner;
@@ -70,7 +70,7 @@ impl Space {
         let groups = self.process.groups.lock();
         let group = groups.get((slot / GROUP_SLOTS) as usize).ok_or(SpaceError::Limit)?;
         let window = self.platform.arena.slot(*group, slot % GROUP_SLOTS);
-        Ok(Channel { window, address: CHANNELS + slot * SLOT })
+        Ok(Channel { window, address: CHANNELS + slot * SLOT, takes_calls: self.platform.takes_calls() })
     }
 
     /// A parked thread: a spare one, or a new one.
@@ -122,8 +122,7 @@ impl Space {
         let arena = &platform.arena;
         let group = arena.take_group().ok_or(SpaceError::Limit)?;
         let orders = arena.orders(group);
-        let first = Channel { window: arena.slot(group, 0), address: CHANNELS };
-        first.window.store32(word::STATE, layout::state::POSTED);
+        arena.slot(group, 0).store32(word::STATE, layout::state::POSTED);
         let mut calls = map_group(0, group).to_vec();
         calls.push(Call::new(libc::SYS_madvise, [ORDERS, PAGE_SIZE, libc::MADV_DONTFORK as u64]));
         calls.extend_from_slice(extra);
@@ -328,6 +327,21 @@ impl AddressSpace for Space {
         }
     }
 
+    fn map_parts(&self, parts: &[(AddrRange, u64)], file: HostFd<'_>, prot: Prot) -> Result<(), SpaceError> {
+        parts.iter().try_for_each(|(range, _)| Self::check(*range))?;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED) as u64;
+        let prot = u64::from(prot.bits());
+        for some in parts.chunks(MAX_ORDERS - 1) {
+            let map = |(range, offset): &(AddrRange, u64)| {
+                Call::new(libc::SYS_mmap, [range.start, range.len(), prot, flags, INJECTED, *offset])
+            };
+            let close = Call::new(libc::SYS_close, [INJECTED]);
+            let calls: Vec<Call> = some.iter().map(map).chain([close]).collect();
+            self.process.order(&self.platform.listener, &calls, Some(file))?;
+        }
+        Ok(())
+    }
+
     fn unmap(&self, range: AddrRange) -> Result<(), SpaceError> {
         Self::check(range)?;
         self.order(&[Call::new(libc::SYS_munmap, [range.start, range.len()])])
@@ -482,6 +496,10 @@ impl AddressSpace for Space {
             self.ask(&mut self.scratch.lock(), &[Call::new(libc::SYS_getrusage, [0, SCRATCH])], &mut usage);
         let kib = usage.get(MAXRSS..).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
         if asked.is_ok() { kib.saturating_mul(1024) } else { 0 }
+    }
+
+    fn call_entry(&self) -> Option<Addr> {
+        self.platform.takes_calls().then_some(self.platform.entries.call)
     }
 
     fn on_death(&self, tell: platform::DeathWatch) {

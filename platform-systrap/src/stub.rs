@@ -69,6 +69,16 @@ core::arch::global_asm!(
     ANSWERS = const word::ANSWERS,
     IS_RESIDENT = const IS_RESIDENT,
     INFO_ARCH = const ucontext::INFO_ARCH - ucontext::SIZE,
+    INFO_SYSCALL = const ucontext::INFO_SYSCALL,
+    UC_REGS = const ucontext::REGS,
+    KICK = const layout::KICK,
+    TAKES_CALLS = const word::TAKES_CALLS,
+    KICKED = const word::KICKED,
+    CALL_FRAME = const word::CALL_FRAME,
+    CALL_STACK = const word::CALL_STACK,
+    CMD_SAVE = const command::SAVE,
+    CHANNELS = const layout::CHANNELS,
+    CHANNELS_LAST = const layout::CHANNELS + layout::SLOT * layout::GROUP_SLOTS * (layout::MAX_GROUPS_OF_SPACE as u64 - 1),
     ARCH = const hostsys::seccomp::ARCH_X86_64,
     SYS_YIELD = const libc::SYS_sched_yield,
     GIVEN_COUNT = const word::GIVEN_COUNT,
@@ -94,6 +104,7 @@ unsafe extern "C" {
     static casemate_stub_fork_child: u8;
     static casemate_stub_thread_child: u8;
     static casemate_stub_handler: u8;
+    static casemate_stub_call: u8;
     static casemate_stub_notify_end: u8;
     static casemate_stub_fork_map_end: u8;
     static casemate_stub_call_end: u8;
@@ -121,6 +132,8 @@ pub struct Entries {
     pub thread_child: u64,
     pub handler: u64,
     pub restorer: u64,
+    /// Where patched code calls.
+    pub call: u64,
     /// A `syscall` instruction that traps whatever its number is.
     pub trap: u64,
 }
@@ -134,6 +147,7 @@ impl Entries {
             fork_child: at(&raw const casemate_stub_fork_child),
             thread_child: at(&raw const casemate_stub_thread_child),
             handler: at(&raw const casemate_stub_handler),
+            call: at(&raw const casemate_stub_call),
             restorer: at(&raw const casemate_stub_sigreturn_end) - 2,
             trap: at(&raw const casemate_stub_notify_end) - 2,
         }

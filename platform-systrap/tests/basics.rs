@@ -630,6 +630,196 @@ fn identity_is_answered_without_a_trap(platform: &Arc<Systrap>) {
     assert_eq!(guest.syscall(), 39);
 }
 
+guest_code!(
+    patched_calls,
+    // What a patched site does: the entry is in r15, and the instruction itself stands before the place to go on.
+    "2: mov eax, 39
+     lea rcx, [rip + 3f]
+     jmp r15
+     syscall
+     3: add rbx, rax
+     jmp 2b"
+);
+guest_code!(
+    patched_registers,
+    "lea rcx, [rip + 2f]
+     jmp r15
+     syscall
+     2: mov r14, rsp
+     inc rbx; inc rbp; inc r12; inc r13; inc rdx; inc rdi; inc rsi; inc r8; inc r9; inc r10
+     mov eax, 1
+     lea rcx, [rip + 3f]
+     jmp r15
+     syscall
+     3:"
+);
+guest_code!(
+    patched_vectors,
+    "mov rax, 0x1122334455667788
+     movq xmm5, rax
+     pinsrq xmm5, rbx, 1
+     2: mov eax, 24
+     lea rcx, [rip + 3f]
+     jmp r15
+     syscall
+     3: movq r12, xmm5
+     pextrq r13, xmm5, 1
+     stmxcsr [rsp - 8]
+     mov r14d, [rsp - 8]
+     jmp 2b"
+);
+guest_code!(
+    patched_identity,
+    "2: mov eax, 39
+     lea rcx, [rip + 3f]
+     jmp r15
+     syscall
+     3: add rbx, rax
+     inc r12
+     jmp 2b"
+);
+
+fn patched(platform: &Arc<Systrap>, code: &[u8]) -> Guest {
+    let mut guest = Guest::new(platform, code);
+    guest.regs.r15 = guest.space.call_entry().expect("the platform takes calls");
+    guest
+}
+
+fn patched_calls_are_calls(platform: &Arc<Systrap>) {
+    let mut guest = patched(platform, patched_calls());
+    for turn in 0..1000 {
+        assert_eq!(guest.syscall(), 39);
+        assert_eq!(guest.regs.rbx, turn * 2);
+        assert_eq!((guest.regs.rcx, guest.regs.gs_base), (guest.regs.rip, 0));
+        assert_eq!(guest.read::<2>(guest.regs.rip - 2), [0x0f, 0x05]);
+        guest.regs.rax = 2;
+    }
+    // The instruction itself takes over from there, and where the application has a gs of its own.
+    guest.regs.rip -= 2;
+    guest.regs.rax = 77;
+    assert_eq!(guest.syscall(), 77);
+    guest.regs.gs_base = DATA;
+    guest.regs.rax = 0;
+    assert_eq!(guest.syscall(), 39);
+    assert_eq!(guest.regs.gs_base, DATA);
+    guest.regs.gs_base = 0;
+    guest.spin = false;
+    for _ in 0..100 {
+        assert_eq!(guest.syscall(), 39);
+    }
+    // Results travel, and come back when there is no memory for them.
+    assert!(guest.context.give(&[(DATA, 3)], &[1, 2, 3]));
+    guest.syscall();
+    assert_eq!(guest.read::<3>(DATA), [1, 2, 3]);
+    let before = guest.regs;
+    assert!(guest.context.give(&[(SPARE, 3)], &[1, 2, 3]));
+    assert_eq!(guest.run(), TrapEvent::Undelivered);
+    assert_eq!((guest.regs.rip, guest.regs.rsp, guest.regs.rbx), (before.rip, before.rsp, before.rbx));
+    guest.syscall();
+}
+
+fn patched_calls_carry_every_register(platform: &Arc<Systrap>) {
+    let mut guest = patched(platform, patched_registers());
+    let entry = guest.regs.r15;
+    let start =
+        Regs { rbx: 1, rbp: 2, r12: 3, r13: 4, rdx: 5, rdi: 6, rsi: 7, r8: 8, r9: 9, r10: 10, ..guest.regs };
+    guest.regs = start;
+    guest.regs.rax = 5000;
+    // A number that is none goes to the instruction.
+    assert_eq!(guest.syscall(), 5000);
+    assert_eq!(guest.regs.rdi, 6);
+    guest.regs = start;
+    guest.regs.rax = 500;
+    assert_eq!(guest.syscall(), 500);
+    let r = guest.regs;
+    let all = |r: &Regs| [r.rbx, r.rbp, r.r12, r.r13, r.rdx, r.rdi, r.rsi, r.r8, r.r9, r.r10, r.r15, r.rsp];
+    assert_eq!(all(&r), all(&start));
+    guest.regs.fs_base = DATA + 8;
+    assert_eq!(guest.syscall(), 1);
+    assert_eq!(all(&guest.regs), [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, entry, start.rsp]);
+    assert_eq!((guest.regs.r14, guest.regs.fs_base), (start.rsp, DATA + 8));
+    // Somewhere else altogether, with other flags.
+    guest.regs = Regs { rip: CODE, rcx: 55, eflags: 0x202 | 0x400, rax: 500, ..start };
+    guest.syscall();
+    assert_eq!(guest.regs.eflags & 0x400, 0x400, "the direction flag");
+}
+
+fn patched_calls_keep_the_extended_state(platform: &Arc<Systrap>) {
+    let mut guest = patched(platform, patched_vectors());
+    guest.regs.rbx = 42;
+    let low = 0x1122_3344_5566_7788;
+    for _ in 0..3 {
+        assert_eq!(guest.syscall(), 24);
+    }
+    assert_eq!((guest.regs.r12, guest.regs.r13, guest.regs.r14), (low, 42, 0x1f80));
+    let state = guest.context.fpu().expect("the state");
+    // To look at it changes nothing; it is good for another thread, and for the same one.
+    guest.syscall();
+    assert_eq!((guest.regs.r12, guest.regs.r13), (low, 42));
+    let mut child = Guest::on(platform, guest.space.fork(&[], &[]).expect("fork"));
+    child.regs = guest.regs;
+    child.context.set_fpu(&state).expect("the parent's state is good");
+    child.syscall();
+    assert_eq!((child.regs.r12, child.regs.r13, child.regs.r14), (low, 42, 0x1f80));
+    let mut bad = state.clone();
+    bad.0[464] = 0;
+    assert!(guest.context.set_fpu(&bad).is_err());
+    guest.syscall();
+    assert_eq!((guest.regs.r12, guest.regs.r13), (low, 42));
+    guest.context.set_fpu(&platform::FpuState::default()).expect("the initial state");
+    guest.syscall();
+    assert_eq!((guest.regs.r12, guest.regs.r13), (0, 0));
+    guest.context.set_fpu(&state).expect("back again");
+    guest.syscall();
+    assert_eq!((guest.regs.r12, guest.regs.r13), (low, 42));
+    // A single step does not go through the stub's own code.
+    guest.regs.eflags |= 0x100;
+    let TrapEvent::Exception(info) = guest.run() else { panic!("{:x?}", guest.regs) };
+    assert_eq!(info.signo, libc::SIGTRAP);
+    assert!((CODE..CODE + PAGE).contains(&guest.regs.rip));
+    guest.regs.eflags &= !0x100;
+    guest.syscall();
+    assert_eq!((guest.regs.r12, guest.regs.r13), (low, 42));
+}
+
+fn kicks_race_with_patched_calls(platform: &Arc<Systrap>) {
+    for resident in [false, true] {
+        let code = if resident { patched_identity() } else { patched_calls() };
+        let mut guest = patched(platform, code);
+        if resident {
+            guest.context.answer(Some(platform::Identity { pid: 1, ..Default::default() }));
+        }
+        let kicker = guest.context.kicker();
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&done);
+        let kicking = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                kicker.kick();
+                std::thread::yield_now();
+            }
+        });
+        let (mut calls, mut interrupted) = (0, 0);
+        let text = CODE..CODE + PAGE;
+        while calls < 2000 && interrupted < 2000 {
+            match guest.run() {
+                TrapEvent::Syscall => {
+                    calls += 1;
+                    guest.regs.rax = 1;
+                }
+                TrapEvent::Interrupted => interrupted += 1,
+                other => panic!("{other:?}"),
+            }
+            assert!(text.contains(&guest.regs.rip), "the application is shown itself: {:x}", guest.regs.rip);
+            let (sum, count) = (guest.regs.rbx, if resident { guest.regs.r12 } else { calls });
+            // Interrupted between the two additions, or before the first.
+            assert!(sum == count || sum + 1 == count || sum == count + 1, "{sum} {count}");
+        }
+        done.store(true, Ordering::Relaxed);
+        kicking.join().expect("the kicking thread");
+        assert!(interrupted > 0);
+    }
+}
+
 macro_rules! cases {
     ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
 }
@@ -653,6 +843,10 @@ fn main() {
         results_travel_with_the_return,
         results_without_memory_come_back,
         identity_is_answered_without_a_trap,
+        patched_calls_are_calls,
+        patched_calls_carry_every_register,
+        patched_calls_keep_the_extended_state,
+        kicks_race_with_patched_calls,
         atomic_operations_are_atomic_and_fault,
         contexts_may_be_dropped_at_any_time,
         several_workers_serve_many_processes,

@@ -163,7 +163,7 @@ fn every_place_of_the_stub_may_be_jumped_to(platform: &Arc<Systrap>) {
     let mut witness = Guest::new(platform, count_calls());
     witness.syscall();
     let started = Instant::now();
-    for offset in (0..0x500).step_by(3) {
+    for offset in (0..0x780).step_by(3) {
         if started.elapsed() > Duration::from_secs(20) {
             break;
         }

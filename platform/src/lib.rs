@@ -115,6 +115,14 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
         prot: Prot,
         sharing: Sharing,
     ) -> Result<(), SpaceError>;
+    /// Maps parts of one file, each from a byte of it on, private and read-only in effect, as [`AddressSpace::map`] would.
+    /// After an error some may be mapped.
+    fn map_parts(&self, parts: &[(AddrRange, u64)], file: HostFd<'_>, prot: Prot) -> Result<(), SpaceError> {
+        parts.iter().try_for_each(|(range, offset)| {
+            let source = MapSource::File { file, offset: *offset, writable: false };
+            self.map(*range, source, prot, Sharing::Private)
+        })
+    }
     fn unmap(&self, range: AddrRange) -> Result<(), SpaceError>;
     fn protect(&self, range: AddrRange, prot: Prot) -> Result<(), SpaceError>;
     /// Moves mapped pages to `to`, replacing what was there; `new_len` may differ (`mremap` with
@@ -132,6 +140,12 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
     fn copy_out(&self, to: Addr, src: &[u8], mode: FaultMode) -> Result<usize, Fault>;
     /// An atomic operation on an aligned word of application memory; returns the old value.
     fn atomic_u32(&self, at: Addr, op: AtomicOp) -> Result<u32, Fault>;
+    /// Where code of the application may jump instead of making a system call, if the platform has such a place: with
+    /// the number in rax, the address to go on at in rcx, arguments as for `syscall`, of which two bytes stand before that
+    /// address. r11 and the arithmetic flags are lost.
+    fn call_entry(&self) -> Option<Addr> {
+        None
+    }
     /// Calls `tell` when the host process behind the space dies while the space is in use, with the cause; at once if it
     /// is dead already. A task that sleeps in the kernel learns of it in no other way. Called on any thread.
     fn on_death(&self, tell: DeathWatch) {

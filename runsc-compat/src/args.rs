@@ -61,6 +61,9 @@ pub struct Global {
     /// Without this, containers that are created keep them, and those that are run in the foreground do not
     #[arg(long, value_name = "keep|discard", value_parser = ["keep", "discard"])]
     pub writes: Option<String>,
+    /// Whether system calls in the text of programs are changed so that they need no trap
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"], default_value = "on")]
+    pub patch: String,
     /// Print the version
     #[arg(long, short = 'v')]
     pub version: bool,

@@ -44,13 +44,14 @@ const SWITCHES: [&str; 31] = [
 const PASSING: [&str; 3] = ["do", "exec", "ps"];
 
 /// Flags whose value is the next word, which may look like anything.
-const TAKING: [&str; 33] = [
+const TAKING: [&str; 34] = [
     "inject-interrupts",
     "config",
     "name",
     "path",
     "trace",
     "filestore",
+    "patch",
     "writes",
     "log",
     "log-format",

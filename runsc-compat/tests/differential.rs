@@ -140,7 +140,8 @@ fn interruptions_without_a_signal_do_not_show() -> Result<()> {
     let words = ["run", "--json", "--jobs", "4", "--timeout", "60", "--dir", "/work"];
     let args = std::iter::once(program.as_str()).chain(words).chain(WAITING.iter().copied());
     let dir = trial.path().join("bundle/interrupted");
-    Bundle::new(rootfs::busybox()?, args).all_capabilities().write(&dir)?;
+    let bundle = Bundle::new(rootfs::busybox()?, args).bind(&trial.programs().inside, INSIDE, "ro");
+    bundle.all_capabilities().write(&dir)?;
     let run = ["--inject-interrupts".into(), seed.to_string().into(), "run".into(), "--bundle".into()];
     let run = run.into_iter().chain([dir.into_os_string(), trial.id().into()]);
     let out = trial.casemate(run).limit(Duration::from_mins(5)).run()?;

@@ -37,7 +37,10 @@ impl Daemon {
     fn start(casemate: &Path) -> Result<Self> {
         let dir = TempDir::new("docker")?;
         let at = |name: &str| dir.path().join(name);
-        let config = json!({ "runtimes": { "casemate": { "path": casemate } } });
+        // Builds have no choice of a runtime but the daemon's default.
+        let config = json!({
+            "runtimes": { "casemate": { "path": casemate } }, "default-runtime": "casemate"
+        });
         fs::write(at("daemon.json"), serde_json::to_vec(&config)?)?;
         let log = fs::File::create(at("log"))?;
         let mut command = Command::new("dockerd");
@@ -141,6 +144,13 @@ impl Did {
     }
 
     #[track_caller]
+    fn out_has(self, text: &str) -> Result<()> {
+        let place = std::panic::Location::caller();
+        ensure!(self.out.contains(text), "{place}: expected {text:?}: {self}");
+        Ok(())
+    }
+
+    #[track_caller]
     fn fails(self, code: i32, said: &str) -> Result<()> {
         let place = std::panic::Location::caller();
         // `docker exec` says what went wrong on standard output.
@@ -179,6 +189,10 @@ fn docker_runs_containers_in_the_sandbox() -> Result<()> {
     foreground(&daemon)
         .and_then(|()| volumes(&daemon))
         .and_then(|()| background(&daemon))
+        .and_then(|()| profile(&daemon))
+        .and_then(|()| terminal(&daemon))
+        .and_then(|()| policies(&daemon))
+        .and_then(|()| build(&daemon))
         .with_context(|| format!("the daemon's log ends with\n{}", daemon.log()))
 }
 
@@ -332,4 +346,193 @@ fn interactive(daemon: &Daemon) -> Result<()> {
     type_in(&mut running, "exit 23\n")?;
     running.wait()?.expect(23)?;
     trial.finish()
+}
+
+/// The default profile of system calls, and what an engine asks for besides.
+fn profile(daemon: &Daemon) -> Result<()> {
+    daemon.run(&["--rm"], &["grep", "Seccomp:", "/proc/self/status"])?.expect(0, "Seccomp:\t2\n")?;
+    let free = ["--rm", "--security-opt", "seccomp=unconfined"];
+    daemon.run(&free, &["grep", "Seccomp:", "/proc/self/status"])?.expect(0, "Seccomp:\t0\n")?;
+    // The profile has no unshare(2) for those without CAP_SYS_ADMIN; the sandbox itself would let them.
+    daemon.run(&["--rm"], &["unshare", "-U", "true"])?.fails(1, "Operation not permitted")?;
+    let own = daemon.path("profile.json");
+    let rules = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }] });
+    fs::write(&own, serde_json::to_vec(&rules)?)?;
+    let option = format!("seccomp={}", own.display());
+    daemon
+        .run(&["--rm", "--security-opt", &option], &["mkdir", "/x"])?
+        .fails(1, "Operation not permitted")?;
+    daemon
+        .run(
+            &["--rm", "--init"],
+            &["sh", "-c", "cat /proc/1/comm; echo $$ | grep -v '^1$' >/dev/null && echo second"],
+        )?
+        .expect(0, "docker-init\nsecond\n")?;
+    daemon
+        .run(&["--rm"], &["sh", "-c", "echo x >/proc/sysrq-trigger; cat /proc/kcore | wc -c; ls /proc/acpi | wc -l; ls -l /dev/null"])?
+        .out_has("0\n0\ncrw-rw-rw-")?;
+    daemon
+        .run(&["--rm", "--domainname", "example"], &["cat", "/proc/sys/kernel/domainname"])?
+        .expect(0, "example\n")?;
+    daemon.run(&["--rm"], &["sh", "-c", "mkfifo /f; test -p /f && echo pipe"])?.out_has("pipe\n")?;
+    Ok(())
+}
+
+/// Containers that are started again by the daemon.
+fn policies(daemon: &Daemon) -> Result<()> {
+    let flags = ["-d", "--name", "again", "--restart", "on-failure:2"];
+    let started = daemon.run(&flags, &["sh", "-c", "echo run >>/runs; exit 3"])?;
+    ensure!(started.code == 0, "{started}");
+    let until = Instant::now() + Duration::from_secs(30);
+    let told = "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}";
+    loop {
+        let seen = daemon.docker(["inspect", "-f", told, "again"])?;
+        if seen.out == "2 exited 3\n" {
+            break;
+        }
+        ensure!(Instant::now() < until, "it is not started again: {seen}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let runs = daemon.path("runs");
+    let copied = daemon.docker([OsString::from("cp"), "again:/runs".into(), runs.clone().into()])?;
+    ensure!(copied.code == 0 && fs::read_to_string(&runs)? == "run\nrun\nrun\n", "{copied}");
+    daemon.docker(["rm", "again"])?.expect(0, "again\n")?;
+
+    let started = daemon.run(&["-d", "--name", "always", "--restart", "always"], &["sleep", "1000"])?;
+    ensure!(started.code == 0, "{started}");
+    let pid = daemon.docker(["inspect", "-f", "{{.State.Pid}}", "always"])?.out.trim().parse::<i32>()?;
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )?;
+    let until = Instant::now() + Duration::from_secs(30);
+    while daemon.docker(["inspect", "-f", told, "always"])?.out != "1 running 0\n" {
+        ensure!(Instant::now() < until, "a container whose init was killed is not started again");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    daemon.docker(["rm", "-f", "always"])?.expect(0, "always\n")?;
+    Ok(())
+}
+
+/// A build whose steps run in the sandbox: the daemon's default runtime is casemate for it.
+fn build(daemon: &Daemon) -> Result<()> {
+    let dir = daemon.path("context");
+    fs::create_dir(&dir)?;
+    let file = "FROM busybox\nRUN echo built >/built && mkdir -p /a/b && chown 7:8 /a/b\nCOPY extra /a/b/\n\
+                RUN cat /a/b/extra /built >/both\nCMD [\"cat\", \"/both\"]\n";
+    fs::write(dir.join("Dockerfile"), file)?;
+    fs::write(dir.join("extra"), "extra\n")?;
+    let mut command = daemon.command(["build", "-q", "--network=none", "-t", "built"]);
+    command.env("DOCKER_BUILDKIT", "0").arg(&dir);
+    let output = command.output()?;
+    ensure!(output.status.success(), "docker build: {output:?}\n{}", daemon.log());
+    let run = ["run", "--runtime=casemate", "--network=none", "--rm", "built"];
+    daemon.docker(run)?.expect(0, "extra\nbuilt\n")?;
+    daemon.docker(run.into_iter().chain(["stat", "-c", "%u:%g", "/a/b"]))?.expect(0, "7:8\n")?;
+    Ok(())
+}
+
+/// A pseudo-terminal with a `docker` command on it.
+struct Typist {
+    master: fs::File,
+    child: Child,
+    said: String,
+}
+
+impl Typist {
+    fn start(mut command: Command, rows: u16, columns: u16) -> Result<Self> {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = ptsname(&master, Vec::new())?.into_string()?;
+        let slave = fs::File::options().read(true).write(true).open(name)?;
+        let master = fs::File::from(master);
+        rustix::io::ioctl_fionbio(&master, true)?;
+        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+        let typist = Self { master, child: command.spawn()?, said: String::new() };
+        typist.resize(rows, columns)?;
+        Ok(typist)
+    }
+
+    fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.master, size)?;
+        // It is not docker's controlling terminal, so that the kernel does not tell docker.
+        let pid = rustix::process::Pid::from_child(&self.child);
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::WINCH)?)
+    }
+
+    fn types(&mut self, text: &str) -> Result<()> {
+        Ok(self.master.write_all(text.as_bytes())?)
+    }
+
+    /// Reads until `text` shows; what came before it is dropped.
+    fn until(&mut self, text: &str) -> Result<()> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            if let Some(at) = self.said.find(text) {
+                self.said.drain(..at + text.len());
+                return Ok(());
+            }
+            let mut buffer = [0; 4096];
+            match std::io::Read::read(&mut self.master, &mut buffer) {
+                Ok(len) if len > 0 => self.said.push_str(&String::from_utf8_lossy(&buffer[..len])),
+                _ => std::thread::sleep(Duration::from_millis(10)),
+            }
+            ensure!(Instant::now() < until, "{text:?} does not show: {:?}", self.said);
+        }
+    }
+
+    fn ends_with(mut self, code: i32) -> Result<()> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.code() == Some(code), "{status}, not {code}: {:?}", self.said);
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "docker does not end: {:?}", self.said);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Typist {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `docker exec -it` on a terminal whose size changes, with an interrupt typed.
+fn terminal(daemon: &Daemon) -> Result<()> {
+    let started = daemon.run(&["-d", "--name", "term"], &["sleep", "1000"])?;
+    ensure!(started.code == 0, "{started}");
+    let mut command = Command::new("docker");
+    command.arg("-H").arg(format!("unix://{}", daemon.path("socket").display()));
+    command.args(["exec", "-it", "-e", "PS1=ready\\$ ", "term", "sh"]);
+    let mut typist = Typist::start(command, 33, 101)?;
+    typist.until("ready")?;
+    let sized = |typist: &mut Typist, size: &str| -> Result<()> {
+        typist.types(&format!(
+            "until [ \"$(stty size)\" = '{size}' ]; do sleep 0.1; done; echo now-$((6*7))\n"
+        ))?;
+        typist.until("now-42")?;
+        typist.until("ready")
+    };
+    sized(&mut typist, "33 101")?;
+    typist.resize(40, 120)?;
+    sized(&mut typist, "40 120")?;
+    typist.types("echo begin-$((1)); sleep 1000\n")?;
+    typist.until("begin-1")?;
+    std::thread::sleep(Duration::from_millis(300));
+    typist.types("\u{3}")?;
+    typist.until("ready")?;
+    typist.types("echo code-$?\n")?;
+    typist.until("code-130")?;
+    typist.types("exit 4\n")?;
+    typist.ends_with(4)?;
+    daemon.docker(["rm", "-f", "term"])?.expect(0, "term\n")?;
+    Ok(())
 }

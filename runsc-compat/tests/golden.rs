@@ -67,6 +67,20 @@ const LINES: &[Line] = &[
     ("state --bogus a", Out::Any, SAME),
     ("state -bogus a", Out::Any, SAME),
     ("delete --bogus=1 a", Out::Any, SAME),
+    ("list extra", Out::Any, SAME),
+    ("list --quiet", Out::Same, SAME),
+    ("features extra", Out::Any, SAME),
+    ("kill a 99", Out::Same, SAME),
+    ("kill a USR1 extra", Out::Any, SAME),
+    ("pause --bogus a", Out::Any, SAME),
+    ("spec --bundle {bundle}", Out::Same, SAME),
+    ("create --bundle {nocwd} a", Out::Same, Some("the sentence names the file and the field")),
+    ("create --bundle {dupns} a", Out::Same, Some("the sentence names the file and the field")),
+    ("create --bundle {sysctl} a", Out::Same, SAME),
+    ("create --bundle {seccomp} a", Out::Same, Some("the sentence names the file and the field")),
+    ("state a", Out::Same, SAME),
+    ("create --bundle {bundle} --pid-file /nonesuch/pid a", Out::Same, SAME),
+    ("state a", Out::Same, SAME),
     (
         "create --bundle {bundle} a/b",
         Out::Same,
@@ -101,6 +115,18 @@ const LINES: &[Line] = &[
     ("exec --cwd /nonesuch a pwd", Out::Same, SAME),
     ("exec --user 5:6 a id -u", Out::Same, SAME),
     ("exec -u 5:6 a id -g", Out::Same, SAME),
+    ("exec -u bogus a true", Out::Same, SAME),
+    ("exec -u 5:bogus a true", Out::Same, SAME),
+    ("exec -g 7 a id -G", Out::Same, SAME),
+    ("exec --additional-gids 7 --user 3 a id -G", Out::Same, SAME),
+    ("exec --cap CAP_BOGUS a true", Out::Same, SAME),
+    ("exec -e BAD a true", Out::Same, SAME),
+    ("exec --cwd relative a pwd", Out::Same, SAME),
+    ("exec --no-new-privs a grep NoNewPrivs /proc/self/status", Out::Same, SAME),
+    ("exec --env A=1 --env=B=2 a printenv A B", Out::Same, SAME),
+    ("exec --pid-file /nonesuch/pid a true", Out::Same, SAME),
+    ("exec --process /nonesuch a", Out::Same, SAME),
+    ("exec --process {dir}/bad.json a", Out::Same, Some("the sentence says which file is wrong, and where")),
     ("exec a nonesuch", Out::Same, SAME),
     ("exec a /nonesuch", Out::Same, SAME),
     ("exec a /etc/passwd", Out::Same, SAME),
@@ -111,6 +137,23 @@ const LINES: &[Line] = &[
     ("ps a", Out::FirstLine, SAME),
     ("ps -f bogus a", Out::Same, SAME),
     ("events --interval 0s a", Out::Same, SAME),
+    ("events --interval -1s a", Out::Same, SAME),
+    ("events --interval x a", Out::Any, SAME),
+    ("update --pids-limit abc a", Out::Any, SAME),
+    ("update --memory 1x a", Out::Same, SAME),
+    ("update --cpu-period abc a", Out::Same, SAME),
+    ("update --cpu-share 512 a", Out::Same, SAME),
+    ("update --cpu-quota 50000 --cpu-period 100000 a", Out::Same, SAME),
+    ("update -r /nonesuch a", Out::Same, SAME),
+    ("update -r {dir}/bad.json a", Out::Same, Some("the sentence says what is wrong, and where")),
+    ("update -r {dir}/resources.json a", Out::Same, SAME),
+    ("update a", Out::Same, SAME),
+    ("ps a aux", Out::Any, SAME),
+    ("run --bundle {bundle} a", Out::Same, SAME),
+    ("checkpoint a", Out::Same, Some("there are no checkpoints yet")),
+    ("kill a -1", Out::Same, SAME),
+    ("kill a 0", Out::Same, SAME),
+    ("kill a 99", Out::Same, SAME),
     ("update --memory 100000000 a", Out::Same, SAME),
     ("update --pids-limit 100 a", Out::Same, SAME),
     ("kill a BOGUS", Out::Same, SAME),
@@ -162,6 +205,12 @@ const LINES: &[Line] = &[
     ("bogus", Out::Any, SAME),
 ];
 
+/// The bundles that lines name.
+const BUNDLES: [&str; 11] = [
+    "bundle", "missing", "noargs", "nonesuch", "noexec", "seven", "tty", "nocwd", "dupns", "sysctl",
+    "seccomp",
+];
+
 struct Place {
     dir: PathBuf,
     program: PathBuf,
@@ -187,7 +236,7 @@ impl Place {
             "{process}" => self.dir.join("process.json").display().to_string(),
             other => {
                 let mut text = other.replace("{dir}", &self.dir.display().to_string());
-                for name in ["bundle", "missing", "noargs", "nonesuch", "noexec", "seven", "tty"] {
+                for name in BUNDLES {
                     text = text.replace(&format!("{{{name}}}"), &self.bundle(name).display().to_string());
                 }
                 text
@@ -233,6 +282,15 @@ fn prepare(dir: &Path, program: PathBuf) -> Result<Place> {
         if name == "noargs" {
             config["process"]["args"] = Value::Array(Vec::new());
         }
+        match name {
+            "nocwd" => config["process"]["cwd"] = "x".into(),
+            "dupns" => config["linux"]["namespaces"] = serde_json::json!([{"type": "pid"}, {"type": "pid"}]),
+            "sysctl" => config["linux"]["sysctl"] = serde_json::json!({ "kernel.core_pattern": "x" }),
+            "seccomp" => {
+                config["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_BOGUS" })
+            }
+            _ => {}
+        }
         xtask::bundle::write_config(&place.bundle(name), &config)
     };
     let sleep = Bundle::new(&busybox, ["sleep", "1000"]);
@@ -241,7 +299,11 @@ fn prepare(dir: &Path, program: PathBuf) -> Result<Place> {
     write("noexec", &Bundle::new(&busybox, ["/etc/passwd"]))?;
     write("seven", &Bundle::new(&busybox, ["sh", "-c", "echo seven; exit 7"]))?;
     write("tty", &sleep.clone().terminal())?;
-    write("noargs", &sleep)?;
+    for name in ["noargs", "nocwd", "dupns", "sysctl", "seccomp"] {
+        write(name, &sleep)?;
+    }
+    fs::write(place.dir.join("bad.json"), "{")?;
+    fs::write(place.dir.join("resources.json"), "{\"pids\":{\"limit\":50}}")?;
     fs::create_dir_all(place.bundle("missing"))?;
     let mut process = sleep.config()["process"].take();
     process["args"] = serde_json::json!(["sh", "-c", "echo from a file; exit 9"]);

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -250,15 +250,23 @@ fn relay_of(terminal: OwnedFd, socket: OwnedFd) -> Result<Relay> {
 
 /// Makes the container's root that of our mount namespace: engines find a container's files by its init, and a process that
 /// has nothing to do with the host's files has no need to see them.
-fn show_root(root: &Path) -> io::Result<()> {
-    // First of all, so that nothing of what follows is seen outside.
-    let down = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", down)?;
-    rustix::mount::mount_bind_recursive(root, root)?;
-    rustix::process::chdir(root)?;
-    rustix::process::pivot_root(".", ".")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
-    Ok(rustix::process::chdir("/")?)
+fn show_root(plan: &Plan) {
+    let Some(root) = plan.attachments.first().map(|root| root.source.as_path()) else { return };
+    if credentials::effective_uid() != 0 {
+        return;
+    }
+    let enter = || -> io::Result<()> {
+        // First of all, so that nothing of what follows is seen outside.
+        let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", alone)?;
+        rustix::mount::mount_bind_recursive(root, root)?;
+        rustix::process::chdir(root)?;
+        rustix::process::pivot_root(".", ".")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+        Ok(rustix::process::chdir("/")?)
+    };
+    // Who wants to look at the container's files finds them all the same by its bundle.
+    let _ = enter();
 }
 
 /// Holds on to nothing of the host, and to no right but that to signal the sandbox.
@@ -364,16 +372,14 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
     if let Some(sentry) = pod {
         let mut gofer = Gofer::start(&plan)?;
         Member::ask(&sentry, &mut plan, &mut gofer, descriptors, own_pids)?;
+        show_root(&plan);
         settle_down();
         return Member { gofer, sentry, relay, pending, overseer: creator }.attend();
     }
     // The group is this process's own already, and children begin in it.
     let (sandbox, _) = Sandbox::start(&mut plan, descriptors, &ControlGroup::default())?;
     group.hold();
-    if let (0, Some(root)) = (credentials::effective_uid(), plan.attachments.first()) {
-        // Who wants to look at the container's files finds them all the same by its bundle.
-        let _ = show_root(&root.source);
-    }
+    show_root(&plan);
     settle_down();
     let mut run =
         Run { sandbox, relay, pending, foreground: false, overseer: creator, state: Progress::default() };

@@ -93,7 +93,6 @@ impl Daemon {
         let at = |name: &str| dir.path().join(name);
         fs::create_dir(at("bin"))?;
         symlink(&casemate, at("bin/containerd-shim-casemate-v1"))?;
-        // A control group may only have children with processes where the kernel's table is mounted as usual.
         let config = format!(
             "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\naddress = {sock:?}\n\
              [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {PAUSE:?}\ndisable_apparmor = true\n\
@@ -331,6 +330,9 @@ fn background(daemon: &Daemon) -> Result<()> {
         "exit",
         "paused",
         "resumed",
+        // containerd pauses a container to checkpoint it.
+        "paused",
+        "resumed",
         "exec-added",
         "exec-started",
         "exit",
@@ -391,7 +393,8 @@ fn deaths(daemon: &Daemon) -> Result<()> {
             Ok(!listed.lines().any(|line| line.starts_with(&id) && line.ends_with("RUNNING")))
         })?;
         let took = killed.elapsed();
-        let _ = daemon.ctr(&["task", "rm", "-f", &id])?;
+        let removed = daemon.ctr(&["task", "rm", &id])?;
+        ensure!(victim == "shim" || removed.err.contains("exit code 137"), "killed {victim}: {removed}");
         daemon.ctr(&["c", "rm", &id])?.ok()?;
         eventually(&format!("nothing is left of {id}"), Duration::from_secs(10), || {
             Ok(!root.join(&id).exists()
@@ -472,16 +475,24 @@ fn pod(daemon: &Daemon) -> Result<()> {
         Ok(daemon.crictl(&["exec", &two, "sh", "-c", "echo hi | nc -w 1 127.0.0.1 7007"])?.code == 0)
     })?;
     daemon.crictl(&["exec", "-s", &one, "sh", "-c", "cat /own; ps | grep -c sleep"])?.ok()?;
-    daemon.crictl(&["stop", &two])?.ok()?;
+    daemon.crictl(&["stop", "--timeout", "10", &two])?.ok()?;
     let code = |id: &str| -> Result<Value> {
         let shown: Value = serde_json::from_str(&daemon.crictl(&["inspect", id])?.ok()?)?;
         Ok(shown["status"]["exitCode"].clone())
     };
     ensure!(code(&two)? == 6, "{}", code(&two)?);
     // A container that is killed leaves the other one alone.
-    daemon.crictl(&["exec", "-s", &one, "cat", "/own"])?.expect(0, "first\n")?;
-    daemon.crictl(&["stop", "--timeout", "0", &one])?.ok()?;
-    ensure!(code(&one)? == 137, "{}", code(&one)?);
+    let own = daemon.crictl(&["exec", "-s", &one, "cat", "/own"])?.ok()?;
+    ensure!(own.trim() == "first", "{own:?}");
+    let gofer = sentries(&one)?["gofer"]["pid"].as_u64().context("gofer")?;
+    signal(u32::try_from(gofer)?, "KILL")?;
+    eventually(
+        "the end of a container without its gofer",
+        Duration::from_secs(2),
+        || Ok(code(&one)? == 137),
+    )?;
+    let pods = daemon.crictl(&["pods", "--state", "Ready", "-q", "--no-trunc"])?.ok()?;
+    ensure!(pods.contains(&sandbox), "the pod has gone with its container: {pods}");
     daemon.crictl(&["stopp", &sandbox])?.ok()?;
     daemon.crictl(&["rmp", &sandbox])?.ok()?;
     eventually("nothing is left of the pod", Duration::from_secs(10), || Ok(daemon.shims().is_empty()))

@@ -36,7 +36,7 @@ macro_rules! jobs {
 
 /// Every job, the quick ones first.
 pub const JOBS: &[Job] = jobs![
-    "tar-rsync" 300, "dpkg" 300, "git" 600, "sqlite" 600, "redis" 300, "tmux" 120, "java" 300, "pip" 300, "npm" 300,
+    "tar-rsync" 300, "dpkg" 300, "git" 600, "sqlite" 600, "redis" 1200, "tmux" 120, "java" 300, "pip" 300, "npm" 300,
     "go" 1200, "cargo" 900, "make-zlib" 600, "make-bzip2" 300, "cmake-jsoncpp" 900, "make-sed" 1800, "postgres" 600, "debuggers" 120,
 ];
 

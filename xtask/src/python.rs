@@ -26,7 +26,6 @@ pub const MODULES: &[&str] = &[
     "test_poll",
     "test_epoll",
     "test_pty",
-    "test_tty",
     "test_fcntl",
     "test_time",
     "test_resource",

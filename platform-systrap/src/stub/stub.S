@@ -219,16 +219,138 @@ resume:
     test r12d, r12d
     jnz deliver
 go_back:
+    lea r8, [rbx + {CALL_FRAME}]
+leave_start:                        # from here on a kick goes to kicked
+    cmp dword ptr [rbx + {KICKED}], 0
+    jne kicked
     mov rax, [rbx + {FS_BASE}]
     wrfsbase rax
     mov rax, [rbx + {GS_BASE}]
     wrgsbase rax
+    cmp r8, [rbx + {CONTEXT}]
+    je leave_call
     mov rsp, [rbx + {CONTEXT}]
     mov eax, {SYS_RT_SIGRETURN}
     syscall
     .globl casemate_stub_sigreturn_end
 casemate_stub_sigreturn_end:
     ud2
+# Out of a call of patched code, without the kernel: the extended state was left alone, and gs is the channel.
+leave_call:
+    lea rsp, [rbx + {CALL_STACK}]
+    push qword ptr [r8 + {UC_REGS} + 17 * 8]
+    popfq
+    mov r9, [r8 + {UC_REGS} + 1 * 8]
+    mov r10, [r8 + {UC_REGS} + 2 * 8]
+    mov r11, [r8 + {UC_REGS} + 3 * 8]
+    mov r12, [r8 + {UC_REGS} + 4 * 8]
+    mov r13, [r8 + {UC_REGS} + 5 * 8]
+    mov r14, [r8 + {UC_REGS} + 6 * 8]
+    mov r15, [r8 + {UC_REGS} + 7 * 8]
+    mov rdi, [r8 + {UC_REGS} + 8 * 8]
+    mov rsi, [r8 + {UC_REGS} + 9 * 8]
+    mov rbp, [r8 + {UC_REGS} + 10 * 8]
+    mov rbx, [r8 + {UC_REGS} + 11 * 8]
+    mov rdx, [r8 + {UC_REGS} + 12 * 8]
+    mov rax, [r8 + {UC_REGS} + 13 * 8]
+    mov rcx, [r8 + {UC_REGS} + 14 * 8]
+    mov rsp, [r8 + {UC_REGS} + 15 * 8]
+    mov r8, [r8 + {UC_REGS} + 0 * 8]
+    jmp qword ptr gs:[{CALL_FRAME} + {UC_REGS} + 16 * 8]
+leave_end:
+
+# A kick that came while the thread was on its way out of the stub, or waited to be set running: what it was about to
+# return to is what was interrupted.
+kicked:
+    mov dword ptr [rbx + {KICKED}], 0
+    mov dword ptr [rbx + {SIGNAL}], {KICK}
+    lea rsp, [rbx + {CALL_STACK}]
+    xor ecx, ecx
+    mov [rbx + {STAGE} + 8], rcx
+    mov [rbx + {STAGE} + 24], rcx
+    jmp post
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calls of patched code: no signal, no kernel. rax = number, rcx = where to go on, as after a `syscall` instruction; r11
+# is free, as it is after one. What the code cannot do it leaves to the instruction itself, which stands before rcx.
+#
+# Signals are not blocked here. A kick that arrives before the resident path has been chosen is noted and left: the
+# trap to come ends in the Sentry, which knows of the kick. From resident_start on it goes back to the instruction.
+# ---------------------------------------------------------------------------------------------------------------------
+    .globl casemate_stub_call
+casemate_stub_call:
+    rdgsbase r11
+    cmp r11, [rip + first_channel]
+    jb refuse_call
+    cmp r11, [rip + last_channel]
+    ja refuse_call
+    cmp dword ptr [r11 + {TAKES_CALLS}], 0
+    je refuse_call
+    cmp eax, {STAGE_CALLS}
+    jae refuse_call
+    mov eax, eax
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 11 * 8], rbx
+    lea rbx, [rip + casemate_stub_stage_table]
+    mov ebx, [rbx + rax * 4]
+    test ebx, {IS_RESIDENT}
+    jnz resident_call
+take_call:
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 0 * 8], r8
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 1 * 8], r9
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 2 * 8], r10
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 4 * 8], r12
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 5 * 8], r13
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 6 * 8], r14
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 7 * 8], r15
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 8 * 8], rdi
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 9 * 8], rsi
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 10 * 8], rbp
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 12 * 8], rdx
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 13 * 8], rax
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 14 * 8], rcx
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 15 * 8], rsp
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 16 * 8], rcx
+    mov [r11 + {CALL_FRAME} + {INFO_SYSCALL}], eax
+    lea rsp, [r11 + {CALL_STACK}]
+    pushfq
+    pop rsi
+    cld
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 3 * 8], rsi
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 17 * 8], rsi
+    mov r12d, ebx
+    mov rbx, r11
+    lea rdx, [rbx + {CALL_FRAME}]
+    rdfsbase rax
+    mov [rbx + {FS_BASE}], rax
+    mov [rbx + {GS_BASE}], rbx
+    mov dword ptr [rbx + {SIGNAL}], {SIGSYS}
+    mov [rbx + {CONTEXT}], rdx
+    xor ecx, ecx
+    mov [rbx + {KICKED}], ecx       # the Sentry has the kicks so far, and looks for them before it sets the thread running
+    mov [rbx + {STAGE} + 8], rcx
+    mov [rbx + {STAGE} + 24], rcx
+    test r12d, r12d
+    jnz stage
+    jmp post
+resident_call:
+    cmp dword ptr [r11 + {KICKED}], 0
+    jne take_trap
+resident_start:
+    shr ebx, 8
+    jz take_trap                    # sched_yield: by the instruction itself
+    bt dword ptr [r11 + {RESIDENT}], ebx
+    jnc take_trap
+    mov ebx, [r11 + {ANSWERS} + rbx * 4]
+    xchg rbx, r11
+    mov rbx, [rbx + {CALL_FRAME} + {UC_REGS} + 11 * 8]
+    mov eax, r11d
+resident_end:
+    jmp rcx
+take_trap:
+    mov rbx, [r11 + {CALL_FRAME} + {UC_REGS} + 11 * 8]
+refuse_call:
+    sub rcx, 2
+    jmp rcx
 
 # The flag is left alone: by now the trap may be taken, the thread set running, and the flag set anew by a worker that is
 # about to sleep. The Sentry clears it when it sets the thread running.
@@ -270,8 +392,49 @@ casemate_stub_yield_end:
     xor eax, eax
     jmp answered
 
+# The Sentry wants the thread to stop. Inside the stub that is for the stub to arrange.
+kick:
+    mov r8, [rdx + {UC_RIP}]
+    lea rax, [rip + casemate_stub_start]
+    cmp r8, rax
+    jb other_signal
+    lea rax, [rip + casemate_stub_end]
+    cmp r8, rax
+    jae other_signal
+    lea rax, [rip + resident_end]
+    cmp r8, rax
+    je 3f
+    ja 4f
+    lea rax, [rip + resident_start]
+    cmp r8, rax
+    jae 2f
+    lea rax, [rip + leave_start]
+    cmp r8, rax
+    jb 4f
+    lea rax, [rip + leave_end]
+    cmp r8, rax
+    jae 4f
+    lea rax, [rip + kicked]
+    mov [rdx + {UC_RIP}], rax
+    mov [rdx + {UC_REGS} + 11 * 8], rbx
+    jmp 5f
+4:  mov dword ptr [rbx + {KICKED}], 1
+5:  mov rsp, rdx
+    jmp leave_handler
+2:  mov rax, [rbx + {CALL_FRAME} + {UC_REGS} + 11 * 8]
+    mov [rdx + {UC_REGS} + 11 * 8], rax
+    mov rax, [rdx + {UC_REGS} + 14 * 8]
+    sub rax, 2
+    mov [rdx + {UC_RIP}], rax
+    jmp other_signal
+3:  mov rax, [rdx + {UC_REGS} + 14 * 8]
+    mov [rdx + {UC_RIP}], rax
+    jmp other_signal
+
 # A signal that is no system call. A fault of the copies below is mended here and never seen by the Sentry.
 not_a_call:
+    cmp edi, {KICK}
+    je kick
     mov r8, [rdx + {UC_RIP}]
     lea rax, [rip + copy_start]
     cmp r8, rax
@@ -288,6 +451,7 @@ leave_handler:
     .globl casemate_stub_sigreturn2_end
 casemate_stub_sigreturn2_end:
     ud2
+other_signal:
 1:  rdfsbase rax
     mov [rbx + {FS_BASE}], rax
     rdgsbase rax
@@ -364,6 +528,8 @@ do_command:
     je 2f
     cmp ecx, {CMD_COMPARE_EXCHANGE}
     je 3f
+    cmp ecx, {CMD_SAVE}
+    je 8f
     mov eax, [rdi]
 4:  mov r8d, eax
     cmp ecx, {CMD_OR}
@@ -385,6 +551,18 @@ do_command:
     lock xadd [rdi], eax
     jmp command_done
 3:  lock cmpxchg [rdi], edx
+    jmp command_done
+# The extended state, of which a call of patched code has left no copy.
+8:  xor eax, eax
+    lea r8, [rdi + 512]
+    mov ecx, 8
+9:  mov [r8], rax
+    add r8, 8
+    dec ecx
+    jnz 9b
+    mov eax, -1
+    mov edx, -1
+    xsave64 [rdi]
 command_done:
     mov [rbx + {COMMAND_RESULT}], rax
     mov qword ptr [rbx + {COMMAND_FAULT}], 0
@@ -426,6 +604,12 @@ stage_next:
 # rdi, rsi, rdx, r10, r8, r9 in a ucontext; one more for the argument after the last.
 argument_offsets:
     .byte 104, 112, 136, 56, 40, 48, 48, 48
+
+    .balign 8
+first_channel:
+    .quad {CHANNELS}
+last_channel:
+    .quad {CHANNELS_LAST}
 
     .balign 64
     .globl casemate_stub_end

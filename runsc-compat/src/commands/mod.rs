@@ -75,6 +75,7 @@ fn options(global: &Global, log: &Log) -> Options {
         strace: global.strace,
         interruptions: global.inject_interrupts,
         log_json: log.format() == Format::Json,
+        patch: global.patch == "on",
         ..Options::default()
     }
 }

@@ -36,7 +36,11 @@ fn warm_paths_ask_nobody() -> Result<()> {
     let trial = Trial::new("warm")?;
     let (_, few) = requests(&trial, busybox()?, &["warm", "3"])?;
     let (_, many) = requests(&trial, busybox()?, &["warm", "3000"])?;
-    ensure!(few == many, "{few} requests for 3 rounds of open, stat, access and readlink, {many} for 3000");
+    // Descriptors are given back in batches, whose number depends on time.
+    ensure!(
+        many <= few + 2,
+        "{few} requests for 3 rounds of open, stat, access and readlink, {many} for 3000"
+    );
     trial.finish()
 }
 
@@ -81,7 +85,8 @@ fn warm_paths_make_no_host_call() -> Result<()> {
     let trial = Trial::new("warm-calls")?;
     let (few, many) = (host_calls(&trial, "10")?, host_calls(&trial, "510")?);
     ensure!(few > 0, "strace has counted nothing");
-    ensure!(many < few + 100, "{few} host calls for 10 rounds of small calls, {many} for 510");
+    // A round is fourteen calls; what the start and the end cost differs a little from run to run.
+    ensure!(many < few + 300, "{few} host calls for 10 rounds of small calls, {many} for 510");
     trial.finish()
 }
 

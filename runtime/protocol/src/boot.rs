@@ -196,4 +196,6 @@ pub struct Options {
     pub memory: u64,
     /// Bytes that the files which the container writes on its root may take; 0 for no limit.
     pub filestore_limit: u64,
+    /// Let programs' text call the platform without a trap, where it can be changed to do so.
+    pub patch: bool,
 }

@@ -75,14 +75,17 @@ pub fn main() -> ExitCode {
         eprintln!("{panic}");
         leave(PANICKED);
     }));
-    let event = match run(&control) {
-        Ok(None) => None,
-        Ok(Some(event)) => Some(event),
-        Err(failure) => Some(Event::Failed(failure)),
-    };
-    let code = match event.map(|event| control.send(&event)) {
-        None | Some(Ok(())) => 0,
-        Some(Err(error)) => {
+    match run(&control) {
+        Ok(()) => leave(0),
+        Err(failure) => tell(&control, &Event::Failed(failure)),
+    }
+}
+
+/// Tells how it ended, and ends.
+fn tell(control: &Channel, event: &Event) -> ! {
+    let code = match control.send(event) {
+        Ok(()) => 0,
+        Err(error) => {
             eprintln!("{error}");
             1
         }
@@ -91,7 +94,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Ends the process at once: the host takes back what it holds faster than destructors would.
-fn leave(code: i32) -> ExitCode {
+fn leave(code: i32) -> ! {
     #[expect(clippy::exit, reason = "workers still run, and everything they hold ends with the process")]
     std::process::exit(code)
 }
@@ -104,12 +107,13 @@ fn confining<E: std::fmt::Display>(step: &'static str) -> impl FnOnce(E) -> Fail
     }
 }
 
-fn run(control: &Channel) -> Result<Option<Event>, Failure> {
+/// Runs the container until there is nobody to tell about it; its end is told from here.
+fn run(control: &Channel) -> Result<(), Failure> {
     signals::block_ordinary().map_err(confining("blocking signals"))?;
     let pending = signals::descriptor().map_err(confining("signalfd"))?;
     let nr_cpus = process::nr_cpus();
     let seen = confine::enter().map_err(confining("giving up privileges"))?;
-    let options = platform_systrap::Options { nr_cpus, nr_blank: 1 };
+    let options = platform_systrap::Options { nr_cpus, nr_blank: 1, patch: false };
     let platform = Systrap::with_maps(options, &seen.maps).map_err(confining("starting the platform"))?;
     let memory = MemoryFile::create(MemoryFile::DEFAULT_SIZE).map_err(confining("making the memory file"))?;
     let watcher = Watcher::new().map_err(confining("epoll"))?;
@@ -119,6 +123,7 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
 
     let (boot, fds) =
         control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
+    platform.set_patch(boot.options.patch);
     let ground = Ground {
         platform,
         memory,
@@ -147,9 +152,10 @@ fn run(control: &Channel) -> Result<Option<Event>, Failure> {
                 bell.end();
                 let _ = console.join();
             }
-            Ok(Some(Event::Exited(control::report(&container, status))))
+            // Before anything is taken down: that may take its time, and the gofer leaves when its connection goes.
+            tell(control, &Event::Exited(control::report(&container, status)))
         }
-        Ok(End::Abandoned) => Ok(None),
+        Ok(End::Abandoned) => Ok(()),
         Err(error) => Err(Failure { phase: Phase::Init, message: error.to_string() }),
     }
 }

@@ -134,6 +134,14 @@ impl Tree {
         let file = matches!(mount.kind, MountKind::Bind { is_directory: false, .. });
         let at = self.make_path(path, file).map_err(|errno| TreeError::Point { place: show(path), errno })?;
         let (what, made) = file_system(parts, mount);
+        let made = match mount.kind {
+            // What a mode says of the new root stays said.
+            MountKind::Tmpfs { copy_up: true, .. } if at.is_dir() => made.and_then(|fs| {
+                fs_overlay::copy_tree(at.dentry.inode(), &fs.root())?;
+                Ok(fs)
+            }),
+            _ => made,
+        };
         made.and_then(|fs| self.ns.mount_at(&at, fs, flags_of(mount.flags), what))
             .map_err(|errno| TreeError::Mount { what, place: show(path), errno })?;
         Ok(())

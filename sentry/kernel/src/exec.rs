@@ -158,6 +158,7 @@ pub async fn execve(cx: &mut Current, spec: ExecSpec) -> Stop {
     commit(cx, program);
     cx.regs.orig_rax = cx.syscall_nr;
     if cx.task.is_traced() {
+        cx.task.mm().keep_text();
         Box::pin(crate::ptrace::exec_stop(cx, old_tid)).await;
     }
     Stop::RegistersSet

@@ -52,6 +52,9 @@ pub(crate) async fn run(mut cx: Current) {
             continue;
         }
         cx.forget_results();
+        if event != TrapEvent::Syscall {
+            cx.regs.rip = cx.task.mm().shown_place(cx.regs.rip);
+        }
         match event {
             TrapEvent::Undelivered => {}
             TrapEvent::Syscall => syscall(&mut cx).await,

@@ -29,6 +29,8 @@ bitflags::bitflags! {
         const HUGEPAGE = 0x2000_0000;
         const NOHUGEPAGE = 0x4000_0000;
         const MERGEABLE = 0x8000_0000;
+        /// The Sentry's own, in no list and no sum.
+        const HIDDEN = 0x100_0000_0000;
 
         const ACCESS = Self::READ.bits() | Self::WRITE.bits() | Self::EXEC.bits();
         const MAY_ACCESS = Self::MAYREAD.bits() | Self::MAYWRITE.bits() | Self::MAYEXEC.bits();

@@ -16,7 +16,7 @@ impl Mm {
     /// the first.
     pub fn copy_in_forced(&self, addr: u64, dst: &mut [u8]) -> Result<usize> {
         let len = dst.len();
-        by_pages(addr, len, |at, done, part| {
+        let got = by_pages(addr, len, |at, done, part| {
             let Some(to) = dst.get_mut(done..done + part) else { return Ok(0) };
             match self.copy_in_partial(at, to) {
                 Ok(got) if got == part => Ok(got),
@@ -24,11 +24,18 @@ impl Mm {
                     mm.space().copy_in(at, to, FaultMode::NoFault).map_err(|_| Errno::EFAULT)
                 }),
             }
-        })
+        })?;
+        if let Some(read) = dst.get_mut(..got) {
+            self.show_originals(addr, read);
+        }
+        Ok(got)
     }
 
     /// Writes memory whatever its protection, but not into a shared mapping that may not be written.
     pub fn copy_out_forced(&self, addr: u64, src: &[u8]) -> Result<usize> {
+        if let Some(range) = AddrRange::new(addr, src.len() as u64) {
+            self.undo_detours(&mut self.lock(), range);
+        }
         by_pages(addr, src.len(), |at, done, part| {
             let Some(from) = src.get(done..done + part) else { return Ok(0) };
             match self.copy_out_partial(at, from) {

@@ -13,6 +13,7 @@
 //! **Threat.** Every address, length and flag is the application's.
 
 mod advise;
+mod detour;
 mod fault;
 mod flags;
 mod force;
@@ -23,6 +24,7 @@ mod protect;
 mod remap;
 mod resident;
 mod shared;
+mod text;
 mod tree;
 mod vma;
 
@@ -40,3 +42,4 @@ pub use mm::{FileAt, Layout, MapInfo, MapName, Mm, MmConfig, Usage};
 pub use remap::remap_flags;
 pub use resident::{PagePresence, Resident};
 pub use shared::{SharedAnon, ZeroPages};
+pub use text::{TextImage, TextSlot};

@@ -61,6 +61,9 @@ pub struct MmapArgs {
     pub file: Option<FileMapping>,
 }
 
+/// Room for the detours of a thousand calls.
+const DETOUR_ROOM: u64 = 32 << 10;
+
 pub(crate) fn page_up(len: u64) -> Option<u64> {
     len.checked_next_multiple_of(PAGE_SIZE)
 }
@@ -158,6 +161,7 @@ impl Mm {
             None => (None, 0),
         };
         let write = flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE);
+        let image = file.as_ref().and_then(|(file, _)| self.text_image(file.as_ref(), flags));
         loop {
             // Pieces are asked for before the lock is taken, since they come from under the file's own lock.
             let prepared = match &file {
@@ -194,6 +198,9 @@ impl Mm {
             state.stack_limit = limits.stack;
             let mut dropped = Vec::new();
             let placed = self.place(&mut state, vma, &prepared.pieces, &mut dropped);
+            if let (Ok(()), Some(image), Some((file, _))) = (&placed, &image, &file) {
+                self.detour(&mut state, range, offset, image, file);
+            }
             drop(state);
             drop(dropped);
             placed?;
@@ -239,6 +246,15 @@ impl Mm {
         {
             return Ok(hint);
         }
+        // Programs begin with a mapping of their first byte: leave room for the detours of its text.
+        let program = args.file.as_ref().is_some_and(|f| f.offset == 0 && f.file.text().is_some());
+        if program
+            && len >= DETOUR_ROOM
+            && self.space().call_entry().is_some()
+            && let Some(found) = state.find_free(len.saturating_add(DETOUR_ROOM), user)
+        {
+            return Ok(found + DETOUR_ROOM);
+        }
         state.find_free(len, user).ok_or(Errno::ENOMEM)
     }
 
@@ -253,6 +269,9 @@ impl Mm {
     ) -> Result<()> {
         let range = vma.range();
         let occupied = state.tree.overlaps(range);
+        if occupied {
+            self.drop_detours(state, range);
+        }
         if occupied && state.tree.count() + state.tree.splits(range) >= MAX_MAP_COUNT {
             return Err(Errno::ENOMEM);
         }
@@ -347,6 +366,7 @@ impl Mm {
         if state.tree.splits(hit) == 2 && state.tree.count() >= MAX_MAP_COUNT {
             return Err(Errno::ENOMEM);
         }
+        self.drop_detours(state, hit);
         self.space().unmap(hit).map_err(space_errno)?;
         Ok(state.forget(hit))
     }

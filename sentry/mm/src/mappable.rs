@@ -9,7 +9,7 @@ use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, Result};
 use sentry_memory::{Chunk, DataPiece, MemoryFile};
 
-use crate::Mm;
+use crate::{Mm, TextSlot};
 
 /// Pages of a file as pages of a host descriptor.
 #[derive(Clone)]
@@ -76,6 +76,12 @@ pub trait Mappable: Send + Sync {
     /// raises SIGBUS past its end by itself: the whole range is then mapped at once.
     fn is_host_file(&self) -> bool {
         false
+    }
+
+    /// Where the file keeps its text for the platform, and a number that changes with its contents; `None` where nobody
+    /// keeps count of that.
+    fn text(&self) -> Option<(&TextSlot, u64)> {
+        None
     }
 
     /// True for `/dev/zero`: a private mapping is anonymous memory, a shared one is new shared memory.

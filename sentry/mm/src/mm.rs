@@ -8,6 +8,7 @@ use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, MutexGuard, Result};
 use sentry_memory::MemoryFile;
 
+use crate::detour::Detour;
 use crate::flags::STACK_GUARD_GAP;
 use crate::tree::VmaTree;
 use crate::vma::{Backing, Vma};
@@ -50,6 +51,10 @@ pub(crate) struct State {
     /// The last address that faulted although its page was there, and how often in a row.
     pub last_fault: (Addr, u32),
     pub peak: u64,
+    /// Text in which calls take a detour.
+    pub detours: Vec<Detour>,
+    /// Text is shown as it is in its file.
+    pub keeps_text: bool,
 }
 
 /// How a new address space is laid out.
@@ -150,6 +155,8 @@ impl Mm {
             stack_limit: config.stack_limit,
             last_fault: (0, 0),
             peak: 0,
+            detours: Vec::new(),
+            keeps_text: false,
         };
         Self::build(space, user, vdso, stack_top, config.randomize, Arc::clone(memory), state)
     }
@@ -242,6 +249,8 @@ impl Mm {
             stack_limit: state.stack_limit,
             last_fault: (0, 0),
             peak: state.tree.totals().all,
+            detours: state.detours.clone(),
+            keeps_text: state.keeps_text,
         };
         let mm = Self::build(
             space,
@@ -338,7 +347,12 @@ impl Mm {
     /// Every mapping in order, the vDSO included.
     pub fn maps(&self) -> Vec<MapInfo> {
         let state = self.lock();
-        let mut out: Vec<_> = state.tree.iter().map(|vma| MapInfo::of(vma, &state.layout)).collect();
+        let mut out: Vec<_> = state
+            .tree
+            .iter()
+            .filter(|vma| !vma.flags.contains(VmFlags::HIDDEN))
+            .map(|vma| MapInfo::of(vma, &state.layout))
+            .collect();
         drop(state);
         if let Some(vdso) = self.vdso {
             let access =
@@ -425,8 +439,9 @@ impl Drop for Mm {
         // has trapped. What is pinned must be out of its reach before the pins go: one call for all of it.
         let state = self.state.get_mut();
         let mut pinned: Option<AddrRange> = None;
+        let detours = !state.detours.is_empty();
         for vma in state.tree.iter() {
-            if vma.file().is_some_and(|f| f.resident.iter().any(|r| r.pin.is_some())) {
+            if detours || vma.file().is_some_and(|f| f.resident.iter().any(|r| r.pin.is_some())) {
                 pinned = Some(AddrRange { start: pinned.map_or(vma.start, |p| p.start), end: vma.end });
             }
         }

@@ -39,6 +39,9 @@ impl Mm {
         let access = VmFlags::from_prot(prot);
         let (end, refused) = allowed_until(&state, range, access, limits);
         range.end = end;
+        if access.contains(VmFlags::WRITE) {
+            self.undo_detours(&mut state, range);
+        }
         let (end, failed) = self.protect_host(&state, range, access);
         range.end = end;
         if !range.is_empty() {

@@ -60,6 +60,7 @@ impl Mm {
         let mut dropped = Vec::new();
         let mut state = self.lock();
         state.tree.find(addr).ok_or(Errno::EFAULT)?;
+        self.undo_detours(&mut state, AddrRange { start: addr, end: addr + old_len });
         let mut plan = Move { addr, old_len, new_len, keep_source };
         let result = if fixed || keep_source {
             self.remap_to(&mut state, &mut plan, fixed.then_some(new_addr), limits, &mut dropped)

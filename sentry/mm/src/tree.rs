@@ -19,6 +19,9 @@ pub(crate) struct Totals {
 
 impl Totals {
     fn apply(&mut self, vma: &Vma, op: impl Fn(u64, u64) -> u64) {
+        if vma.flags.contains(VmFlags::HIDDEN) {
+            return;
+        }
         let len = vma.len();
         let count = |yes: bool, total: &mut u64| {
             if yes {

@@ -504,7 +504,7 @@ fn v6_hops_and_class_of_one_datagram() -> Outcome {
     };
     ok!(send(&[(IPV6_HOPLIMIT, 7), (IPV6_TCLASS, 0x20)], 4));
     ok!(send(&[(IPV6_HOPLIMIT, -1), (IPV6_TCLASS, -1)], 4));
-    for (hops, class) in [(7, 0x20), (64, 0)] {
+    for (hops, class) in [(7, 0x20), (64, 255)] {
         let m = recv_message(&b, 9, 0)?;
         let value = |n: u8| vec![n, 0, 0, 0];
         same!(

@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::ReadWriteFlags;
 use sentry_base::{Errno, Result};
 use sentry_memory::{UserReader, UserWriter};
-use sentry_mm::{Mappable, MappedPiece};
+use sentry_mm::{Mappable, MappedPiece, TextSlot};
 use sentry_vfs::{FileOps, IoCtx, IoStart, Pos, Whence};
 
 use crate::{GoferFs, GoferInode, from_rustix};
@@ -151,6 +151,10 @@ impl Mappable for GoferInode {
 
     fn is_host_file(&self) -> bool {
         true
+    }
+
+    fn text(&self) -> Option<(&TextSlot, u64)> {
+        Some((self.text_slot(), self.contents_stamp()))
     }
 
     fn identity(&self) -> (u64, u64) {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 
 use gofer_protocol::{Fid, FileHow, Name, Path, Place as WirePlace, Request, WireAttr};
 use sentry_base::{Errno, Mutex, Nanos, Result, mono_now};
+use sentry_mm::TextSlot;
 use sentry_vfs::{Attachment, Attr, FileKind, Owner, Timestamp, Usage};
 
 use crate::dir::{DirCache, Known, Seed};
@@ -56,6 +57,7 @@ pub struct GoferInode {
     dir: Mutex<DirCache, { ranks::DIR }>,
     attachment: Attachment,
     usage: Usage,
+    text: TextSlot,
     this: Weak<GoferInode>,
 }
 
@@ -144,6 +146,7 @@ impl GoferInode {
             dir: Mutex::default(),
             attachment: Attachment::new(),
             usage: Usage::default(),
+            text: TextSlot::default(),
             this: Weak::clone(this),
         })
     }
@@ -505,6 +508,17 @@ impl GoferInode {
     }
 
     /// Device and inode number as the sandbox sees them.
+    pub(crate) fn text_slot(&self) -> &TextSlot {
+        &self.text
+    }
+
+    /// A number that changes when the contents do, as far as that is known.
+    pub(crate) fn contents_stamp(&self) -> u64 {
+        let attr = self.state.lock().attr;
+        let time = |t: Timestamp| t.sec.cast_unsigned().wrapping_mul(1_000_000_007) ^ u64::from(t.nsec);
+        attr.size ^ time(attr.mtime).rotate_left(20) ^ time(attr.ctime).rotate_left(40)
+    }
+
     pub(crate) fn device_and_ino(&self) -> (u64, u64) {
         let attr = self.state.lock().attr;
         (attr.dev, attr.ino)

@@ -31,6 +31,7 @@ fn link(set: &mut TaskSet, tracee: &Arc<Task>, tracer: &Arc<Task>, seized: bool,
     );
     tracee.signals.lock().trace = Some(Trace::new(tracer, seized, options));
     tracee.trace_mode.store(mode::TRACED, Ordering::SeqCst);
+    tracee.mm().keep_text();
 }
 
 /// Ends the tracing of a task, which goes on where it stands or takes part in a stop of its process (`__ptrace_unlink`).

@@ -75,7 +75,10 @@ impl UdpCore {
                     self.check_interface(info.ifindex)?;
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => asked.hops = of_six(data)?,
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => asked.class = of_six(data)?,
+                // Linux sends the -1 itself, cut to a byte.
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    asked.class = of_six(data)?.or(Some(u8::MAX));
+                }
                 (libc::IPPROTO_IP, libc::IP_TTL) => asked.hops = Some(byte(data)?),
                 (libc::IPPROTO_IP, libc::IP_TOS) => asked.class = Some(byte(data)?),
                 (libc::IPPROTO_UDP, libc::UDP_SEGMENT) => {

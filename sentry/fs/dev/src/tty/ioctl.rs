@@ -222,8 +222,8 @@ impl Tty {
 
     fn set_termios(&self, caller: &dyn Caller, new: Termios, flush: bool) -> Result<i64> {
         self.check_change(caller, libc::SIGTTOU)?;
-        let (fixed, old) = (self.state.lock().fixed, self.termios());
-        let new = keep_fixed(&fixed, &old, &new);
+        let fixed = self.state.lock().fixed;
+        let new = keep_fixed(&fixed, &self.termios(), &new);
         self.with_ldisc(|ldisc, effects| {
             if flush {
                 ldisc.flush_pending();
