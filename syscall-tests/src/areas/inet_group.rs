@@ -181,14 +181,14 @@ fn the_hops_are_those_of_groups() -> Outcome {
     let (s, port) = member(0)?;
     ok!(set_int(&s, IPPROTO_IP, IP_RECVTTL, 1));
     let from = sender()?;
-    for (ttl, wanted) in [(-1, 1), (7, 7)] {
+    for (ttl, wanted) in [(-1, 1i32), (7, 7)] {
         ok!(set_int(&from, IPPROTO_IP, IP_MULTICAST_TTL, ttl));
         same!(say(&from, group(), port, b"x"), 1);
         same!(poll_for(s.as_raw_fd(), POLLIN, 2000)?, POLLIN);
         let message = recv_message(&s, 9, 0)?;
         let (_, _, got) =
             message.control.iter().find(|c| (c.0, c.1) == (IPPROTO_IP, IP_TTL)).ok_or("no ttl")?;
-        same!(got[..4], (wanted as i32).to_ne_bytes());
+        same!(got[..4], wanted.to_ne_bytes());
     }
     Ok(())
 }
