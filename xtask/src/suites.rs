@@ -42,7 +42,9 @@ one() {
   echo "$name $code $(tail -n 1 out | cut -c1-150)"
 }
 export -f one
-find /data -name '*.test' -printf '%P\n' | sed 's/\.test$//' | sort | xargs -P 4 -n 1 bash -c 'one "$0"'
+# Without the right to set the clock: the host's is everybody's.
+find /data -name '*.test' -printf '%P\n' | sed 's/\.test$//' | sort |
+  setpriv --bounding-set -sys_time xargs -P 4 -n 1 bash -c 'one "$0"'
 "#;
 
 /// Compiles every test of the chosen areas into `/out`; one that does not compile is no test.
