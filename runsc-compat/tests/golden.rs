@@ -287,7 +287,7 @@ fn prepare(dir: &Path, program: PathBuf) -> Result<Place> {
             "dupns" => config["linux"]["namespaces"] = serde_json::json!([{"type": "pid"}, {"type": "pid"}]),
             "sysctl" => config["linux"]["sysctl"] = serde_json::json!({ "kernel.core_pattern": "x" }),
             "seccomp" => {
-                config["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_BOGUS" })
+                config["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_BOGUS" });
             }
             _ => {}
         }
