@@ -90,6 +90,10 @@ impl Command<'_> {
             return Err(io::Error::last_os_error());
         }
         if pid == 0 {
+            // Its own copy of the writing end would keep the child waiting for ever if we were killed now. It is closed
+            // before any descriptor is moved, for a move may take its number.
+            // SAFETY: integers only.
+            let _ = unsafe { libc::close(gate_writer.as_raw_fd()) };
             let step = child(gate.as_raw_fd(), program.as_raw_fd(), &plan, self, &argv, &envp);
             complain(step);
             // SAFETY: ends the child; nothing is touched.

@@ -135,9 +135,11 @@ fn ours(trial: &Trial) -> Vec<String> {
     let mark = trial.id();
     processes::all()
         .into_iter()
-        .filter(|process| process.title().starts_with("casemate-"))
         .filter(|process| {
-            std::fs::read_to_string(process.proc("cgroup")).is_ok_and(|text| text.contains(mark))
+            let group = std::fs::read_to_string(process.proc("cgroup")).unwrap_or_default();
+            // One that was made by a killed command, and has not become what it was to be, has that command's words.
+            process.args().iter().any(|word| word.contains(mark))
+                || (process.title().starts_with("casemate-") && group.contains(mark))
         })
         .map(|process| format!("{} {}", process.pid, process.title()))
         .collect()
