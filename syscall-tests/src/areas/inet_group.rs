@@ -20,7 +20,6 @@ cases![
     the_hops_are_those_of_groups,
     a_connected_socket_sends_to_its_group,
     a_group_can_be_bound_to,
-    a_v6_group_is_heard,
     a_membership_without_an_interface_is_refused,
     a_membership_ends_with_its_socket,
     memberships_are_limited,
@@ -37,8 +36,6 @@ fn other() -> [u8; 4] {
     let [_, _, high, low] = group();
     [239, 79, high, low]
 }
-
-const GROUP6: [u8; 16] = [0xff, 0x15, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x77, 0x01];
 
 fn membership(s: &OwnedFd, group: [u8; 4], join: bool) -> i32 {
     let mreq = ip_mreq {
@@ -211,20 +208,6 @@ fn a_group_can_be_bound_to() -> Outcome {
     hears(&s, b"bound")?;
     same!(say(&sender()?, LOCALHOST, port, b"alone"), 5);
     hears_nothing(&s)
-}
-
-fn a_v6_group_is_heard() -> Outcome {
-    let s = sock(AF_INET6, SOCK_DGRAM)?;
-    ok!(bind6(&s, ANY6, 0));
-    let port = port_of(&s)?;
-    let mut mreq = GROUP6.to_vec();
-    mreq.extend_from_slice(&1u32.to_ne_bytes());
-    ok!(setsockopt(s.as_raw_fd(), IPPROTO_IPV6, IPV6_ADD_MEMBERSHIP, mreq.as_ptr().cast(), 20));
-    let from = sock(AF_INET6, SOCK_DGRAM)?;
-    ok!(set_int(&from, IPPROTO_IPV6, IPV6_MULTICAST_IF, 1));
-    let to = v6(GROUP6, port);
-    same!(ok!(sendto(from.as_raw_fd(), b"six".as_ptr().cast(), 3, 0, (&raw const to).cast(), 28)), 3);
-    hears(&s, b"six")
 }
 
 fn a_membership_without_an_interface_is_refused() -> Outcome {
