@@ -31,7 +31,9 @@ pub fn run(args: &[String]) -> Result<()> {
     command.args(["test", "--workspace", "--no-fail-fast"]).args(args).current_dir(place::workspace());
     command.env("CASEMATE_BIN_DIR", programs::output_dir(false));
     // A test program that hangs is ended and named, and the others still run.
-    let runner = format!("{} supervise --limit {TEST_LIMIT_S} --", std::env::current_exe()?.display());
+    // Not this program's own file, which the build may have replaced.
+    let xtask = programs::output_dir(false).join("xtask");
+    let runner = format!("{} supervise --limit {TEST_LIMIT_S} --", xtask.display());
     command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner);
     let ended = shell::run(&mut command);
     if let Ok(text) = fs::read_to_string(&report) {

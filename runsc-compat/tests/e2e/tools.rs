@@ -78,6 +78,7 @@ fn debug_shows_tasks_calls_files_and_memory() -> Result<()> {
     let text = format!(
         "rt() {{ {} --root {} \"$@\"; }}; id={}; dir={}
          rt run -d --bundle {} $id </dev/null >/dev/null || exit 1
+         for try in $(seq 100); do rt debug $id | grep -q wait4 && break; sleep 0.05; done
          rt debug --files --trace $dir/trace $id; sleep 0.5; rt debug --trace off $id >/dev/null; sleep 0.3
          before=$(stat -c %s $dir/trace); sleep 0.3; [ $before = $(stat -c %s $dir/trace) ] || echo traced on
          grep -q nanosleep $dir/trace || echo no calls

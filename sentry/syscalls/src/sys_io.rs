@@ -222,8 +222,10 @@ async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) ->
                     return limit.then.map(|n| n as u64).map_err(Stop::from);
                 }
             }
-            // A socket with a timeout does not restart (`sock_intr_errno`).
-            Err(BlockEnd::Interrupted) if limit.is_some() => return Err(Errno::EINTR.into()),
+            // A socket with a timeout does not restart (`sock_intr_errno`), a terminal with one does.
+            Err(BlockEnd::Interrupted) if limit.is_some_and(|limit| limit.then.is_err()) => {
+                return Err(Errno::EINTR.into());
+            }
             Err(end) => return Err(end.or_restart(Restart::Sys)),
         }
     }

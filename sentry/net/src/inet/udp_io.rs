@@ -261,7 +261,8 @@ impl UdpCore {
         } else {
             (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP)
         };
-        if self.options.set_or(level, name, 1) == 0 {
+        // What goes out by the loopback interface comes back by it, wanted or not (net/ipv4/route.c: __mkroute_output).
+        if interface != 1 && self.options.set_or(level, name, 1) == 0 {
             return;
         }
         self.net.stats.packet(data.len() + 28);
