@@ -108,10 +108,6 @@ fn owner_of(task: &Task, word: u32) -> Option<Arc<Task>> {
     task.find_task((word & TID_MASK).cast_signed())
 }
 
-fn is_going(task: &Task) -> bool {
-    matches!(task.state(), TaskState::Exiting | TaskState::Dead)
-}
-
 /// Replaces the word if it is `current`; false if it is another. The page must be there.
 fn exchange(mm: &Mm, addr: u64, current: u32, new: u32) -> Result<bool> {
     let old = mm.space().atomic_u32(addr, AtomicOp::CompareExchange { current, new });
@@ -156,8 +152,11 @@ impl FutexTable {
                 return Err(Errno::EAGAIN);
             }
             let owner = owner.ok_or(Errno::ESRCH)?;
-            if is_going(&owner) {
-                return Ok(PiAttempt::Again);
+            match owner.state() {
+                TaskState::Exiting => return Ok(PiAttempt::Again),
+                // It has given its locks away, and left this one to nobody (`handle_exit_race`).
+                TaskState::Dead => return Err(Errno::ESRCH),
+                _ => {}
             }
             if !exchange(mm, addr, word, word | WAITERS)? {
                 continue;
@@ -316,7 +315,9 @@ impl FutexTable {
             };
             let owner = match (free, owner) {
                 (true, _) => Arc::clone(&first.task),
-                (false, Some(owner)) if !is_going(&owner) => owner,
+                (false, Some(owner)) if !matches!(owner.state(), TaskState::Exiting | TaskState::Dead) => {
+                    owner
+                }
                 (false, None) if holder != 0 => return Err(Errno::ESRCH),
                 // The owner is about to hand over.
                 (false, _) => return Err(Errno::EAGAIN),
