@@ -125,7 +125,7 @@ grep -c eth0 /proc/net/dev /proc/net/route";
     let expected = "3\n10.77.0.0/24 dev eth0 scope link  src 10.77.0.1 \ndefault via 10.77.0.2 dev eth0 \n\
         2 packets received\n1 packets received\n1 packets received\n1 packets received\nrefused\n\
         No route to host\n1\n/proc/net/dev:1\n/proc/net/route:2\n";
-    inside(&trial, &pair, &["sh", "-c", &script])?.run()?.expect(0)?.expect_out(expected)?;
+    inside(&trial, &pair, &["sh", "-c", script])?.run()?.expect(0)?.expect_out(expected)?;
     trial.finish()
 }
 
