@@ -301,8 +301,23 @@ impl Reassembler {
         }
     }
 
+    /// Takes a fragment; gives the packet, as if it had come in one piece, when that is whole.
+    pub fn join(&mut self, packet: &Packet<'_>, now: u64) -> Option<Frame> {
+        let payload = self.take(packet, now)?;
+        let header = Header {
+            from: packet.from,
+            to: packet.to,
+            protocol: packet.protocol,
+            hops: packet.hops,
+            class: packet.class,
+            id: 0,
+            dont_fragment: false,
+        };
+        header.frames(&payload, 65_575)?.pop()
+    }
+
     /// Takes a fragment; gives the payload of the packet when that is whole.
-    pub fn take(&mut self, packet: &Packet<'_>, now: u64) -> Option<Vec<u8>> {
+    fn take(&mut self, packet: &Packet<'_>, now: u64) -> Option<Vec<u8>> {
         let fragment = packet.fragment?;
         let key = (packet.from, packet.to, packet.protocol, fragment.id);
         let (start, end) = (fragment.offset, fragment.offset + packet.payload.len());

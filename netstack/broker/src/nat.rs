@@ -170,17 +170,7 @@ impl Nat {
                 if packet.fragment.is_none() {
                     return self.packet(&packet);
                 }
-                let Some(payload) = self.partial.take(&packet, now()) else { return };
-                let header = Header {
-                    from: packet.from,
-                    to: packet.to,
-                    protocol: packet.protocol,
-                    hops: packet.hops,
-                    class: packet.class,
-                    id: 0,
-                    dont_fragment: false,
-                };
-                let joined = header.frames(&payload, 65_575).and_then(|mut frames| frames.pop());
+                let joined = self.partial.join(&packet, now());
                 if let Some(packet) = joined.as_ref().and_then(|frame| Packet::parse(frame.packet())) {
                     self.packet(&packet);
                 }

@@ -327,20 +327,8 @@ impl Outside {
         if packet.fragment.is_none() {
             return self.whole_packet(net, port, frame, &packet);
         }
-        let whole = self.partial.lock().take(&packet, mono_now());
-        let Some(payload) = whole else { return };
-        let header = Header {
-            from: packet.from,
-            to: packet.to,
-            protocol: packet.protocol,
-            hops: packet.hops,
-            class: packet.class,
-            id: 0,
-            dont_fragment: false,
-        };
-        let Some(joined) = header.frames(&payload, 65_575).and_then(|mut frames| frames.pop()) else {
-            return;
-        };
+        let joined = self.partial.lock().join(&packet, mono_now());
+        let Some(joined) = joined else { return };
         let Some(packet) = Packet::parse(joined.packet()) else { return };
         self.whole_packet(net, port, &Arrived { verified: false, ..*frame }, &packet);
     }
