@@ -323,7 +323,9 @@ fn interactive(daemon: &Daemon) -> Result<()> {
     let inner =
         daemon.command(["run", "--runtime=casemate", "--network=none", "--rm", "-it", "busybox", "sh"]);
     let words = std::iter::once(inner.get_program()).chain(inner.get_args());
-    let line = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+    let words = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+    // Without `exec` a shell that forks leaves the command in the background of its terminal.
+    let line = format!("exec {words}");
     let trial = Trial::new("docker-tty")?;
     let mut running =
         trial.host(["script", "-q", "-e", "-c", &line, "/dev/null"]).piped_stdin().limit(LIMIT).start()?;

@@ -282,11 +282,10 @@ fn foreground(daemon: &Daemon) -> Result<()> {
 /// `ctr` wants a terminal for a container with one.
 fn terminal(daemon: &Daemon) -> Result<()> {
     let inner = daemon.ctr_command(&["run", "--rm", "-t", "--runtime", RUNTIME, IMAGE, "a6", "sh"]);
-    let line = std::iter::once(inner.get_program())
-        .chain(inner.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect::<Vec<_>>()
-        .join(" ");
+    let words = std::iter::once(inner.get_program()).chain(inner.get_args());
+    let words = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+    // Without `exec` a shell that forks leaves the command in the background of its terminal.
+    let line = format!("exec {words}");
     let mut command = Daemon::limited("script");
     command.args(["-q", "-e", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn()?;
