@@ -132,6 +132,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
         machine: Machine::from_auxv(&seen.auxv),
         total_memory: seen.total_memory,
         link_bell,
+        main: mailbox.address.clone(),
     };
     let mut container = Container::build(&boot, fds, ground, mailbox.ending())?;
     let threads = Threads::start(&mut container, watcher, nr_cpus)
