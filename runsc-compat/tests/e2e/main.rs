@@ -25,6 +25,7 @@ mod exit;
 mod files;
 mod host_command;
 mod hostile;
+mod idle;
 mod intrusion;
 mod ipc;
 mod jobs;
