@@ -34,6 +34,7 @@ mod links;
 mod lower;
 mod many;
 mod namespaces;
+mod net_attacks;
 mod network;
 mod outside;
 mod pods;
