@@ -21,18 +21,21 @@ fn t16_slow_readers_hold_little_and_others_go_on() -> Result<()> {
     let trial = Trial::new("t16-slow")?;
     let pair = Pair::new("s", false)?;
     let server = "
-import socket, threading
+import os, socket, sys, threading
 s = socket.create_server(('10.77.0.1', 7000), backlog=200); print('ready', flush=True)
 block = bytes(1 << 20)
 def pour(c):
     try:
         while c.recv(1) == b'p': c.sendall(block)
     except OSError: pass
-while True:
-    c, _ = s.accept()
-    threading.Thread(target=pour, args=(c,), daemon=True).start()
+def serve():
+    while True:
+        c, _ = s.accept()
+        threading.Thread(target=pour, args=(c,), daemon=True).start()
+threading.Thread(target=serve, daemon=True).start()
+sys.stdin.read(); os._exit(0)
 ";
-    let mut sandbox = python_inside(&trial, &pair, server)?.start()?;
+    let mut sandbox = python_inside(&trial, &pair, server)?.piped_stdin().start()?;
     sandbox.until_says("ready")?;
     let sentry = parts(&mut sandbox)?.sentry.pid;
     let before = resident_kib(sentry)?;
@@ -54,8 +57,8 @@ print('served', flush=True); sys.stdin.read()
     ensure!(grown < 250 << 10, "a hundred slow readers hold {grown} KiB");
     drop(clients.stdin.take());
     clients.wait()?.expect(0)?;
-    sandbox.signal(rustix::process::Signal::KILL)?;
-    sandbox.wait()?;
+    drop(sandbox.stdin.take());
+    sandbox.wait()?.expect(0)?;
     trial.finish()
 }
 
