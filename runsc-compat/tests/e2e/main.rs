@@ -35,6 +35,7 @@ mod links;
 mod lower;
 mod many;
 mod namespaces;
+mod net_attacks;
 mod network;
 mod outside;
 mod pods;

@@ -57,6 +57,10 @@ const SPARE_WORKERS: usize = 2;
 /// The most workers (the executor's idle set is one word).
 const MAX_WORKERS: usize = 64;
 
+/// How long the end of a sandbox waits for acknowledgements from outside: the last
+/// segment may be sent again three times.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// The exit code of a Sentry with a fault of its own: that of a program that aborts.
 const PANICKED: i32 = 134;
 
@@ -157,6 +161,9 @@ fn run(control: &Channel) -> Result<(), Failure> {
                 bell.end();
                 let _ = console.join();
             }
+            // So does what they have sent: the other end's network knows nothing of the end of this one.
+            let network = container.kernel().first_network().extension::<sentry_net::NetworkNamespace>();
+            network.inet().settle(LAST_WORDS);
             // Before anything is taken down: that may take its time, and the gofer leaves when its connection goes.
             tell(control, &Event::Exited(control::report(&container, status)))
         }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
 use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
-use sentry_base::{Errno, Events, Nanos, Result};
+use sentry_base::{Errno, Events, Nanos, Result, WaitClass, WaitEnd, mono_now};
 use sentry_kernel::seccomp::Listener;
 use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult};
+use sentry_net::SocketFile;
 use sentry_vfs::watch::event;
 use sentry_vfs::{
-    FileDescription, FileKind, FileLocks, Inode, IoCtx, IoStart, LeaseKind, Leased, LockOwner, LookupFlags,
-    OpenFlags, OpenHow, Opened, PendingOpen, RangeLock, as_dir,
+    FileDescription, FileKind, FileLocks, Inode, IoCtx, IoStart, JobControl, LeaseKind, Leased, LockOwner,
+    LookupFlags, OpenFlags, OpenHow, Opened, PendingOpen, RangeLock, as_dir,
 };
 
 use crate::args::{Bits, DirFd, PathPtr, Ptr};
@@ -23,11 +24,11 @@ use crate::table::syscalls;
 
 syscalls! {
     2 open(path: PathPtr, flags: Bits, mode: Bits) [call];
-    3 close(fd: i32) [sync];
+    3 close(fd: i32) [call];
     16 ioctl(fd: i32, command: Bits, arg: u64) [call];
     32 dup(fd: i32) [sync];
     33 dup2(old: i32, new: i32) [sync];
-    72 fcntl(fd: i32, command: i32, arg: u64) [call, "no directory notification, no SIGIO but of leases"];
+    72 fcntl(fd: i32, command: i32, arg: u64) [call, "no directory notification, SIGIO of sockets, pipes and leases alone"];
     73 flock(fd: i32, operation: i32) [call];
     74 fsync(fd: i32) [sync];
     75 fdatasync(fd: i32) [sync];
@@ -175,8 +176,40 @@ fn strict_how(cx: &Current, at: Ptr, size: usize) -> Result<OpenHow> {
     Ok(OpenHow { flags, mode: u32::try_from(raw.mode).unwrap_or(0), resolve })
 }
 
-fn close(cx: &mut Current, fd: i32) -> Result<()> {
-    cx.fds().close(fd, cx.pid())
+fn close(cx: &mut Current, fd: i32) -> Call<'_> {
+    let fds = cx.fds();
+    let file = match fds.remove(fd) {
+        Ok(file) => file,
+        Err(errno) => return Call::Done(Err(errno.into())),
+    };
+    // The last descriptor of a socket that is to be emptied first.
+    if Arc::strong_count(&file) == 1
+        && let Ok(socket) = SocketFile::of(&file)
+        && let Some(limit) = socket.lingers()
+    {
+        let until = mono_now().saturating_add(limit);
+        return Call::Wait(Box::pin(async move {
+            linger(cx, &file, until).await;
+            fds.closed(file, cx.pid());
+            Ok(0)
+        }));
+    }
+    fds.closed(file, cx.pid());
+    Call::Done(Ok(0))
+}
+
+/// Waits until the other end's system has taken what was sent (`sk_stream_wait_close`), a signal comes or time is over.
+async fn linger(cx: &mut Current, file: &Arc<FileDescription>, until: Nanos) {
+    /// How often that is looked at: what tells of it tells a writer, who wants more room than this.
+    const STEP: Nanos = 2_000_000;
+    while SocketFile::of(file).is_ok_and(|socket| socket.lingers().is_some()) {
+        let next = mono_now().saturating_add(STEP).min(until);
+        cx.task.sleeper().arm();
+        let end = cx.sleep(WaitClass::Interruptible, Some(next)).await;
+        if matches!(end, WaitEnd::Interrupted | WaitEnd::Killed) || next == until {
+            return;
+        }
+    }
 }
 
 fn close_range(cx: &mut Current, first: u32, last: u32, flags: Bits) -> Result<()> {
@@ -228,7 +261,7 @@ const SETTABLE: OpenFlags = OpenFlags::APPEND
     .union(OpenFlags::DIRECT)
     .union(OpenFlags::NOATIME);
 
-fn set_status(cx: &Current, file: &FileDescription, arg: u64) -> Result<()> {
+fn set_status(cx: &Current, file: &Arc<FileDescription>, arg: u64) -> Result<()> {
     let wanted = OpenFlags::from_bits_retain(u32::try_from(arg & 0xffff_ffff).unwrap_or(0)) & SETTABLE;
     let old = file.flags();
     if wanted.contains(OpenFlags::NOATIME) && !old.contains(OpenFlags::NOATIME) {
@@ -238,6 +271,9 @@ fn set_status(cx: &Current, file: &FileDescription, arg: u64) -> Result<()> {
         }
     }
     file.set_flags(old.difference(SETTABLE) | wanted);
+    if wanted.contains(OpenFlags::ASYNC) {
+        file.tell_owner(Arc::clone(cx.task.kernel()) as _);
+    }
     Ok(())
 }
 
@@ -306,6 +342,7 @@ fn file_control(
         libc::F_SETOWN => {
             let id = resolve_owner(cx, int)?;
             file.owner().store(id, Ordering::Relaxed);
+            file.tell_owner(Arc::clone(cx.task.kernel()) as _);
         }
         libc::F_GETOWN => {
             return Ok(i64::from(show_owner(cx, file.owner().load(Ordering::Relaxed))).cast_unsigned());
@@ -320,6 +357,7 @@ fn file_control(
             };
             let id = resolve_owner(cx, id)?;
             file.owner().store(id, Ordering::Relaxed);
+            file.tell_owner(Arc::clone(cx.task.kernel()) as _);
         }
         F_GETOWN_EX => {
             let id = show_owner(cx, file.owner().load(Ordering::Relaxed));
@@ -493,11 +531,16 @@ impl LockRequest {
 
 /// The Sentry's number for an owner that the caller names: a process, or a group as a negative number.
 fn resolve_owner(cx: &Current, id: i32) -> Result<i32> {
-    match id {
-        0 => Ok(0),
-        id if id < 0 => cx.resolve_pid(id.wrapping_neg()).map(|group| -group),
-        id => cx.resolve_pid(id),
+    if id == 0 {
+        return Ok(0);
     }
+    let number = id.checked_abs().ok_or(Errno::EINVAL)?;
+    let found = cx.resolve_pid(number)?;
+    // A process, or a group that has outlived its leader.
+    if cx.kernel().task(found).is_none() && cx.task.session_of_group(found).is_none() {
+        return Err(Errno::ESRCH);
+    }
+    Ok(if id < 0 { -found } else { found })
 }
 
 fn show_owner(cx: &Current, id: i32) -> i32 {

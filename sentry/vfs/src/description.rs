@@ -36,6 +36,8 @@ pub struct FileDescription {
     owner: AtomicI32,
     signal: AtomicI32,
     watchers: Mutex<Vec<Weak<dyn CloseWatcher>>, { rank::LEAF }>,
+    /// Its place in the queue of its file, where its owner is to hear of events.
+    pub(crate) notice: OnceLock<sentry_base::WaitId>,
     /// Counts it among the users of its file.
     in_use: Option<InUse>,
 }
@@ -53,6 +55,11 @@ impl Drop for FileDescription {
         }
         if let Some(locks) = self.locks.get() {
             locks.release(self.lock_owner());
+        }
+        if let Some(id) = self.notice.get()
+            && let Some(queue) = self.ops.wait_queue()
+        {
+            queue.remove(*id);
         }
         for watcher in core::mem::take(self.watchers.get_mut()) {
             if let Some(watcher) = watcher.upgrade() {
@@ -85,6 +92,7 @@ impl FileDescription {
             owner: AtomicI32::new(0),
             signal: AtomicI32::new(0),
             watchers: Mutex::new(Vec::new()),
+            notice: OnceLock::new(),
             in_use,
         })
     }
