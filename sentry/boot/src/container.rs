@@ -22,6 +22,7 @@ use crate::console::Console;
 use crate::control::Address;
 use crate::link::{self, Capture, LinkBell};
 use crate::log::Log;
+use crate::notify;
 use crate::started::{self, Descriptors, Ending, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
 
@@ -159,7 +160,7 @@ impl Container {
     fn assemble(
         shared: &Arc<Shared>,
         boot: &Boot,
-        fds: Descriptors,
+        mut fds: Descriptors,
         log: Log,
         terminals: Arc<Terminals>,
         which: Which,
@@ -199,6 +200,11 @@ impl Container {
             })?),
             None => None,
         };
+        if let Some(watcher) = fds.notify.take() {
+            let network = kernel.first_network().extension::<NetworkNamespace>();
+            notify::serve(&network, &boot.notify_name(), watcher)
+                .map_err(|error| failed(Phase::Init, error))?;
+        }
         let factory = Arc::new(Factory {
             kernel: Arc::clone(kernel),
             tree,

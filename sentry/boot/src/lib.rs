@@ -25,6 +25,7 @@ mod filter;
 mod inspect;
 mod link;
 mod log;
+mod notify;
 mod session;
 mod started;
 mod tree;
