@@ -127,11 +127,22 @@ const WAITING: &[&str] = &[
     "mqueue",
     "pidfd",
     "seccomp",
+    "aio",
+    "sigio",
 ];
 
 /// Calls that end with `EINTR` whatever the reason was (signal(7)).
-const NOT_RESTARTED: &[&str] =
-    &["epoll_", "poll(", "select(", "sleep(", "sigtimedwait(", "sigwaitinfo(", "semop(", "msgrcv("];
+const NOT_RESTARTED: &[&str] = &[
+    "epoll_",
+    "poll(",
+    "select(",
+    "sleep(",
+    "sigtimedwait(",
+    "sigwaitinfo(",
+    "semop(",
+    "msgrcv(",
+    "SYS_io_getevents",
+];
 
 /// The calls that wait, with interruptions of which no signal is the cause at one of their first waits: a call that Linux
 /// restarts shows nothing of it.

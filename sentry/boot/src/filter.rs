@@ -122,6 +122,8 @@ const WORKER_FORMS: &[Form] = &[
     (libc::SYS_fcntl, 1, libc::F_SETFL as u64),
     // Attributes and sizes of a terminal that the caller gave as standard input, output or error.
     (libc::SYS_ioctl, 1, libc::TCGETS),
+    (libc::SYS_ioctl, 1, libc::TCSETS),
+    (libc::SYS_ioctl, 1, libc::TCFLSH),
     (libc::SYS_ioctl, 1, libc::TIOCGWINSZ),
     (libc::SYS_ioctl, 1, libc::FIONREAD),
 ];

@@ -13,6 +13,7 @@ use crate::injection::Injection;
 use crate::outbox::{self, CallerMemory, SharedOutbox};
 use crate::signal::FaultRecord;
 use crate::task::VforkGate;
+use crate::user_dispatch::UserDispatch;
 use crate::{Restart, Stop, Task};
 
 /// The task that runs, with what only it may touch. Owned by the task's future.
@@ -30,6 +31,8 @@ pub struct Current {
     pub(crate) vfork: Option<(Arc<VforkGate>, i32)>,
     /// An event that the tracer wants to know of: its number, and the new child's thread id.
     pub(crate) new_child: Option<(i32, i32)>,
+    /// Calls that are to be caught (`PR_SET_SYSCALL_USER_DISPATCH`).
+    pub user_dispatch: Option<UserDispatch>,
     outbox: SharedOutbox,
     /// The credentials that the context answers calls by.
     answered: Option<Arc<Credentials>>,
@@ -96,6 +99,7 @@ impl Current {
             last_fault: FaultRecord::default(),
             vfork: None,
             new_child: None,
+            user_dispatch: None,
             outbox: SharedOutbox::default(),
             answered: None,
         }
@@ -162,8 +166,10 @@ impl Current {
     /// Lets the context answer what only depends on who the task is, unless someone wants to see every call. To be called
     /// once the task counts as one that runs application code: who changes what is asked here kicks it then.
     pub(crate) fn update_answers(&mut self) {
-        let watched =
-            self.task.trace_mode() != 0 || self.kernel().traces() || !self.task.filters_pass(&ANSWERED);
+        let watched = self.task.trace_mode() != 0
+            || self.user_dispatch.is_some()
+            || self.kernel().traces()
+            || !self.task.filters_pass(&ANSWERED);
         if !watched && self.answered.as_ref().is_some_and(|known| self.task.has_creds(known)) {
             return;
         }

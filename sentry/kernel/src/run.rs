@@ -14,7 +14,7 @@ use crate::ptrace::{self, mode};
 use crate::seccomp::{self, Gate};
 use crate::signal::{FaultRecord, Outcome, interrupt};
 use crate::task::VforkGate;
-use crate::{Call, Current, Row, Stop, SysResult, TaskState, TraceSink, exit};
+use crate::{Call, Current, Row, Stop, SysResult, TaskState, TraceSink, exit, user_dispatch};
 
 /// Traps in a row that a worker waits for before it looks at timers and other tasks.
 const LINGERS: u32 = 16;
@@ -129,6 +129,9 @@ fn number(cx: &Current) -> u64 {
 
 async fn syscall(cx: &mut Current) {
     cx.injection.call();
+    if user_dispatch::catches(cx) {
+        return;
+    }
     if cx.task.trace_mode() & (mode::CALLS | mode::EMULATED) != 0 && !Box::pin(ptrace::calls_begin(cx)).await
     {
         Box::pin(ptrace::calls_end(cx)).await;
