@@ -10,6 +10,7 @@ mod closing;
 mod files;
 mod fs_args;
 mod net_args;
+mod sys_aio;
 mod sys_attr;
 mod sys_cred;
 mod sys_epoll;

@@ -9,6 +9,7 @@ use fs_pipe::PipeEnd;
 use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
 use sentry_base::{Errno, Events, Nanos, Result};
 use sentry_kernel::seccomp::Listener;
+use sentry_kernel::sigio;
 use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult};
 use sentry_vfs::watch::event;
 use sentry_vfs::{
@@ -28,7 +29,7 @@ syscalls! {
     16 ioctl(fd: i32, command: Bits, arg: u64) [call];
     32 dup(fd: i32) [sync];
     33 dup2(old: i32, new: i32) [sync];
-    72 fcntl(fd: i32, command: i32, arg: u64) [call, "no directory notification, SIGIO of sockets, pipes and leases alone"];
+    72 fcntl(fd: i32, command: i32, arg: u64) [call];
     73 flock(fd: i32, operation: i32) [call];
     74 fsync(fd: i32) [sync];
     75 fdatasync(fd: i32) [sync];
@@ -225,7 +226,7 @@ const SETTABLE: OpenFlags = OpenFlags::APPEND
     .union(OpenFlags::DIRECT)
     .union(OpenFlags::NOATIME);
 
-fn set_status(cx: &Current, file: &Arc<FileDescription>, arg: u64) -> Result<()> {
+fn set_status(cx: &Current, fd: i32, file: &Arc<FileDescription>, arg: u64) -> Result<()> {
     let wanted = OpenFlags::from_bits_retain(u32::try_from(arg & 0xffff_ffff).unwrap_or(0)) & SETTABLE;
     let old = file.flags();
     if wanted.contains(OpenFlags::NOATIME) && !old.contains(OpenFlags::NOATIME) {
@@ -234,10 +235,8 @@ fn set_status(cx: &Current, file: &Arc<FileDescription>, arg: u64) -> Result<()>
             return Err(Errno::EPERM);
         }
     }
+    let wanted = sigio::settle_async(cx.task.kernel(), file, fd, wanted);
     file.set_flags(old.difference(SETTABLE) | wanted);
-    if wanted.contains(OpenFlags::ASYNC) {
-        file.tell_owner(Arc::clone(cx.task.kernel()) as _);
-    }
     Ok(())
 }
 
@@ -295,7 +294,7 @@ fn file_control(
     const F_GETSIG: i32 = 11;
     let pipe = || file.ops().as_any().downcast_ref::<PipeEnd>().ok_or(Errno::EBADF);
     match command {
-        libc::F_SETFL => set_status(cx, file, arg)?,
+        libc::F_SETFL => set_status(cx, fd, file, arg)?,
         libc::F_GETLK | libc::F_OFD_GETLK => return get_lock(cx, fd, arg, command == libc::F_OFD_GETLK),
         libc::F_SETLK | libc::F_OFD_SETLK => {
             return match range_lock(cx, fd, arg, command == libc::F_OFD_SETLK)?.attempt()? {
@@ -305,8 +304,7 @@ fn file_control(
         }
         libc::F_SETOWN => {
             let id = resolve_owner(cx, int)?;
-            file.owner().store(id, Ordering::Relaxed);
-            file.tell_owner(Arc::clone(cx.task.kernel()) as _);
+            set_owner(cx, file, id);
         }
         libc::F_GETOWN => {
             return Ok(i64::from(show_owner(cx, file.owner().load(Ordering::Relaxed))).cast_unsigned());
@@ -320,8 +318,7 @@ fn file_control(
                 _ => return Err(Errno::EINVAL.into()),
             };
             let id = resolve_owner(cx, id)?;
-            file.owner().store(id, Ordering::Relaxed);
-            file.tell_owner(Arc::clone(cx.task.kernel()) as _);
+            set_owner(cx, file, id);
         }
         F_GETOWN_EX => {
             let id = show_owner(cx, file.owner().load(Ordering::Relaxed));
@@ -360,14 +357,18 @@ fn file_control(
             };
             return Ok(u64::from(kind.unsigned_abs()));
         }
-        libc::F_SETLEASE => set_lease(cx, file, int)?,
+        libc::F_SETLEASE => set_lease(cx, fd, file, int)?,
+        libc::F_NOTIFY => {
+            note_owner_creds(cx, file);
+            sigio::notify(cx.task.kernel(), file, fd, int.cast_unsigned(), cx.pid())?;
+        }
         _ => return Err(Errno::EINVAL.into()),
     }
     Ok(0)
 }
 
 /// `generic_setlease` of `fs/locks.c`.
-fn set_lease(cx: &Current, file: &Arc<FileDescription>, kind: i32) -> Result<()> {
+fn set_lease(cx: &Current, fd: i32, file: &Arc<FileDescription>, kind: i32) -> Result<()> {
     let inode = file.inode().ok_or(Errno::EINVAL)?;
     let attr = inode.attr()?;
     let creds = cx.creds();
@@ -381,7 +382,8 @@ fn set_lease(cx: &Current, file: &Arc<FileDescription>, kind: i32) -> Result<()>
         return Err(Errno::EACCES);
     }
     let usage = inode.usage().filter(|_| inode.kind() == FileKind::Regular).ok_or(Errno::EINVAL)?;
-    usage.set_lease(file, kind, Arc::clone(cx.task.kernel()) as _)?;
+    note_owner_creds(cx, file);
+    usage.set_lease(file, kind, Arc::clone(cx.task.kernel()) as _, fd)?;
     let _ = file.owner().compare_exchange(0, cx.pid(), Ordering::Relaxed, Ordering::Relaxed);
     Ok(())
 }
@@ -507,6 +509,22 @@ fn resolve_owner(cx: &Current, id: i32) -> Result<i32> {
     Ok(if id < 0 { -found } else { found })
 }
 
+/// `f_setown`
+fn set_owner(cx: &Current, file: &Arc<FileDescription>, id: i32) {
+    let creds = cx.creds();
+    file.note_owner_set_by(creds.uid, creds.euid);
+    file.owner().store(id, Ordering::Relaxed);
+    file.tell_owner(Arc::clone(cx.task.kernel()) as _);
+}
+
+/// The same where the file may have an owner already, who stays.
+fn note_owner_creds(cx: &Current, file: &FileDescription) {
+    if file.owner().load(Ordering::Relaxed) == 0 {
+        let creds = cx.creds();
+        file.note_owner_set_by(creds.uid, creds.euid);
+    }
+}
+
 fn show_owner(cx: &Current, id: i32) -> i32 {
     if id < 0 { -cx.show_pid(id.wrapping_neg()) } else { cx.show_pid(id) }
 }
@@ -600,6 +618,10 @@ fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> Call<'_> {
 
 fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
     const FIOASYNC: u32 = 0x5452;
+    const FIOSETOWN: u32 = 0x8901;
+    const SIOCSPGRP: u32 = 0x8902;
+    const FIOGETOWN: u32 = 0x8903;
+    const SIOCGPGRP: u32 = 0x8904;
     const FIONREAD: u32 = 0x541b;
     const FIONBIO: u32 = 0x5421;
     const TIOCGPTPEER: u32 = 0x5441;
@@ -611,13 +633,21 @@ fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
     let set = |flag: OpenFlags| -> Result<()> {
         let on: i32 = cx.read_obj(arg)?;
         let old = file.flags();
-        file.set_flags(if on != 0 { old | flag } else { old.difference(flag) });
+        let wanted = if on != 0 { old | flag } else { old.difference(flag) };
+        file.set_flags(sigio::settle_async(cx.task.kernel(), &file, fd, wanted));
         Ok(())
     };
     match command.0 {
         FIOCLEX | FIONCLEX => cx.fds().set_cloexec(fd, command.0 == FIOCLEX)?,
         FIONBIO => set(OpenFlags::NONBLOCK)?,
         FIOASYNC => set(OpenFlags::ASYNC)?,
+        FIOSETOWN | SIOCSPGRP if file.ops().kind() == FileKind::Socket => {
+            let id: i32 = cx.read_obj(arg)?;
+            set_owner(cx, &file, resolve_owner(cx, id)?);
+        }
+        FIOGETOWN | SIOCGPGRP if file.ops().kind() == FileKind::Socket => {
+            cx.write_obj(arg, &show_owner(cx, file.owner().load(Ordering::Relaxed)))?;
+        }
         FICLONE | FICLONERANGE => return Err(Errno::EOPNOTSUPP.into()),
         _ => {
             if command.0 == FIONREAD

@@ -2,6 +2,7 @@
 
 use crate::harness::Area;
 
+mod aio;
 mod attack;
 mod attr;
 mod copy;
@@ -55,6 +56,7 @@ mod rlimit;
 mod sched;
 mod seccomp;
 mod sigframe;
+mod sigio;
 mod signal;
 mod sysv;
 mod thread;
@@ -71,6 +73,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "process", cases: process::CASES },
     Area { name: "exec", cases: exec::CASES },
     Area { name: "signal", cases: signal::CASES },
+    Area { name: "sigio", cases: sigio::CASES },
     Area { name: "sigframe", cases: sigframe::CASES },
     Area { name: "ptrace", cases: ptrace::CASES },
     Area { name: "ptrace-events", cases: ptrace_events::CASES },
@@ -116,6 +119,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "pidns", cases: pidns::CASES },
     Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
+    Area { name: "aio", cases: aio::CASES },
     Area { name: "attack", cases: attack::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },
