@@ -7,11 +7,10 @@ use std::sync::Arc;
 use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
 use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
-use sentry_base::{Errno, Events, Nanos, Result, WaitClass, WaitEnd, mono_now};
+use sentry_base::{Errno, Events, Nanos, Result};
 use sentry_kernel::seccomp::Listener;
 use sentry_kernel::sigio;
 use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult};
-use sentry_net::SocketFile;
 use sentry_vfs::watch::event;
 use sentry_vfs::{
     FileDescription, FileKind, FileLocks, Inode, IoCtx, IoStart, JobControl, LeaseKind, Leased, LockOwner,
@@ -19,6 +18,7 @@ use sentry_vfs::{
 };
 
 use crate::args::{Bits, DirFd, PathPtr, Ptr};
+use crate::closing::close;
 use crate::fs_args::Paths;
 use crate::sys_io::readable_bytes;
 use crate::table::syscalls;
@@ -175,42 +175,6 @@ fn strict_how(cx: &Current, at: Ptr, size: usize) -> Result<OpenHow> {
         return Err(Errno::EAGAIN);
     }
     Ok(OpenHow { flags, mode: u32::try_from(raw.mode).unwrap_or(0), resolve })
-}
-
-fn close(cx: &mut Current, fd: i32) -> Call<'_> {
-    let fds = cx.fds();
-    let file = match fds.remove(fd) {
-        Ok(file) => file,
-        Err(errno) => return Call::Done(Err(errno.into())),
-    };
-    // The last descriptor of a socket that is to be emptied first.
-    if Arc::strong_count(&file) == 1
-        && let Ok(socket) = SocketFile::of(&file)
-        && let Some(limit) = socket.lingers()
-    {
-        let until = mono_now().saturating_add(limit);
-        return Call::Wait(Box::pin(async move {
-            linger(cx, &file, until).await;
-            fds.closed(file, cx.pid());
-            Ok(0)
-        }));
-    }
-    fds.closed(file, cx.pid());
-    Call::Done(Ok(0))
-}
-
-/// Waits until the other end's system has taken what was sent (`sk_stream_wait_close`), a signal comes or time is over.
-async fn linger(cx: &mut Current, file: &Arc<FileDescription>, until: Nanos) {
-    /// How often that is looked at: what tells of it tells a writer, who wants more room than this.
-    const STEP: Nanos = 2_000_000;
-    while SocketFile::of(file).is_ok_and(|socket| socket.lingers().is_some()) {
-        let next = mono_now().saturating_add(STEP).min(until);
-        cx.task.sleeper().arm();
-        let end = cx.sleep(WaitClass::Interruptible, Some(next)).await;
-        if matches!(end, WaitEnd::Interrupted | WaitEnd::Killed) || next == until {
-            return;
-        }
-    }
 }
 
 fn close_range(cx: &mut Current, first: u32, last: u32, flags: Bits) -> Result<()> {

@@ -351,13 +351,12 @@ impl TcpCore {
     pub(super) fn lingers(&self) -> Option<u64> {
         let seconds = self.options.linger().and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0)?;
         let connection = self.connection()?;
-        let waits = match connection.link.flow() {
-            Some(flow) => flow.has_unsent(),
-            None => {
-                let stream = connection.link.stream.lock();
-                let open = stream.state(connection.end) != netstack::stream::TcpState::Close;
-                open && stream.is_beyond_receiver(connection.end)
-            }
+        let waits = if let Some(flow) = connection.link.flow() {
+            flow.has_unsent()
+        } else {
+            let stream = connection.link.stream.lock();
+            let open = stream.state(connection.end) != netstack::stream::TcpState::Close;
+            open && stream.is_beyond_receiver(connection.end)
         };
         waits.then(|| seconds.saturating_mul(1_000_000_000))
     }
