@@ -3,6 +3,7 @@
 //! Layouts are plain data with `zerocopy` derives, so that they can be read from and written to application
 //! memory as bytes without `unsafe`. Flag constants come from the `libc` crate where it has them.
 #![no_std]
+pub mod aio;
 pub mod elf;
 pub mod fs;
 pub mod ipc;

@@ -201,6 +201,8 @@ pub const CLD_CONTINUED: i32 = 6;
 pub const SI_MESGQ: i32 = -3;
 /// `SYS_SECCOMP`: a seccomp filter raised SIGSYS.
 pub const SYS_SECCOMP: i32 = 1;
+/// `SYS_USER_DISPATCH`: syscall user dispatch raised SIGSYS.
+pub const SYS_USER_DISPATCH: i32 = 2;
 
 const fn pair(low: u32, high: u32) -> u64 {
     low as u64 | (high as u64) << 32
@@ -227,6 +229,11 @@ impl SigInfo {
     /// A signal with a value, of process `pid` of user `uid`.
     pub fn queued(signo: i32, code: i32, pid: i32, uid: u32, value: u64) -> Self {
         Self::user(signo, code, pid, uid).with(1, value)
+    }
+
+    /// An event on descriptor `fd`: `code` is `POLL_IN` or its kin, `band` as `poll(2)` would report it.
+    pub fn poll(signo: i32, code: i32, band: u32, fd: i32) -> Self {
+        Self::kernel(signo, code).with(0, u64::from(band)).with(1, u64::from(fd.cast_unsigned()))
     }
 
     /// A fault at `addr`.

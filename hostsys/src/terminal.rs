@@ -65,6 +65,45 @@ impl Drop for RawMode {
     }
 }
 
+/// The mode of a terminal that somebody else may change; it comes back when this is dropped.
+#[derive(Debug)]
+pub struct KeptMode {
+    terminal: OwnedFd,
+    before: Attributes,
+}
+
+impl KeptMode {
+    /// Remembers the mode of the terminal behind `fd`.
+    pub fn of(fd: impl AsFd) -> io::Result<Self> {
+        let terminal = fd.as_fd().try_clone_to_owned()?;
+        let before = Attributes(get_attributes(terminal.as_fd())?);
+        Ok(Self { terminal, before })
+    }
+}
+
+impl Drop for KeptMode {
+    fn drop(&mut self) {
+        let Ok(now) = get_attributes(self.terminal.as_fd()) else { return };
+        let before = &self.before.0;
+        let same = now.c_iflag == before.c_iflag
+            && now.c_oflag == before.c_oflag
+            && now.c_lflag == before.c_lflag
+            && now.c_cc == before.c_cc;
+        // In the background, the terminal is somebody else's, and setting it would stop this process.
+        if !same && in_foreground(self.terminal.as_fd()) {
+            let _ = set_attributes(self.terminal.as_fd(), before);
+        }
+    }
+}
+
+/// Whether the caller's process group is the one that the terminal listens to.
+fn in_foreground(terminal: BorrowedFd<'_>) -> bool {
+    // SAFETY: the call takes a descriptor.
+    let foreground = unsafe { libc::tcgetpgrp(terminal.as_raw_fd()) };
+    // SAFETY: the call takes nothing.
+    foreground == unsafe { libc::getpgrp() }
+}
+
 fn get_attributes(fd: BorrowedFd<'_>) -> io::Result<libc::termios> {
     // SAFETY: `termios` is plain data; zero is a valid value of it.
     let mut now: libc::termios = unsafe { std::mem::zeroed() };

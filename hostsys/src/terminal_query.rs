@@ -1,4 +1,4 @@
-//! What may be asked of a descriptor that is shared with the caller: nothing here changes it (`ioctl_tty(2)`).
+//! What may be asked of a descriptor that is shared with the caller, and how its terminal is set (`ioctl_tty(2)`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -42,4 +42,19 @@ pub fn ask(fd: BorrowedFd<'_>, query: Query) -> io::Result<[u8; 64]> {
     // SAFETY: the commands of `Query` write at most 36 bytes to `answer`.
     check(unsafe { libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), query.command(), answer.as_mut_ptr()) })?;
     Ok(answer)
+}
+
+/// Sets the attributes of a terminal (`TCSETS`): `attributes` is a `struct termios` of the kernel. Does not wait for
+/// output to drain, which may take for ever.
+pub fn set_attributes(fd: BorrowedFd<'_>, attributes: &[u8; 36]) -> io::Result<()> {
+    // SAFETY: `TCSETS` reads 36 bytes.
+    check(unsafe { libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), libc::TCSETS, attributes.as_ptr()) })?;
+    Ok(())
+}
+
+/// Drops what was typed and not read yet (`TCFLSH` with `TCIFLUSH`).
+pub fn flush_input(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: `TCFLSH` takes a number.
+    check(unsafe { libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), libc::TCFLSH, libc::TCIFLUSH) })?;
+    Ok(())
 }

@@ -35,10 +35,12 @@ done
 const POSIX: &str = r#"
 mkdir /tmp/p && cd /tmp/p
 one() {
-  name=$1 code=0
+  name=$1 code=0 limit=60
+  # Millions of calls that the vDSO hands on to the kernel.
+  case $name in clock/1-1 | clock_getcpuclockid/1-1 | clock_gettime/4-1) limit=1200 ;; esac
   mkdir -p "$name" && cd "$name"
   # Into a file: what a test leaves running would keep a pipe open.
-  timeout -s KILL 60 "/data/$name.test" >out 2>&1 </dev/null || code=$?
+  timeout -s KILL $limit "/data/$name.test" >out 2>&1 </dev/null || code=$?
   echo "$name $code $(tail -n 1 out | cut -c1-150)"
 }
 export -f one

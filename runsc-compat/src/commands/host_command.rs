@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use control_protocol::TerminalSize;
+use hostsys::terminal::KeptMode;
 use hostsys::{credentials, terminal};
 use runtime::HostCommand;
 use runtime::log::Log;
@@ -15,9 +16,11 @@ use crate::args::{Do, Global};
 pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
     let cwd = env::current_dir().context("the working directory")?;
     // With a pipe on either side the command is part of something larger, and gets exactly that pipe.
-    let on_terminal = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()]
-        .into_iter()
-        .all(terminal::is_terminal);
+    let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
+    let streams = [input.as_fd(), output.as_fd(), error.as_fd()];
+    let on_terminal = streams.into_iter().all(terminal::is_terminal);
+    // A program on a terminal that is only some of its streams may set it, and may end without setting it back.
+    let kept = if on_terminal { None } else { streams.into_iter().find_map(|fd| KeptMode::of(fd).ok()) };
     let (command_net, policy) = (command.net, command.net_policy);
     let command = HostCommand {
         args: command.command,
@@ -45,6 +48,7 @@ pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
     for call in &report.unsupported {
         eprintln!("casemate: {call}");
     }
+    drop(kept);
     log.warnings(report.unsupported.iter().map(ToString::to_string));
     Ok(super::conclude(&report, log))
 }

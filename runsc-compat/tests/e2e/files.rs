@@ -18,11 +18,16 @@ use crate::common::{busybox, debian, long, parts};
 fn requests(trial: &Trial, root: &Path, words: &[&str]) -> Result<(String, u64)> {
     let program = format!("{INSIDE}/syscall-tests");
     let args = [program.as_str(), "helper"].into_iter().chain(words.iter().copied());
-    let (bundle, log) = (trial.path().join("bundle"), trial.path().join("log"));
-    Bundle::new(root, args).bind(&trial.programs().inside, INSIDE, "ro").write(&bundle)?;
+    requests_of(trial, Bundle::new(root, args).bind(&trial.programs().inside, INSIDE, "ro"))
+}
+
+/// The same of a bundle.
+fn requests_of(trial: &Trial, bundle: Bundle) -> Result<(String, u64)> {
+    let (dir, log) = (trial.path().join("bundle"), trial.path().join("log"));
+    bundle.write(&dir)?;
     let _ = fs::remove_file(&log);
     let global = ["--debug".into(), "--log".into(), log.clone().into_os_string()];
-    let run = ["run".into(), "--bundle".into(), bundle.into_os_string(), trial.id().into()];
+    let run = ["run".into(), "--bundle".into(), dir.into_os_string(), trial.id().into()];
     let out = trial.casemate(global.into_iter().chain(run)).run()?.expect(0)?;
     let text = fs::read_to_string(&log).with_context(|| format!("no log at {}", log.display()))?;
     let line =
@@ -41,6 +46,26 @@ fn warm_paths_ask_nobody() -> Result<()> {
         many <= few + 2,
         "{few} requests for 3 rounds of open, stat, access and readlink, {many} for 3000"
     );
+    trial.finish()
+}
+
+/// `git status` again and again of files that are the root's: the first one asks, the others do not.
+#[test]
+fn a_repeated_git_status_asks_nobody() -> Result<()> {
+    let trial = Trial::new("warm-git")?;
+    let status = |times: u32| -> Result<u64> {
+        let script = format!(
+            "set -e; export GIT_DIR=/tmp/git GIT_WORK_TREE=/usr/share/perl5 HOME=/tmp; cd /usr/share/perl5
+             git init -q; git config core.fsmonitor false; git add .; git status -s | wc -l
+             for n in $(seq {times}); do git status -s >/dev/null; done"
+        );
+        let (said, count) = requests_of(&trial, Bundle::bash(debian()?, &script))?;
+        let staged: u32 = said.trim().parse().context("no count of staged files")?;
+        ensure!(staged > 20, "only {staged} files are in the repository");
+        Ok(count)
+    };
+    let (few, many) = (status(1)?, status(9)?);
+    ensure!(many <= few + 2, "{few} requests for 1 more git status, {many} for 9");
     trial.finish()
 }
 

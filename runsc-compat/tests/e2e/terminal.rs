@@ -73,3 +73,24 @@ fn a_stopped_job_goes_on() -> Result<()> {
     running.wait()?.expect(0)?;
     trial.finish()
 }
+
+/// A command on a terminal whose output goes into a pipe sets the caller's own terminal, which is as before afterwards.
+#[test]
+fn the_callers_terminal_is_set_and_set_back() -> Result<()> {
+    let trial = Trial::new("tty-modes")?;
+    let line = format!(
+        "before=$(stty -g); {} --root {} do -- sh -c 'stty -echo -icanon min 1; stty -a; echo ready-$((1)); \
+         head -c 4; stty size' | cat; [ \"$(stty -g)\" = \"$before\" ] && echo set-$((2))-back",
+        trial.programs().casemate.display(),
+        trial.path().join("state").display(),
+    );
+    let mut running = trial.host(["script", "-q", "-e", "-c", &line, "/dev/null"]).piped_stdin().start()?;
+    running.until_says("ready-1")?;
+    // Without a line's end, and without an echo.
+    type_in(&mut running, "four")?;
+    let out = running.wait()?.expect(0)?;
+    let text = out.out();
+    ensure!(text.contains("-icanon") && text.contains("-echo ") && text.contains("set-2-back"), "{out}");
+    ensure!(text.matches("four").count() == 1, "it was echoed: {out}");
+    trial.finish()
+}

@@ -205,4 +205,7 @@ pub struct Options {
     pub filestore_limit: u64,
     /// Let programs' text call the platform without a trap, where it can be changed to do so.
     pub patch: bool,
+    /// Seed of the calls of such text that take a trap all the same, for tests; 0 for none.
+    #[serde(default)]
+    pub slow: u64,
 }

@@ -19,6 +19,7 @@ use sentry_syscalls::Table;
 use sentry_vfs::Vfs;
 
 use crate::console::Console;
+use crate::control::Address;
 use crate::link::{self, Capture, LinkBell};
 use crate::log::Log;
 use crate::notify;
@@ -38,6 +39,7 @@ pub struct Ground {
     pub machine: Machine,
     pub total_memory: u64,
     pub link_bell: LinkBell,
+    pub main: Address,
 }
 
 /// What the containers of a sandbox share.
@@ -46,6 +48,8 @@ pub struct Shared {
     pub kernel: Arc<Kernel>,
     memory: Arc<MemoryFile>,
     watcher: Arc<Watcher>,
+    /// Of the main thread.
+    main: Address,
     /// For the links of the network, until there are some.
     link_bell: Mutex<Option<LinkBell>, { rank::LEAF }>,
     capture: Arc<Capture>,
@@ -128,6 +132,7 @@ impl Container {
             kernel,
             memory: ground.memory,
             watcher: ground.watcher,
+            main: ground.main,
             link_bell: Mutex::new(Some(ground.link_bell)),
             capture: Arc::default(),
         });
@@ -212,6 +217,7 @@ impl Container {
         let kind = if which.number == 0 { Kind::Init } else { Kind::Later };
         let init = factory.make(kind, &boot.process, fds.guest, fds.console, ended)?;
         log.debug("init is ready");
+        gofer.on_loss(shared.main.loss(which.number));
         let Made { prepared, group, terminal, console } = init;
         Ok(Self {
             number: which.number,

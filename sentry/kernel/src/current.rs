@@ -3,7 +3,7 @@
 use core::ops::Deref;
 use std::sync::Arc;
 
-use platform::{Context, Identity, Regs};
+use platform::{ANSWERED, Context, Identity, Regs};
 use sentry_base::{Errno, Events, Nanos, Observer, Result, WaitClass, WaitEnd, WaitQueue};
 use sentry_memory::{UserMemory, copy_in_cstr};
 use sentry_vfs::{Credentials, IoStart};
@@ -13,6 +13,7 @@ use crate::injection::Injection;
 use crate::outbox::{self, CallerMemory, SharedOutbox};
 use crate::signal::FaultRecord;
 use crate::task::VforkGate;
+use crate::user_dispatch::UserDispatch;
 use crate::{Restart, Stop, Task};
 
 /// The task that runs, with what only it may touch. Owned by the task's future.
@@ -30,21 +31,12 @@ pub struct Current {
     pub(crate) vfork: Option<(Arc<VforkGate>, i32)>,
     /// An event that the tracer wants to know of: its number, and the new child's thread id.
     pub(crate) new_child: Option<(i32, i32)>,
+    /// Calls that are to be caught (`PR_SET_SYSCALL_USER_DISPATCH`).
+    pub user_dispatch: Option<UserDispatch>,
     outbox: SharedOutbox,
     /// The credentials that the context answers calls by.
     answered: Option<Arc<Credentials>>,
 }
-
-/// The calls that a context may answer.
-const ANSWERED: [i64; 7] = [
-    libc::SYS_sched_yield,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_getuid,
-    libc::SYS_geteuid,
-    libc::SYS_getgid,
-    libc::SYS_getegid,
-];
 
 impl core::fmt::Debug for Current {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -107,6 +99,7 @@ impl Current {
             last_fault: FaultRecord::default(),
             vfork: None,
             new_child: None,
+            user_dispatch: None,
             outbox: SharedOutbox::default(),
             answered: None,
         }
@@ -173,17 +166,19 @@ impl Current {
     /// Lets the context answer what only depends on who the task is, unless someone wants to see every call. To be called
     /// once the task counts as one that runs application code: who changes what is asked here kicks it then.
     pub(crate) fn update_answers(&mut self) {
-        let watched =
-            self.task.trace_mode() != 0 || self.kernel().traces() || !self.task.filters_pass(&ANSWERED);
+        let watched = self.task.trace_mode() != 0
+            || self.user_dispatch.is_some()
+            || self.kernel().traces()
+            || !self.task.filters_pass(&ANSWERED);
+        if !watched && self.answered.as_ref().is_some_and(|known| self.task.has_creds(known)) {
+            return;
+        }
         let creds = self.task.creds();
         // The maps of a user namespace may be written at any time.
         if watched || !creds.user_ns.is_initial() {
             if self.answered.take().is_some() {
                 self.context.answer(None);
             }
-            return;
-        }
-        if self.answered.as_ref().is_some_and(|known| Arc::ptr_eq(known, &creds)) {
             return;
         }
         let ns = &creds.user_ns;

@@ -255,6 +255,7 @@ fn commit(cx: &mut Current, program: Program) {
     kernel.watch_space(&loaded.mm);
     task.set_exe(Some(exe));
     cx.regs = first_regs(&loaded);
+    cx.user_dispatch = None;
     drop(old_context);
     drop(old_mm);
 

@@ -90,6 +90,8 @@ fn leave_group(task: &Arc<Task>) -> bool {
         signals.threads.retain(|t| !Arc::ptr_eq(t, task));
         group.dead_utime.fetch_add(utime, Ordering::Relaxed);
         group.dead_stime.fetch_add(stime, Ordering::Relaxed);
+        group.dead_io.add(task.io().now());
+        task.kernel().count_dead(utime, stime);
         // Signals of the process that this thread was to take are another's now.
         for thread in &signals.threads {
             recalc(&signals, thread, &thread.signals.lock());

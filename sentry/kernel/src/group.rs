@@ -9,7 +9,7 @@ use sentry_base::{Mutex, Nanos, WaitQueue, lock::rank, mono_now};
 
 use crate::signal::{Actions, Pending};
 use crate::timers::ProcessTimers;
-use crate::{Kernel, Limits, PidNs, Task};
+use crate::{IoCounters, IoUse, Kernel, Limits, PidNs, Task};
 
 /// Job control's view of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub struct ThreadGroup {
     started: Nanos,
     /// CPU time of threads that are gone, in nanoseconds.
     pub(crate) dead_utime: AtomicU64,
+    /// Of threads that have ended and children that were waited for.
+    pub(crate) dead_io: IoCounters,
     pub(crate) dead_stime: AtomicU64,
     /// CPU time of children that were waited for, in nanoseconds.
     pub(crate) children_utime: AtomicU64,
@@ -117,6 +119,7 @@ impl ThreadGroup {
             dumpable: AtomicI32::new(1),
             started: mono_now(),
             dead_utime: AtomicU64::new(0),
+            dead_io: IoCounters::default(),
             dead_stime: AtomicU64::new(0),
             children_utime: AtomicU64::new(0),
             children_stime: AtomicU64::new(0),
@@ -213,6 +216,12 @@ impl ThreadGroup {
             times.1 = times.1.saturating_add(stime);
         }
         times
+    }
+
+    /// Bytes and calls of all threads that were ever in the process, and of the children that were waited for.
+    pub fn io(&self) -> IoUse {
+        let dead = self.dead_io.now();
+        self.signals.lock().threads.iter().fold(dead, |sum, thread| sum.plus(thread.io().now()))
     }
 
     /// User and system CPU time of the children that were waited for, in nanoseconds.

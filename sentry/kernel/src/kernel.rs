@@ -1,7 +1,7 @@
 //! The kernel of one sandbox: what all its tasks share.
 
 use core::any::Any;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ use sentry_mm::{Mm, MmConfig};
 use sentry_vfs::pseudo::PseudoFs;
 use sentry_vfs::{Credentials, Location, MountFlags, SignalSink, Terminal};
 
+use crate::accounting::Load;
+use crate::aio::AioUsage;
 use crate::no_space::NoSpace;
 use crate::ns::{Extensions, FirstNamespaces, NsFs};
 use crate::signal::Origin;
@@ -152,6 +154,10 @@ pub struct Kernel {
     futexes: FutexTable,
     memory: Arc<MemoryFile>,
     host_deaths: Mutex<Vec<String>, { rank::LEAF }>,
+    aio: Arc<AioUsage>,
+    /// User and system CPU time of tasks that have ended.
+    dead_cpu: (AtomicU64, AtomicU64),
+    load: Load,
 }
 
 /// How init ended, for whoever waits for it.
@@ -229,6 +235,9 @@ impl Kernel {
             init_shielded: AtomicBool::new(true),
             futexes: FutexTable::default(),
             host_deaths: Mutex::new(Vec::new()),
+            aio: Arc::default(),
+            dead_cpu: Default::default(),
+            load: Load::new(mono_now()),
         })
     }
 
@@ -256,6 +265,31 @@ impl Kernel {
 
     pub fn executor(&self) -> &Arc<Executor> {
         &self.executor
+    }
+
+    pub(crate) fn count_dead(&self, utime: u64, stime: u64) {
+        self.dead_cpu.0.fetch_add(utime, Ordering::Relaxed);
+        self.dead_cpu.1.fetch_add(stime, Ordering::Relaxed);
+    }
+
+    /// User and system CPU time of all tasks that there ever were, in nanoseconds.
+    pub fn cpu_times(&self) -> (u64, u64) {
+        let dead = (self.dead_cpu.0.load(Ordering::Relaxed), self.dead_cpu.1.load(Ordering::Relaxed));
+        self.tasks().iter().fold(dead, |sum, task| {
+            let (utime, stime) = task.cpu_times();
+            (sum.0.saturating_add(utime), sum.1.saturating_add(stime))
+        })
+    }
+
+    /// The tasks that wanted a CPU, on average over one, five and fifteen minutes.
+    pub fn load_averages(&self) -> [f64; 3] {
+        let (utime, stime) = self.cpu_times();
+        self.load.averages(utime.saturating_add(stime))
+    }
+
+    /// What the contexts of asynchronous I/O hold.
+    pub fn aio(&self) -> &Arc<AioUsage> {
+        &self.aio
     }
 
     pub fn platform(&self) -> &Arc<dyn Platform> {
@@ -366,6 +400,11 @@ impl Kernel {
     /// Every process, zombies included, by process id.
     pub fn processes(&self) -> Vec<Arc<ThreadGroup>> {
         self.tasks.lock().processes.values().map(|p| Arc::clone(&p.group)).collect()
+    }
+
+    /// The processes of a group.
+    pub(crate) fn group_members(&self, pgid: i32) -> Vec<Arc<ThreadGroup>> {
+        self.tasks.lock().members(pgid)
     }
 
     /// The process of a process id.
@@ -500,6 +539,10 @@ impl Kernel {
 impl SignalSink for Kernel {
     fn signal_group(&self, pgid: i32, signal: i32) {
         self.signal_process_group(pgid, signal);
+    }
+
+    fn signal_owner(&self, file: &sentry_vfs::FileDescription, fd: i32) {
+        crate::sigio::tell_owner(self, file, fd);
     }
 
     fn signal_process(&self, pid: i32, signal: i32) {

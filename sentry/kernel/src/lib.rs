@@ -8,6 +8,8 @@
 //!
 //! **Threat.** Everything in registers and user memory is the application's. Nothing here may panic on it.
 
+mod accounting;
+pub mod aio;
 mod attributes;
 mod clone;
 mod cpu;
@@ -32,13 +34,16 @@ pub mod ptrace;
 mod robust;
 mod run;
 pub mod seccomp;
+pub mod sigio;
 pub mod signal;
 pub mod syscall;
 pub mod task;
 mod task_set;
 mod timers;
+mod user_dispatch;
 mod wait;
 
+pub use accounting::{IoCounters, IoUse};
 pub use clone::{CloneSpec, clone_task};
 pub use current::{BlockEnd, Current};
 pub use exec::{ExecSpec, execve};
@@ -58,4 +63,5 @@ pub use syscall::{Call, Handler, IntoRax, Restart, Row, Stop, SysResult, Syscall
 pub use task::{RestartBlock, Scheduling, Task, TaskState};
 pub use task_set::PID_MAX;
 pub use timers::{TimerClock, TimerKey, TimerSetting};
+pub use user_dispatch::UserDispatch;
 pub use wait::{WaitFor, WaitOptions, Waited, try_wait};

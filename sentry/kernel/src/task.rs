@@ -15,7 +15,7 @@ use crate::cpu::CpuClock;
 use crate::ptrace::{StopRecord, Stops, Trace};
 use crate::seccomp::Seccomp;
 use crate::signal::Pending;
-use crate::{FdTable, FsContext, Kernel, Mm, MountNamespace, Namespaces, ThreadGroup};
+use crate::{FdTable, FsContext, IoCounters, Kernel, Mm, MountNamespace, Namespaces, ThreadGroup};
 
 /// What a task does now; what it does next is decided from this and its [`work`] flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +131,7 @@ pub struct Task {
     pub(crate) vfork_parent: Mutex<Option<Arc<VforkGate>>, { rank::LEAF }>,
     pub(crate) pdeath_signal: AtomicI32,
     pub(crate) cpu: CpuClock,
+    io: IoCounters,
     pub(crate) scheduling: Mutex<Scheduling, { rank::LEAF }>,
     pub(crate) restart_block: Mutex<Option<RestartBlock>, { rank::LEAF }>,
     pub(crate) timer_slack: AtomicU64,
@@ -243,6 +244,7 @@ impl Task {
             vfork_parent: Mutex::new(None),
             pdeath_signal: AtomicI32::new(0),
             cpu: CpuClock::default(),
+            io: IoCounters::default(),
             scheduling: Mutex::new(parts.scheduling),
             restart_block: Mutex::new(None),
             timer_slack: AtomicU64::new(50_000),
@@ -305,6 +307,11 @@ impl Task {
 
     pub fn creds(&self) -> Arc<Credentials> {
         Arc::clone(&self.creds.lock())
+    }
+
+    /// Whether these are the task's credentials, not others like them.
+    pub(crate) fn has_creds(&self, creds: &Arc<Credentials>) -> bool {
+        Arc::ptr_eq(&self.creds.lock(), creds)
     }
 
     pub fn set_creds(&self, creds: Arc<Credentials>) {
@@ -445,6 +452,11 @@ impl Task {
     /// User and system CPU time, in nanoseconds.
     pub fn cpu_times(&self) -> (u64, u64) {
         self.cpu.times()
+    }
+
+    /// Bytes and calls of its reads and writes.
+    pub fn io(&self) -> &IoCounters {
+        &self.io
     }
 
     /// Blocked signals.

@@ -259,6 +259,7 @@ fn count_child_times(task: &Task, child: &ThreadGroup, zombie: &Zombie) {
     let add = |to: &core::sync::atomic::AtomicU64, v: u64| {
         to.fetch_add(v, Ordering::Relaxed);
     };
+    group.dead_io.add(child.io());
     add(&group.children_utime, zombie.utime.saturating_add(zombie.children_utime));
     add(&group.children_stime, zombie.stime.saturating_add(zombie.children_stime));
 }

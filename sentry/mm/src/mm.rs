@@ -1,7 +1,8 @@
 //! An address space: its mappings, its layout, its birth, copy and end.
 
+use core::any::Any;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use platform::{Addr, AddrRange, AddressSpace, PAGE_SIZE, Platform, SpaceError};
 use sentry_base::lock::rank;
@@ -85,6 +86,7 @@ pub struct Mm {
     state: Mutex<State, { rank::MM_MAPPING }>,
     /// Bits of the `membarrier(2)` commands that this memory is registered for.
     barriers: AtomicU32,
+    attachment: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 impl core::fmt::Debug for Mm {
@@ -181,12 +183,19 @@ impl Mm {
             memory,
             state: Mutex::new(state),
             barriers: AtomicU32::new(0),
+            attachment: OnceLock::new(),
         })
     }
 
     /// Unique in this sandbox; the private part of a futex key.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// State of the kernel above that lives and dies with this memory, and that no copy of it has: contexts of
+    /// asynchronous I/O. Set at most once.
+    pub fn attachment(&self) -> &OnceLock<Arc<dyn Any + Send + Sync>> {
+        &self.attachment
     }
 
     /// The platform's side, to create contexts in.

@@ -9,6 +9,7 @@ mod args;
 mod files;
 mod fs_args;
 mod net_args;
+mod sys_aio;
 mod sys_attr;
 mod sys_cred;
 mod sys_epoll;

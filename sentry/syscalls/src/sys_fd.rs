@@ -7,13 +7,15 @@ use std::sync::Arc;
 use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
 use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
-use sentry_base::{Errno, Events, Nanos, Result};
+use sentry_base::{Errno, Events, Nanos, Result, WaitClass, WaitEnd, mono_now};
 use sentry_kernel::seccomp::Listener;
+use sentry_kernel::sigio;
 use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult};
+use sentry_net::SocketFile;
 use sentry_vfs::watch::event;
 use sentry_vfs::{
-    FileDescription, FileKind, FileLocks, Inode, IoCtx, IoStart, LeaseKind, Leased, LockOwner, LookupFlags,
-    OpenFlags, OpenHow, Opened, PendingOpen, RangeLock, as_dir,
+    FileDescription, FileKind, FileLocks, Inode, IoCtx, IoStart, JobControl, LeaseKind, Leased, LockOwner,
+    LookupFlags, OpenFlags, OpenHow, Opened, PendingOpen, RangeLock, as_dir,
 };
 
 use crate::args::{Bits, DirFd, PathPtr, Ptr};
@@ -23,11 +25,11 @@ use crate::table::syscalls;
 
 syscalls! {
     2 open(path: PathPtr, flags: Bits, mode: Bits) [call];
-    3 close(fd: i32) [sync];
+    3 close(fd: i32) [call];
     16 ioctl(fd: i32, command: Bits, arg: u64) [call];
     32 dup(fd: i32) [sync];
     33 dup2(old: i32, new: i32) [sync];
-    72 fcntl(fd: i32, command: i32, arg: u64) [call, "no directory notification, no SIGIO but of leases"];
+    72 fcntl(fd: i32, command: i32, arg: u64) [call];
     73 flock(fd: i32, operation: i32) [call];
     74 fsync(fd: i32) [sync];
     75 fdatasync(fd: i32) [sync];
@@ -175,8 +177,40 @@ fn strict_how(cx: &Current, at: Ptr, size: usize) -> Result<OpenHow> {
     Ok(OpenHow { flags, mode: u32::try_from(raw.mode).unwrap_or(0), resolve })
 }
 
-fn close(cx: &mut Current, fd: i32) -> Result<()> {
-    cx.fds().close(fd, cx.pid())
+fn close(cx: &mut Current, fd: i32) -> Call<'_> {
+    let fds = cx.fds();
+    let file = match fds.remove(fd) {
+        Ok(file) => file,
+        Err(errno) => return Call::Done(Err(errno.into())),
+    };
+    // The last descriptor of a socket that is to be emptied first.
+    if Arc::strong_count(&file) == 1
+        && let Ok(socket) = SocketFile::of(&file)
+        && let Some(limit) = socket.lingers()
+    {
+        let until = mono_now().saturating_add(limit);
+        return Call::Wait(Box::pin(async move {
+            linger(cx, &file, until).await;
+            fds.closed(file, cx.pid());
+            Ok(0)
+        }));
+    }
+    fds.closed(file, cx.pid());
+    Call::Done(Ok(0))
+}
+
+/// Waits until the other end's system has taken what was sent (`sk_stream_wait_close`), a signal comes or time is over.
+async fn linger(cx: &mut Current, file: &Arc<FileDescription>, until: Nanos) {
+    /// How often that is looked at: what tells of it tells a writer, who wants more room than this.
+    const STEP: Nanos = 2_000_000;
+    while SocketFile::of(file).is_ok_and(|socket| socket.lingers().is_some()) {
+        let next = mono_now().saturating_add(STEP).min(until);
+        cx.task.sleeper().arm();
+        let end = cx.sleep(WaitClass::Interruptible, Some(next)).await;
+        if matches!(end, WaitEnd::Interrupted | WaitEnd::Killed) || next == until {
+            return;
+        }
+    }
 }
 
 fn close_range(cx: &mut Current, first: u32, last: u32, flags: Bits) -> Result<()> {
@@ -228,7 +262,7 @@ const SETTABLE: OpenFlags = OpenFlags::APPEND
     .union(OpenFlags::DIRECT)
     .union(OpenFlags::NOATIME);
 
-fn set_status(cx: &Current, file: &FileDescription, arg: u64) -> Result<()> {
+fn set_status(cx: &Current, fd: i32, file: &Arc<FileDescription>, arg: u64) -> Result<()> {
     let wanted = OpenFlags::from_bits_retain(u32::try_from(arg & 0xffff_ffff).unwrap_or(0)) & SETTABLE;
     let old = file.flags();
     if wanted.contains(OpenFlags::NOATIME) && !old.contains(OpenFlags::NOATIME) {
@@ -237,6 +271,7 @@ fn set_status(cx: &Current, file: &FileDescription, arg: u64) -> Result<()> {
             return Err(Errno::EPERM);
         }
     }
+    let wanted = sigio::settle_async(cx.task.kernel(), file, fd, wanted);
     file.set_flags(old.difference(SETTABLE) | wanted);
     Ok(())
 }
@@ -295,7 +330,7 @@ fn file_control(
     const F_GETSIG: i32 = 11;
     let pipe = || file.ops().as_any().downcast_ref::<PipeEnd>().ok_or(Errno::EBADF);
     match command {
-        libc::F_SETFL => set_status(cx, file, arg)?,
+        libc::F_SETFL => set_status(cx, fd, file, arg)?,
         libc::F_GETLK | libc::F_OFD_GETLK => return get_lock(cx, fd, arg, command == libc::F_OFD_GETLK),
         libc::F_SETLK | libc::F_OFD_SETLK => {
             return match range_lock(cx, fd, arg, command == libc::F_OFD_SETLK)?.attempt()? {
@@ -305,7 +340,7 @@ fn file_control(
         }
         libc::F_SETOWN => {
             let id = resolve_owner(cx, int)?;
-            file.owner().store(id, Ordering::Relaxed);
+            set_owner(cx, file, id);
         }
         libc::F_GETOWN => {
             return Ok(i64::from(show_owner(cx, file.owner().load(Ordering::Relaxed))).cast_unsigned());
@@ -319,7 +354,7 @@ fn file_control(
                 _ => return Err(Errno::EINVAL.into()),
             };
             let id = resolve_owner(cx, id)?;
-            file.owner().store(id, Ordering::Relaxed);
+            set_owner(cx, file, id);
         }
         F_GETOWN_EX => {
             let id = show_owner(cx, file.owner().load(Ordering::Relaxed));
@@ -358,14 +393,18 @@ fn file_control(
             };
             return Ok(u64::from(kind.unsigned_abs()));
         }
-        libc::F_SETLEASE => set_lease(cx, file, int)?,
+        libc::F_SETLEASE => set_lease(cx, fd, file, int)?,
+        libc::F_NOTIFY => {
+            note_owner_creds(cx, file);
+            sigio::notify(cx.task.kernel(), file, fd, int.cast_unsigned(), cx.pid())?;
+        }
         _ => return Err(Errno::EINVAL.into()),
     }
     Ok(0)
 }
 
 /// `generic_setlease` of `fs/locks.c`.
-fn set_lease(cx: &Current, file: &Arc<FileDescription>, kind: i32) -> Result<()> {
+fn set_lease(cx: &Current, fd: i32, file: &Arc<FileDescription>, kind: i32) -> Result<()> {
     let inode = file.inode().ok_or(Errno::EINVAL)?;
     let attr = inode.attr()?;
     let creds = cx.creds();
@@ -379,7 +418,8 @@ fn set_lease(cx: &Current, file: &Arc<FileDescription>, kind: i32) -> Result<()>
         return Err(Errno::EACCES);
     }
     let usage = inode.usage().filter(|_| inode.kind() == FileKind::Regular).ok_or(Errno::EINVAL)?;
-    usage.set_lease(file, kind, Arc::clone(cx.task.kernel()) as _)?;
+    note_owner_creds(cx, file);
+    usage.set_lease(file, kind, Arc::clone(cx.task.kernel()) as _, fd)?;
     let _ = file.owner().compare_exchange(0, cx.pid(), Ordering::Relaxed, Ordering::Relaxed);
     Ok(())
 }
@@ -493,10 +533,31 @@ impl LockRequest {
 
 /// The Sentry's number for an owner that the caller names: a process, or a group as a negative number.
 fn resolve_owner(cx: &Current, id: i32) -> Result<i32> {
-    match id {
-        0 => Ok(0),
-        id if id < 0 => cx.resolve_pid(id.wrapping_neg()).map(|group| -group),
-        id => cx.resolve_pid(id),
+    if id == 0 {
+        return Ok(0);
+    }
+    let number = id.checked_abs().ok_or(Errno::EINVAL)?;
+    let found = cx.resolve_pid(number)?;
+    // A process, or a group that has outlived its leader.
+    if cx.kernel().task(found).is_none() && cx.task.session_of_group(found).is_none() {
+        return Err(Errno::ESRCH);
+    }
+    Ok(if id < 0 { -found } else { found })
+}
+
+/// `f_setown`
+fn set_owner(cx: &Current, file: &Arc<FileDescription>, id: i32) {
+    let creds = cx.creds();
+    file.note_owner_set_by(creds.uid, creds.euid);
+    file.owner().store(id, Ordering::Relaxed);
+    file.tell_owner(Arc::clone(cx.task.kernel()) as _);
+}
+
+/// The same where the file may have an owner already, who stays.
+fn note_owner_creds(cx: &Current, file: &FileDescription) {
+    if file.owner().load(Ordering::Relaxed) == 0 {
+        let creds = cx.creds();
+        file.note_owner_set_by(creds.uid, creds.euid);
     }
 }
 
@@ -593,6 +654,10 @@ fn ioctl(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> Call<'_> {
 
 fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
     const FIOASYNC: u32 = 0x5452;
+    const FIOSETOWN: u32 = 0x8901;
+    const SIOCSPGRP: u32 = 0x8902;
+    const FIOGETOWN: u32 = 0x8903;
+    const SIOCGPGRP: u32 = 0x8904;
     const FIONREAD: u32 = 0x541b;
     const FIONBIO: u32 = 0x5421;
     const TIOCGPTPEER: u32 = 0x5441;
@@ -604,13 +669,21 @@ fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
     let set = |flag: OpenFlags| -> Result<()> {
         let on: i32 = cx.read_obj(arg)?;
         let old = file.flags();
-        file.set_flags(if on != 0 { old | flag } else { old.difference(flag) });
+        let wanted = if on != 0 { old | flag } else { old.difference(flag) };
+        file.set_flags(sigio::settle_async(cx.task.kernel(), &file, fd, wanted));
         Ok(())
     };
     match command.0 {
         FIOCLEX | FIONCLEX => cx.fds().set_cloexec(fd, command.0 == FIOCLEX)?,
         FIONBIO => set(OpenFlags::NONBLOCK)?,
         FIOASYNC => set(OpenFlags::ASYNC)?,
+        FIOSETOWN | SIOCSPGRP if file.ops().kind() == FileKind::Socket => {
+            let id: i32 = cx.read_obj(arg)?;
+            set_owner(cx, &file, resolve_owner(cx, id)?);
+        }
+        FIOGETOWN | SIOCGPGRP if file.ops().kind() == FileKind::Socket => {
+            cx.write_obj(arg, &show_owner(cx, file.owner().load(Ordering::Relaxed)))?;
+        }
         FICLONE | FICLONERANGE => return Err(Errno::EOPNOTSUPP.into()),
         _ => {
             if command.0 == FIONREAD

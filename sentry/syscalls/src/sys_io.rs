@@ -72,6 +72,11 @@ impl Transfer {
             }
             None => None,
         };
+        Self::of(file, at, flags, writing)
+    }
+
+    fn of(file: Arc<FileDescription>, at: Option<u64>, flags: i32, writing: bool) -> Result<Self> {
+        let allowed = if writing { file.flags().writes() } else { file.flags().reads() };
         if !allowed {
             return Err(Errno::EBADF);
         }
@@ -95,12 +100,18 @@ impl Transfer {
 
     fn read_once(&self, task: &Task, dst: &mut UserWriter<'_>) -> Result<IoStart<usize>> {
         let start = self.read_quietly(task, dst)?;
+        if let IoStart::Done(n) = start {
+            task.io().add_read(n as u64);
+        }
         self.notify(&start, event::ACCESS);
         Ok(start)
     }
 
     fn write_once(&self, task: &Task, src: &mut UserReader<'_>) -> Result<IoStart<usize>> {
         let start = self.write_quietly(task, src)?;
+        if let IoStart::Done(n) = start {
+            task.io().add_written(n as u64);
+        }
         self.notify(&start, event::MODIFY);
         Ok(start)
     }
@@ -179,6 +190,7 @@ fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&
     if let Err(e) = transfer.check_range(total(segs)) {
         return done(Err(e));
     }
+    cx.task.io().count_read();
     let memory = cx.memory();
     match transfer.read_once(&cx.task, &mut UserWriter::user(&memory, segs)) {
         Ok(IoStart::Done(n)) => done(Ok(n)),
@@ -243,6 +255,7 @@ fn write_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<
     if let Err(e) = transfer.check_range(len) {
         return done(Err(e));
     }
+    task.io().count_write();
     let allowed = match transfer.size_limit(task, len) {
         Ok(allowed) => allowed,
         Err(e) => return done(Err(e)),
@@ -314,6 +327,45 @@ async fn write_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>, m
             BlockEnd::Interrupted if limit.is_some() => Err(Errno::EINTR.into()),
             end => Err(end.or_restart(Restart::Sys)),
         };
+    }
+}
+
+/// A transfer that was asked for by other means than a call of its own (`io_submit(2)`).
+pub(crate) struct Queued {
+    transfer: Transfer,
+    segs: Vec<IoSeg>,
+    writing: bool,
+}
+
+impl Queued {
+    /// `at` does not matter to a file without a position. Fails as the submission does: `EBADF`, `EINVAL` and
+    /// `EOPNOTSUPP` for what cannot be tried.
+    pub fn new(
+        file: Arc<FileDescription>,
+        at: u64,
+        flags: i32,
+        segs: Vec<IoSeg>,
+        writing: bool,
+    ) -> Result<Self> {
+        let at = file.ops().seekable().then_some(at);
+        let transfer = Transfer::of(file, at, flags, writing)?;
+        transfer.check_range(total(&segs))?;
+        if as_dir(transfer.file.ops()).is_some() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self { transfer, segs, writing })
+    }
+
+    pub async fn run(self, cx: &mut Current) -> SysResult {
+        let call = if self.writing {
+            write_call(cx, Ok(self.transfer), Ok(&self.segs))
+        } else {
+            read_call(cx, Ok(self.transfer), Ok(&self.segs))
+        };
+        match call {
+            Call::Done(result) => result,
+            Call::Wait(future) => future.await,
+        }
     }
 }
 

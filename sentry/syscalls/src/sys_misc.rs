@@ -7,7 +7,7 @@ use abi::process::{Rlimit, SchedParam, Sysinfo, Utsname, WaitStatus, rlimit};
 use abi::time::Timespec;
 use platform::Barrier;
 use sentry_base::{Errno, Result, mono_now, rand};
-use sentry_kernel::{Current, RELEASE, RestartBlock, Stop, SysResult, Task, UtsNames, VERSION};
+use sentry_kernel::{Current, RELEASE, RestartBlock, Stop, SysResult, Task, UserDispatch, UtsNames, VERSION};
 use sentry_vfs::{CapSet, Credentials, cap};
 
 use crate::args::{Bits, PathPtr, Ptr};
@@ -124,7 +124,15 @@ fn sysinfo(cx: &mut Current, info: Ptr) -> Result<()> {
     let kernel = cx.kernel();
     let total = kernel.total_memory();
     let used = cx.mm().memory_file().allocated();
+    // `SI_LOAD_SHIFT`
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a load is a small positive number"
+    )]
+    let load = |average: f64| (average * 65536.0) as u64;
     let value = Sysinfo {
+        loads: kernel.load_averages().map(load),
         uptime: i64::try_from(mono_now().saturating_sub(kernel.boot_mono()) / 1_000_000_000).unwrap_or(0),
         totalram: total,
         freeram: total.saturating_sub(used),
@@ -499,6 +507,21 @@ fn arch_prctl(cx: &mut Current, code: i32, addr: u64) -> Result<()> {
     }
 }
 
+const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
+
+/// `set_syscall_user_dispatch`
+fn user_dispatch(mode: u64, start: u64, len: u64, selector: u64) -> Result<Option<UserDispatch>> {
+    /// `TASK_SIZE_MAX`
+    const USER_END: u64 = 0x7fff_ffff_f000;
+    match mode {
+        0 if start == 0 && len == 0 && selector == 0 => Ok(None),
+        1 if start != 0 && start.checked_add(len).is_none_or(|end| end <= start) => Err(Errno::EINVAL),
+        1 if selector >= USER_END => Err(Errno::EFAULT),
+        1 => Ok(Some(UserDispatch { start, len, selector })),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Result<u64> {
     let no_more = b == 0 && c == 0 && d == 0;
     let number = i32::try_from(a).unwrap_or(-1);
@@ -526,6 +549,7 @@ fn prctl(cx: &mut Current, option: i32, a: u64, b: u64, c: u64, d: u64) -> Resul
             name.resize(16, 0);
             cx.copy_out(a, &name)?;
         }
+        PR_SET_SYSCALL_USER_DISPATCH => cx.user_dispatch = user_dispatch(a, b, c, d)?,
         libc::PR_GET_SECCOMP => return Ok(u64::from(cx.seccomp_mode())),
         libc::PR_SET_SECCOMP => crate::sys_seccomp::set_mode(cx, a, b)?,
         libc::PR_CAPBSET_READ if a <= 40 => {

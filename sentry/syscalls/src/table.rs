@@ -65,6 +65,7 @@ const NUMBERS: usize = 512;
 
 /// The families, each with its rows.
 const FAMILIES: &[&[Row]] = &[
+    crate::sys_aio::ROWS,
     crate::sys_attr::ROWS,
     crate::sys_cred::ROWS,
     crate::sys_epoll::ROWS,

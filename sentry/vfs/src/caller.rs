@@ -75,4 +75,8 @@ pub trait SignalSink: Send + Sync {
     fn signal_process(&self, pid: i32, signal: i32) {
         let _ = (pid, signal);
     }
+    /// Tells the owner of a file (`F_SETOWN`) that its lease is to be given up.
+    fn signal_owner(&self, file: &crate::FileDescription, fd: i32) {
+        let _ = (file, fd);
+    }
 }

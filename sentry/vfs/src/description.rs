@@ -1,9 +1,10 @@
 //! File descriptions: what descriptors name and `dup` and `fork` share (`open(2)`, "open file description").
 
+use core::any::Any;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use sentry_base::{Mutex, Result, lock::rank};
+use sentry_base::{Events, Mutex, Observer, Result, WaitId, lock::rank};
 
 use crate::lock_table::{FileLocks, LockOwner};
 use crate::watch::event;
@@ -35,7 +36,14 @@ pub struct FileDescription {
     /// `F_SETOWN` and `F_SETSIG`.
     owner: AtomicI32,
     signal: AtomicI32,
+    /// Real and effective user of who set the owner.
+    owner_set_by: AtomicU64,
+    /// In the file's queue, for the signals of `O_ASYNC`.
+    waiter: Mutex<Option<WaitId>, { rank::LEAF }>,
+    attachment: Mutex<Option<Arc<dyn Any + Send + Sync>>, { rank::LEAF }>,
     watchers: Mutex<Vec<Weak<dyn CloseWatcher>>, { rank::LEAF }>,
+    /// Its place in the queue of its file, where its owner is to hear of events.
+    pub(crate) notice: OnceLock<sentry_base::WaitId>,
     /// Counts it among the users of its file.
     in_use: Option<InUse>,
 }
@@ -54,6 +62,12 @@ impl Drop for FileDescription {
         if let Some(locks) = self.locks.get() {
             locks.release(self.lock_owner());
         }
+        if let Some(id) = self.notice.get()
+            && let Some(queue) = self.ops.wait_queue()
+        {
+            queue.remove(*id);
+        }
+        self.watch_readiness(None);
         for watcher in core::mem::take(self.watchers.get_mut()) {
             if let Some(watcher) = watcher.upgrade() {
                 watcher.closed(self.id, &self.ops);
@@ -84,7 +98,11 @@ impl FileDescription {
             locks: OnceLock::new(),
             owner: AtomicI32::new(0),
             signal: AtomicI32::new(0),
+            owner_set_by: AtomicU64::new(0),
+            waiter: Mutex::new(None),
+            attachment: Mutex::new(None),
             watchers: Mutex::new(Vec::new()),
+            notice: OnceLock::new(),
             in_use,
         })
     }
@@ -158,6 +176,38 @@ impl FileDescription {
     /// The process (or, negative, process group) of `F_SETOWN`.
     pub fn owner(&self) -> &AtomicI32 {
         &self.owner
+    }
+
+    /// Real and effective user of who set the owner.
+    pub fn owner_set_by(&self) -> (u32, u32) {
+        let both = self.owner_set_by.load(Ordering::Relaxed);
+        (u32::try_from(both >> 32).unwrap_or(u32::MAX), u32::try_from(both & 0xffff_ffff).unwrap_or(u32::MAX))
+    }
+
+    pub fn note_owner_set_by(&self, uid: u32, euid: u32) {
+        self.owner_set_by.store(u64::from(uid) << 32 | u64::from(euid), Ordering::Relaxed);
+    }
+
+    /// Has one observer, or none, told of the file's events for as long as this description lives. The observer must
+    /// not own the description.
+    pub fn watch_readiness(&self, observer: Option<(Events, Arc<dyn Observer>)>) {
+        let Some(queue) = self.ops.wait_queue() else { return };
+        let new = observer.map(|(mask, observer)| queue.add(mask, observer));
+        let old = core::mem::replace(&mut *self.waiter.lock(), new);
+        if let Some(old) = old {
+            queue.remove(old);
+        }
+    }
+
+    /// What [`FileDescription::attach`] has left here.
+    pub fn attachment(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.attachment.lock().clone()
+    }
+
+    /// Keeps something that ends with this description, in place of what was kept before.
+    pub fn attach(&self, what: Option<Arc<dyn Any + Send + Sync>>) {
+        let old = core::mem::replace(&mut *self.attachment.lock(), what);
+        drop(old);
     }
 
     /// The signal of `F_SETSIG`.

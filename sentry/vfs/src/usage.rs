@@ -48,6 +48,8 @@ struct Lease {
     kind: LeaseKind,
     breaking: Option<Breaking>,
     sink: Arc<dyn SignalSink>,
+    /// The descriptor that its holder asked with.
+    fd: i32,
 }
 
 #[derive(Default)]
@@ -153,6 +155,7 @@ impl Usage {
         file: &Arc<FileDescription>,
         kind: Option<LeaseKind>,
         sink: Arc<dyn SignalSink>,
+        fd: i32,
     ) -> Result<()> {
         let changed = {
             let mut state = self.state.lock();
@@ -175,8 +178,14 @@ impl Usage {
                     if broken.is_some_and(|b| b.to != Some(kind)) || (broken.is_none() && (others || open)) {
                         return Err(Errno::EAGAIN);
                     }
-                    let lease =
-                        Lease { holder: file.id(), file: Arc::downgrade(file), kind, breaking: None, sink };
+                    let lease = Lease {
+                        holder: file.id(),
+                        file: Arc::downgrade(file),
+                        kind,
+                        breaking: None,
+                        sink,
+                        fd,
+                    };
                     match at.and_then(|at| state.leases.get_mut(at)) {
                         Some(slot) => *slot = lease,
                         None => state.leases.push(lease),
@@ -230,7 +239,7 @@ impl Usage {
                 match &mut lease.breaking {
                     None => {
                         lease.breaking = Some(Breaking { to, deadline: now.saturating_add(BREAK_TIME_NS) });
-                        told.push((Weak::clone(&lease.file), Arc::clone(&lease.sink)));
+                        told.push((Weak::clone(&lease.file), Arc::clone(&lease.sink), lease.fd));
                     }
                     Some(breaking) => {
                         if writes {
@@ -250,17 +259,9 @@ impl Usage {
                 true
             });
         }
-        for (file, sink) in told {
+        for (file, sink, fd) in told {
             if let Some(file) = file.upgrade() {
-                let signal = match file.signal().load(Ordering::Relaxed) {
-                    0 => libc::SIGIO,
-                    signal => signal,
-                };
-                match file.owner().load(Ordering::Relaxed) {
-                    0 => {}
-                    owner if owner < 0 => sink.signal_group(owner.wrapping_neg(), signal),
-                    owner => sink.signal_process(owner, signal),
-                }
+                sink.signal_owner(&file, fd);
             }
         }
         until.map_or(Leased::Free, Leased::Until)

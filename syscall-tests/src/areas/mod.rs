@@ -2,6 +2,7 @@
 
 use crate::harness::Area;
 
+mod aio;
 mod attack;
 mod attr;
 mod copy;
@@ -18,6 +19,7 @@ mod frames;
 mod futex;
 mod futex_pi;
 mod futexv;
+mod inet_close;
 mod inet_dgram;
 mod inet_group;
 mod inet_options;
@@ -34,6 +36,7 @@ mod mm_limits;
 mod mount;
 mod mqueue;
 mod netdev;
+mod netdiag;
 mod netset;
 mod ns;
 mod openat2;
@@ -53,6 +56,7 @@ mod rlimit;
 mod sched;
 mod seccomp;
 mod sigframe;
+mod sigio;
 mod signal;
 mod sysv;
 mod thread;
@@ -61,6 +65,7 @@ mod tmpfs;
 mod tree;
 mod tty;
 mod unix;
+mod urgent;
 mod xattr;
 
 /// Every area, in the order in which `list` prints them.
@@ -68,6 +73,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "process", cases: process::CASES },
     Area { name: "exec", cases: exec::CASES },
     Area { name: "signal", cases: signal::CASES },
+    Area { name: "sigio", cases: sigio::CASES },
     Area { name: "sigframe", cases: sigframe::CASES },
     Area { name: "ptrace", cases: ptrace::CASES },
     Area { name: "ptrace-events", cases: ptrace_events::CASES },
@@ -92,6 +98,9 @@ pub const AREAS: &[Area] = &[
     Area { name: "inet_options", cases: inet_options::CASES },
     Area { name: "netdev", cases: netdev::CASES },
     Area { name: "netset", cases: netset::CASES },
+    Area { name: "netdiag", cases: netdiag::CASES },
+    Area { name: "inet_close", cases: inet_close::CASES },
+    Area { name: "urgent", cases: urgent::CASES },
     Area { name: "tty", cases: tty::CASES },
     Area { name: "pty", cases: pty::CASES },
     Area { name: "path", cases: path::CASES },
@@ -110,6 +119,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "pidns", cases: pidns::CASES },
     Area { name: "mount", cases: mount::CASES },
     Area { name: "proc", cases: procfs::CASES },
+    Area { name: "aio", cases: aio::CASES },
     Area { name: "attack", cases: attack::CASES },
     Area { name: "cred", cases: cred::CASES },
     Area { name: "rlimit", cases: rlimit::CASES },

@@ -3,6 +3,7 @@
 use crate::harness::Outcome;
 use crate::sys::{self, Map, c};
 use libc::*;
+use std::sync::atomic::{AtomicI32, AtomicU8, Ordering::SeqCst};
 
 cases![
     name_is_cut_and_read_back,
@@ -36,6 +37,11 @@ cases![
     arch_prctl_bases,
     arch_prctl_errors,
     rseq_is_there_or_enosys,
+    user_dispatch_catches_calls,
+    user_dispatch_spares_a_range,
+    user_dispatch_checks_its_arguments,
+    user_dispatch_ends_with_a_bad_selector,
+    user_dispatch_is_not_inherited,
 ];
 
 const PR_SET_IO_FLUSHER: i32 = 57;
@@ -363,4 +369,100 @@ fn rseq_is_there_or_enosys() -> Outcome {
     let e = crate::harness::errno();
     want!(got == -1 && (e == EINVAL || e == ENOSYS || e == EPERM || e == EBUSY), "{got}, errno {e}");
     Ok(())
+}
+
+static SELECTOR: AtomicU8 = AtomicU8::new(0);
+static CAUGHT: AtomicI32 = AtomicI32::new(0);
+
+const PR_USER_DISPATCH: i32 = 59;
+
+fn dispatch(mode: u64, start: u64, len: u64, selector: u64) -> i32 {
+    unsafe { prctl(PR_USER_DISPATCH, mode, start, len, selector) }
+}
+
+fn dispatch_on(start: u64, len: u64) -> Outcome {
+    if dispatch(1, start, len, &raw const SELECTOR as u64) == -1 && crate::harness::errno() == EINVAL {
+        skip!("this kernel has no syscall user dispatch");
+    }
+    Ok(())
+}
+
+extern "C" fn caught(_: i32, info: *mut siginfo_t, _: *mut c_void) {
+    SELECTOR.store(0, SeqCst);
+    unsafe {
+        // The number stands after the address of the call.
+        let nr = *info.cast::<i32>().add(6);
+        CAUGHT.store(if (*info).si_code == 2 { nr } else { -1 }, SeqCst);
+    }
+}
+
+fn user_dispatch_catches_calls() -> Outcome {
+    sys::on_signal(SIGSYS, caught, 0)?;
+    dispatch_on(0, 0)?;
+    let pid = unsafe { sys::raw(SYS_getpid, [0; 6]) };
+    SELECTOR.store(1, SeqCst);
+    // The call is not made: its number stays where a result would be.
+    let made = unsafe { sys::raw(SYS_getpid, [0; 6]) };
+    same!((made, CAUGHT.load(SeqCst)), (SYS_getpid as isize, SYS_getpid as i32));
+    SELECTOR.store(1, SeqCst);
+    let made = unsafe { sys::raw(SYS_close, [999, 0, 0, 0, 0, 0]) };
+    same!((made, CAUGHT.load(SeqCst)), (SYS_close as isize, SYS_close as i32));
+    same!(unsafe { sys::raw(SYS_getpid, [0; 6]) }, pid);
+    same!(dispatch(0, 0, 0, 0), 0);
+    SELECTOR.store(1, SeqCst);
+    same!(unsafe { sys::raw(SYS_getpid, [0; 6]) }, pid);
+    Ok(())
+}
+
+fn user_dispatch_spares_a_range() -> Outcome {
+    sys::on_signal(SIGSYS, caught, 0)?;
+    // All of user memory.
+    dispatch_on(1, (1 << 47) - 2)?;
+    SELECTOR.store(1, SeqCst);
+    let pid = unsafe { sys::raw(SYS_getpid, [0; 6]) };
+    SELECTOR.store(0, SeqCst);
+    same!(pid, unsafe { getpid() } as isize);
+    same!(CAUGHT.load(SeqCst), 0);
+    Ok(())
+}
+
+fn user_dispatch_checks_its_arguments() -> Outcome {
+    dispatch_on(0, 0)?;
+    fails!(EINVAL, dispatch(1, 4096, 0, 0));
+    fails!(EINVAL, dispatch(1, u64::MAX, 2, 0));
+    fails!(EFAULT, dispatch(1, 0, 0, u64::MAX));
+    fails!(EINVAL, dispatch(0, 1, 0, 0));
+    fails!(EINVAL, dispatch(0, 0, 0, 8));
+    fails!(EINVAL, dispatch(77, 0, 0, 0));
+    Ok(())
+}
+
+fn user_dispatch_ends_with_a_bad_selector() -> Outcome {
+    sys::fork(|| dispatch_on(0, 0))?.ok()?;
+    sys::dies_of(SIGSYS, || {
+        let _ = dispatch_on(0, 0);
+        SELECTOR.store(7, SeqCst);
+        unsafe { getppid() };
+    })?;
+    let page = sys::Map::anon(4096)?;
+    let at = page.at(0);
+    sys::dies_of(SIGSEGV, || {
+        dispatch(1, 0, 0, at as u64);
+        unsafe { munmap(at.cast(), 4096) };
+        unsafe { getppid() };
+    })
+}
+
+fn user_dispatch_is_not_inherited() -> Outcome {
+    sys::on_signal(SIGSYS, caught, 0)?;
+    dispatch_on(0, 0)?;
+    sys::fork(|| {
+        SELECTOR.store(1, SeqCst);
+        let pid = unsafe { sys::raw(SYS_getpid, [0; 6]) };
+        SELECTOR.store(0, SeqCst);
+        same!(pid, unsafe { getpid() } as isize);
+        same!(CAUGHT.load(SeqCst), 0);
+        Ok(())
+    })?
+    .ok()
 }

@@ -20,6 +20,8 @@ cases![
     kernel_switches,
     foreign_environ_is_private,
     loadavg_and_stat_parse,
+    io_counts_bytes_and_calls,
+    sysinfo_and_loadavg_agree,
 ];
 
 fn stat_has_fifty_two_fields() -> Outcome {
@@ -180,5 +182,37 @@ fn loadavg_and_stat_parse() -> Outcome {
     let stat = slurp("/proc/stat")?;
     want!(stat.starts_with("cpu  "), "it starts with {}", stat.lines().next().unwrap_or(""));
     want!(field(&stat, "btime")?.parse::<u64>().is_ok(), "btime");
+    Ok(())
+}
+
+fn io_counts_bytes_and_calls() -> Outcome {
+    let count = |name: &str| -> Result<u64, String> {
+        field(&slurp("/proc/self/io")?, name)?.parse().map_err(|_| format!("{name} is no number"))
+    };
+    let fd = sys::create("f")?;
+    let (written, writes) = (count("wchar:")?, count("syscw:")?);
+    sys::fd_write(&fd, &[7; 5000])?;
+    sys::fd_write(&fd, &[7; 3000])?;
+    same!((count("wchar:")? - written, count("syscw:")? - writes), (8000, 2));
+    let (read, reads) = (count("rchar:")?, count("syscr:")?);
+    let rd = sys::open("f", O_RDONLY)?;
+    sys::fd_read(&rd, 6000)?;
+    let (after, calls) = (count("rchar:")? - read, count("syscr:")? - reads);
+    want!((6000..20_000).contains(&after) && (1..40).contains(&calls), "{after} bytes in {calls} calls");
+    // A thread's bytes stay the process' after its end.
+    let thread = std::thread::spawn(move || sys::fd_write(&fd, &[7; 100]));
+    thread.join().map_err(|_| "the thread panicked")??;
+    want!(count("wchar:")? - written >= 8100, "the thread's bytes are gone");
+    Ok(())
+}
+
+fn sysinfo_and_loadavg_agree() -> Outcome {
+    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+    ok!(sysinfo(&raw mut info));
+    let text = slurp("/proc/loadavg")?;
+    let shown: f64 = text.split(' ').next().and_then(|word| word.parse().ok()).ok_or("no number")?;
+    let told = info.loads[0] as f64 / 65536.0;
+    want!((shown - told).abs() <= 0.5, "sysinfo says {told}, /proc/loadavg {shown}");
+    want!(shown >= 0.0 && shown < 10_000.0, "a load of {shown}");
     Ok(())
 }

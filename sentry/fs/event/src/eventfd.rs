@@ -22,6 +22,17 @@ impl EventFd {
     }
 }
 
+impl EventFd {
+    /// Counts an event of the kernel's own, which never waits (`eventfd_signal`).
+    pub fn signal(&self) {
+        {
+            let mut count = self.count.lock();
+            *count = count.saturating_add(1);
+        }
+        self.queue.notify(Events::IN);
+    }
+}
+
 impl FileOps for EventFd {
     fn readiness(&self) -> Events {
         let count = *self.count.lock();

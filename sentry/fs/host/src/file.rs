@@ -5,8 +5,8 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use abi::tty::ioc;
-use hostsys::terminal_query::{Query, ask};
+use abi::tty::{Termios, ioc};
+use hostsys::terminal_query::{Query, ask, flush_input, set_attributes};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::{Errno as HostErrno, ReadWriteFlags};
 use rustix::net::{RecvFlags, SendFlags};
@@ -18,6 +18,7 @@ use sentry_mm::{Mappable, MappedPiece};
 use sentry_vfs::{
     Attr, FileDescription, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, Timestamp, Whence,
 };
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::from_rustix;
 use crate::watcher::{Watcher, ready_now};
@@ -27,6 +28,9 @@ const ATOMIC: usize = 4096;
 
 /// The device number of `/dev/null`.
 const DEV_NULL: u64 = 0x103;
+
+/// The modes of `struct termios` that programs set; above are a kernel's own.
+const MODE_BITS: u32 = 0xffff;
 
 /// The most bytes that one call moves.
 const CHUNK: usize = 64 * 1024;
@@ -248,6 +252,34 @@ impl HostFile {
     }
 }
 
+impl HostFile {
+    /// Sets modes and characters of the caller's terminal, as a program of his may. Speed, size of a character and line
+    /// discipline stay: they are the line's own, and a speed of 0 would hang it up.
+    fn set_attributes(&self, io: &IoCtx<'_>, arg: u64, flush: bool) -> Result<i64> {
+        let mut wanted = [0; size_of::<Termios>()];
+        io.caller.mem().copy_in(arg, &mut wanted)?;
+        let host = |error: io::Error| Errno::from_io(&error);
+        let now = ask(self.fd.as_fd(), Query::Attributes).map_err(host)?;
+        let now = now.get(..wanted.len()).and_then(|now| Termios::read_from_bytes(now).ok());
+        let (Some(now), Ok(wanted)) = (now, Termios::read_from_bytes(&wanted)) else {
+            return Err(Errno::EIO);
+        };
+        let set = Termios {
+            iflag: wanted.iflag & MODE_BITS,
+            oflag: wanted.oflag & MODE_BITS,
+            lflag: wanted.lflag & MODE_BITS,
+            cc: wanted.cc,
+            ..now
+        };
+        if flush {
+            flush_input(self.fd.as_fd()).map_err(host)?;
+        }
+        let bytes = set.as_bytes().try_into().map_err(|_| Errno::EIO)?;
+        set_attributes(self.fd.as_fd(), bytes).map_err(host)?;
+        Ok(0)
+    }
+}
+
 impl FileOps for HostFile {
     fn readiness(&self) -> Events {
         let all = Events::READABLE | Events::WRITABLE;
@@ -352,12 +384,11 @@ impl FileOps for HostFile {
             ioc::FIONREAD if self.class != Class::Ready => self.answer(io, Query::Readable, arg),
             ioc::TCGETS if self.is_terminal => self.answer(io, Query::Attributes, arg),
             ioc::TIOCGWINSZ if self.is_terminal => self.answer(io, Query::WindowSize, arg),
-            // The terminal is the caller's: it can be looked at but not changed.
-            ioc::TCSETS | ioc::TCSETSW | ioc::TCSETSF | ioc::TIOCSWINSZ | ioc::TIOCSTI
-                if self.is_terminal =>
-            {
-                Err(Errno::EPERM)
+            ioc::TCSETS | ioc::TCSETSW | ioc::TCSETSF if self.is_terminal => {
+                self.set_attributes(io, arg, command == ioc::TCSETSF)
             }
+            // The terminal is the caller's: nobody else types on it or says how large it is.
+            ioc::TIOCSWINSZ | ioc::TIOCSTI if self.is_terminal => Err(Errno::EPERM),
             _ => Err(Errno::ENOTTY),
         }
     }

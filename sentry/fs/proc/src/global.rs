@@ -177,7 +177,8 @@ fn running(kernel: &Kernel) -> usize {
 fn loadavg(kernel: &Kernel, caller: &dyn Caller) -> String {
     let tasks = kernel.tasks().len();
     let last = task_of(caller).map_or(1, sentry_kernel::Task::ns_tid);
-    format!("0.00 0.00 0.00 {}/{tasks} {last}\n", running(kernel).max(1))
+    let [one, five, fifteen] = kernel.load_averages();
+    format!("{one:.2} {five:.2} {fifteen:.2} {}/{tasks} {last}\n", running(kernel).max(1))
 }
 
 fn free_kib(kernel: &Kernel, caller: &dyn Caller) -> u64 {
@@ -257,12 +258,7 @@ fn meminfo(kernel: &Kernel, caller: &dyn Caller) -> String {
 }
 
 fn stat(kernel: &Kernel, _caller: &dyn Caller) -> String {
-    let (mut user, mut system) = (0_u64, 0_u64);
-    for group in kernel.processes() {
-        let times = group.cpu_times();
-        user += times.0;
-        system += times.1;
-    }
+    let (user, system) = kernel.cpu_times();
     let (user, system) = (ticks(user), ticks(system));
     let cpus = u64::from(kernel.nr_cpus());
     let up = ticks(mono_now().saturating_sub(kernel.boot_mono()));

@@ -466,7 +466,7 @@ impl Content for Text {
                 let _ = caller_root()?;
                 "0::/\n".to_owned()
             }
-            FileText::Io => "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n".to_owned(),
+            FileText::Io => status::io(if subject.is_thread() { task.io().now() } else { task.group().io() }),
             FileText::Limits => status::limits(task.group()),
             FileText::Loginuid => u32::MAX.to_string(),
             FileText::OomAdj | FileText::OomScore => "0\n".to_owned(),

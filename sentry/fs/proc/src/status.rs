@@ -151,6 +151,14 @@ pub(crate) fn sched(subject: &Subject, task: &Task) -> String {
     out
 }
 
+/// `/proc/PID/io`. What reaches a disk is the host's business.
+pub(crate) fn io(used: sentry_kernel::IoUse) -> String {
+    format!(
+        "rchar: {}\nwchar: {}\nsyscr: {}\nsyscw: {}\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n",
+        used.read_bytes, used.written_bytes, used.reads, used.writes
+    )
+}
+
 pub(crate) fn statm(task: &Task) -> String {
     let m = memory(task);
     format!(

@@ -96,7 +96,6 @@ const USER: &[&str] = &[
 ];
 
 const FS: &[(&str, &str)] = &[
-    ("aio-nr", "0\n"),
     ("dentry-state", "0\t0\t45\t0\t0\t0\n"),
     ("dir-notify-enable", "1\n"),
     ("file-max", "9223372036854775807\n"),
@@ -154,6 +153,10 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
     ]);
     let mut files = fixed(fs, FS);
     files.push(("inotify", inotify));
+    let aio = Arc::clone(kernel.aio());
+    let aio_nr =
+        move |_: &dyn Caller| -> Result<Vec<u8>> { Ok(format!("{}\n", aio.requests()).into_bytes()) };
+    files.push(("aio-nr", fs.file(0o444, aio_nr)));
     files.push(("epoll", fs.dir([("max_user_watches", fs.fixed("5000000\n"))])));
     let mqueue = [
         ("queues_max", fs.fixed("256\n")),
