@@ -193,7 +193,9 @@ fn terminal(daemon: &Daemon) -> Result<()> {
 /// What containerd tells of tasks while `body` runs, until `last` comes.
 fn events_of(daemon: &Daemon, last: &str, body: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
     let events = daemon.path("events");
-    let mut watch = daemon.ctr_command(&["events"]);
+    // Not under `timeout`, which would leave it behind when it is killed itself.
+    let mut watch = Command::new("ctr");
+    watch.arg("--address").arg(daemon.path("sock")).arg("events").stdin(Stdio::null());
     let mut watcher = watch.stdout(fs::File::create(&events)?).stderr(Stdio::null()).spawn()?;
     // The watcher is there when it has seen something.
     let there = eventually("events come", Duration::from_secs(20), || {
