@@ -7,6 +7,8 @@
 #![allow(clippy::indexing_slicing, reason = "a developer's tool; its input is its own")]
 #![allow(clippy::cast_precision_loss, reason = "figures are medians of noisy times")]
 
+pub mod chart;
+pub mod docs;
 pub mod peer;
 pub mod rows;
 pub mod table;

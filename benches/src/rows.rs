@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use xtask::programs::INSIDE;
 
 use crate::peer::{Peer, Place};
 
 /// The unit of a row's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     Nanoseconds,
     KiB,
@@ -49,6 +50,11 @@ macro_rules! timed_script {
 
 /// Every row, in the order of the table.
 pub const ROWS: &[Row] = &[
+    micro("getpid", "getpid", 200_000),
+    micro("gettid", "gettid", 200_000),
+    micro("getuid", "getuid", 200_000),
+    micro("clock_gettime by syscall()", "clock", 200_000),
+    micro("sched_yield", "yield", 200_000),
     micro("getppid", "getppid", 200_000),
     micro("1-byte pipe write + read", "pipe", 50_000),
     micro("pipe ping-pong of two processes", "pingpong", 10_000),
@@ -94,6 +100,11 @@ const fn script(title: &'static str, script: &'static str) -> Row {
 }
 
 impl Row {
+    /// Whether it times one operation in a loop.
+    pub fn is_call(&self) -> bool {
+        matches!(self.work, Work::Micro { .. })
+    }
+
     /// One measurement.
     pub fn measure(&self, peer: &Peer, place: &Place) -> Result<f64> {
         match self.work {

@@ -2,14 +2,46 @@
 
 use std::fmt::Write;
 
+use serde::{Deserialize, Serialize};
+
 use crate::rows::Unit;
 
-/// One row's medians, a cell per peer; `Err` says why there is none. The first peer is what the others are held to.
-#[derive(Debug)]
+/// What one peer's repetitions of a row gave.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+impl Figures {
+    /// `None` without a value.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let low = values.iter().copied().min_by(f64::total_cmp)?;
+        let high = values.iter().copied().max_by(f64::total_cmp)?;
+        Some(Self { median: median(values)?, low, high })
+    }
+}
+
+/// One row, a cell per peer; `Err` says why there is none. The first peer is what the others are held to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Line {
-    pub title: &'static str,
+    pub title: String,
     pub unit: Unit,
-    pub cells: Vec<Result<f64, String>>,
+    pub cells: Vec<Result<Figures, String>>,
+}
+
+impl Line {
+    /// The median of the first peer, if it has one that others can be held to.
+    fn base(&self) -> Option<f64> {
+        self.cells.first()?.as_ref().ok().map(|cell| cell.median).filter(|base| *base > 0.0)
+    }
+
+    /// How many times the first peer's median that of peer number `n` is.
+    pub fn ratio(&self, n: usize) -> Option<f64> {
+        let cell = self.cells.get(n)?.as_ref().ok()?;
+        Some(cell.median / self.base()?)
+    }
 }
 
 /// The middle of the values, or the mean of the two in the middle.
@@ -23,28 +55,33 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// A table with a column per peer: the value, and in brackets the ratio to the first column.
-pub fn markdown(peers: &[&str], lines: &[Line]) -> String {
+/// A table with a column per peer: the median, in brackets the ratio to the first column, and with `ranges` the lowest and
+/// the highest value.
+pub fn markdown(peers: &[String], lines: &[Line], ranges: bool) -> String {
     let mut text = format!("| | {} |\n| --- |{}\n", peers.join(" | "), " ---: |".repeat(peers.len()));
     for line in lines {
         let _ = write!(text, "| {} |", line.title);
-        let base = line.cells.first().and_then(|cell| cell.as_ref().ok().copied());
         for (n, cell) in line.cells.iter().enumerate() {
-            let shown = match (cell, base) {
-                (Ok(value), Some(base)) if n > 0 && base > 0.0 => {
-                    format!("{} ({})", quantity(*value, line.unit), ratio(value / base))
-                }
-                (Ok(value), _) => quantity(*value, line.unit),
-                (Err(_), _) => "fails".to_owned(),
+            let Ok(cell) = cell else {
+                text.push_str(" fails |");
+                continue;
             };
-            let _ = write!(text, " {shown} |");
+            let _ = write!(text, " {}", quantity(cell.median, line.unit));
+            if let Some(times) = line.ratio(n).filter(|_| n > 0) {
+                let _ = write!(text, " ({})", ratio(times));
+            }
+            if ranges {
+                let [low, high] = [cell.low, cell.high].map(|value| quantity(value, line.unit));
+                let _ = write!(text, "<br>{low} to {high}");
+            }
+            text.push_str(" |");
         }
         text.push('\n');
     }
     text
 }
 
-fn ratio(value: f64) -> String {
+pub fn ratio(value: f64) -> String {
     if value >= 9.95 { format!("{value:.0}×") } else { format!("{value:.2}×") }
 }
 
@@ -72,8 +109,10 @@ mod tests {
 
     #[test]
     fn a_table_has_values_and_ratios() {
-        let line = |cells| Line { title: "stat", unit: Unit::Nanoseconds, cells };
-        let text = markdown(&["native", "a", "b"], &[line(vec![Ok(400.0), Ok(4_400.0), Err("no".into())])]);
+        let one = |value| Figures::of(&[value]).ok_or_else(String::new);
+        let cells = vec![one(400.0), one(4_400.0), Err("no".into())];
+        let lines = [Line { title: "stat".into(), unit: Unit::Nanoseconds, cells }];
+        let text = markdown(&["native", "a", "b"].map(str::to_owned), &lines, false);
         assert_eq!(
             text,
             "| | native | a | b |\n| --- | ---: | ---: | ---: |\n| stat | 400 ns | 4.4 µs (11×) | fails |\n"

@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
         }
         let Some(packet) = Packet::parse(frame.packet) else { continue };
         let _ = packet.is_intact();
-        let _ = partial.take(&packet, now);
+        let _ = partial.join(&packet, now);
         let _ = Discovery::parse(packet.payload);
         let _ = icmp::reply_v4(packet.payload);
         let _ = reset_for(&packet);

@@ -61,9 +61,9 @@ const ALLOWED: &[libc::c_long] = &[
 
 const SYS_FCHMODAT2: libc::c_long = 452;
 
-/// Applies the filter to the calling thread; a call outside of it kills the process, which ends the sandbox.
-pub(crate) fn install() -> Result<(), seccompiler::Error> {
-    seccompiler::apply_filter(&program()?)
+/// Applies the filter to every thread of the process; a call outside of it kills the process, which ends the sandbox.
+pub(crate) fn install_for_all() -> Result<(), seccompiler::Error> {
+    seccompiler::apply_filter_all_threads(&program()?)
 }
 
 fn program() -> Result<BpfProgram, seccompiler::Error> {

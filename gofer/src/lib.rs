@@ -30,7 +30,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 
 use gofer_protocol::{DecodeError, Hello, MAX_MESSAGE, Request, VERSION};
@@ -148,18 +148,28 @@ pub fn serve_unjailed(
 fn serve_all(tree: Arc<Tree>, connections: Vec<OwnedFd>) -> Result<End, StartError> {
     say_hello(&connections, &Hello::Ready { version: VERSION });
     let (ended, end) = mpsc::channel();
+    // One filter for all: each would be compiled by the kernel. Nobody serves before it holds.
+    let held = Arc::new(Barrier::new(connections.len() + 1));
     for connection in connections {
-        let (tree, ended) = (Arc::clone(&tree), ended.clone());
+        let (tree, ended, held) = (Arc::clone(&tree), ended.clone(), Arc::clone(&held));
         let thread = thread::Builder::new().name("connection".into()).stack_size(256 * 1024);
         thread
             .spawn(move || {
-                let Err(end) = filter::install().map_err(End::from).and_then(|()| serve(&tree, &connection));
+                held.wait();
+                held.wait();
+                let Err(end) = serve(&tree, &connection);
                 let _ = ended.send(end);
             })
             .map_err(StartError::Thread)?;
     }
     drop(ended);
-    Ok(filter::install().map_err(End::from).map_or_else(|e| e, |()| end.recv().unwrap_or(End::Closed)))
+    // What the start of a thread takes is not in the filter.
+    held.wait();
+    if let Err(error) = filter::install_for_all() {
+        return Ok(error.into());
+    }
+    held.wait();
+    Ok(end.recv().unwrap_or(End::Closed))
 }
 
 /// Answers requests on one connection.

@@ -38,8 +38,60 @@ pub struct Settings {
     pub hops: u8,
     /// `TCP_NODELAY`.
     pub no_delay: bool,
-    /// The idle time after which the peer is asked whether it is there, in nanoseconds (`SO_KEEPALIVE`).
-    pub keep_alive: Option<u64>,
+    /// When the other end is asked whether it is there (`SO_KEEPALIVE`). The owner asks, with [`TcpFlow::probe`].
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT`; times in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepAlive {
+    pub idle: u64,
+    pub interval: u64,
+    pub count: u32,
+}
+
+/// How many times faster than real time an open connection's clock goes. smoltcp sends again after a second at the
+/// least, which is what RFC 6298 says; Linux does after 200 ms (`TCP_RTO_MIN`), and so do flows by this clock. Round
+/// trips are measured by the same clock, so that only the bounds move: the longest wait is 12 s.
+const HASTE: u64 = 5;
+/// How long an acknowledgement may be held back, by the connection's clock: 10 ms of real time.
+const ACK_DELAY: Duration = Duration::from_millis(10 * HASTE);
+
+/// A connection's clock. In a handshake time-outs go by real time (`TCP_TIMEOUT_INIT`, a second); what arrives is dated
+/// by the fast clock, by which the first round trip must be measured.
+#[derive(Debug)]
+struct Clock {
+    /// A moment in real time, and what the clock showed then; nanoseconds.
+    since: u64,
+    shown: u64,
+    opening: bool,
+}
+
+impl Clock {
+    fn fast(&self, now: u64) -> u64 {
+        self.shown.saturating_add(now.saturating_sub(self.since).saturating_mul(HASTE))
+    }
+
+    fn show(&self, now: u64) -> u64 {
+        if self.opening {
+            return self.shown.saturating_add(now.saturating_sub(self.since));
+        }
+        self.fast(now)
+    }
+
+    /// The real time at which it will show `shown`.
+    fn when(&self, shown: u64) -> u64 {
+        let ahead = shown.saturating_sub(self.shown);
+        self.since.saturating_add(if self.opening { ahead } else { ahead.div_ceil(HASTE) })
+    }
+
+    /// A packet has come; the connection may be open now.
+    fn arrived(&mut self, now: u64, opening: bool) {
+        if self.opening {
+            (self.shown, self.since) = (self.fast(now), now);
+            self.opening = opening;
+        }
+    }
 }
 
 /// A flow's two ends.
@@ -62,6 +114,7 @@ pub struct TcpFlow {
     ended: Option<Error>,
     aborted: bool,
     told: Told,
+    clock: Clock,
 }
 
 impl core::fmt::Debug for TcpFlow {
@@ -220,11 +273,23 @@ impl TcpFlow {
             SocketBuffer::new(vec![0; settings.send]),
         );
         socket.set_congestion_control(CongestionControl::Cubic);
+        socket.set_ack_delay(Some(ACK_DELAY));
         socket.set_hop_limit(Some(settings.hops.max(1)));
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
-        let mut flow =
-            Self { interface, sockets, handle, tuple, mtu, path_mtu: mtu, ended: None, aborted: false, told };
+        let clock = Clock { since: now, shown: now, opening: true };
+        let mut flow = Self {
+            interface,
+            sockets,
+            handle,
+            tuple,
+            mtu,
+            path_mtu: mtu,
+            ended: None,
+            aborted: false,
+            told,
+            clock,
+        };
         flow.configure(settings);
         flow
     }
@@ -262,12 +327,15 @@ impl TcpFlow {
 
     /// Takes over options that can change.
     pub fn configure(&mut self, settings: &Settings) {
-        let keep_alive = settings.keep_alive.map(|ns| Duration::from_micros(ns / 1000));
-        let socket = self.socket_mut();
-        socket.set_nagle_enabled(!settings.no_delay);
-        if socket.keep_alive() != keep_alive {
-            socket.set_keep_alive(keep_alive);
-        }
+        self.socket_mut().set_nagle_enabled(!settings.no_delay);
+    }
+
+    /// Asks the other end whether it is there, by a segment that it must answer (`tcp_write_wakeup`).
+    pub fn probe(&mut self, now: u64, out: &mut Vec<Frame>) {
+        // As smoltcp has it, the first one is due when this is turned on.
+        self.socket_mut().set_keep_alive(Some(Duration::from_secs(3600)));
+        self.advance(now, out);
+        self.socket_mut().set_keep_alive(None);
     }
 
     /// The path carries packets of at most `mtu` bytes (RFC 1191, RFC 8201). What was lost is sent again by its timer.
@@ -281,7 +349,10 @@ impl TcpFlow {
         let before = self.socket().state();
         let (mtu, path_mtu) = (self.mtu, self.path_mtu);
         let mut port = Port { arrived: Some(packet), out, told: &mut self.told, mtu, path_mtu };
-        self.interface.poll_ingress_single(instant(now), &mut port, &mut self.sockets);
+        let shown = instant(self.clock.fast(now));
+        self.interface.poll_ingress_single(shown, &mut port, &mut self.sockets);
+        let opening = matches!(self.socket().state(), State::SynSent | State::SynReceived | State::Listen);
+        self.clock.arrived(now, opening);
         self.note_end(before, if before == State::SynSent { Error::Refused } else { Error::Reset });
     }
 
@@ -292,7 +363,7 @@ impl TcpFlow {
             let (mtu, path_mtu) = (self.mtu, self.path_mtu);
             let mut port = Port { arrived: None, out, told: &mut self.told, mtu, path_mtu };
             let sent = port.out.len();
-            self.interface.poll_egress(instant(now), &mut port, &mut self.sockets);
+            self.interface.poll_egress(instant(self.clock.show(now)), &mut port, &mut self.sockets);
             if out.len() == sent {
                 break;
             }
@@ -313,8 +384,8 @@ impl TcpFlow {
 
     /// When [`TcpFlow::advance`] has something to do.
     pub fn deadline(&mut self, now: u64) -> Option<u64> {
-        let at = self.interface.poll_at(instant(now), &self.sockets)?;
-        u64::try_from(at.total_micros()).ok().map(|us| us.saturating_mul(1000))
+        let at = self.interface.poll_at(instant(self.clock.show(now)), &self.sockets)?;
+        u64::try_from(at.total_micros()).ok().map(|us| self.clock.when(us.saturating_mul(1000)))
     }
 
     /// Resets the connection.

@@ -194,7 +194,8 @@ impl<T> PortTable<T> {
         now: u64,
     ) -> Result<BindingId, Error> {
         self.next_serial += 1;
-        let start = self.key.hash_one((ip, peer, self.next_serial / 2));
+        // One after the other from a secret place: a port that has just been given up comes back last.
+        let start = self.key.hash_one((ip, peer)).wrapping_add(self.next_serial.wrapping_mul(2));
         let local = Local { ip, v6_only: ip.is_ipv6() };
         for port in candidates(start & !1) {
             self.expire(port, now);

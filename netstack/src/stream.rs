@@ -123,7 +123,7 @@ impl Side {
         self.was_reset = true;
         self.fault = Some(if self.state == TcpState::CloseWait { Error::Broken } else { Error::Reset });
         self.finish();
-        Ready::all()
+        Ready::all().difference(Ready::PRI)
     }
 
     fn finish(&mut self) {
@@ -237,6 +237,12 @@ impl LoopStream {
     /// Bytes that `end` has sent and its peer has not read.
     pub fn unread_by_peer(&self, end: End) -> usize {
         self.ends(end).1.unread
+    }
+
+    /// Whether `end` has sent more than its peer's buffer holds: on a network that would still be on this side.
+    pub fn is_beyond_receiver(&self, end: End) -> bool {
+        let peer = self.ends(end).1;
+        peer.unread > peer.receive_limit && !peer.orphan
     }
 
     /// Bytes that a read would find (`SIOCINQ`): up to the urgent byte, if one stops it.

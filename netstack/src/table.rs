@@ -172,8 +172,9 @@ impl<T> FlowTable<T> {
         true
     }
 
-    pub fn remove(&mut self, tuple: &Tuple) -> Option<T> {
-        self.flows.remove(tuple)
+    /// Removes a flow, if it is the one that is meant and not another that has taken its place.
+    pub fn remove(&mut self, tuple: &Tuple, is_meant: impl FnOnce(&T) -> bool) -> Option<T> {
+        self.flows.get(tuple).is_some_and(is_meant).then(|| self.flows.remove(tuple)).flatten()
     }
 
     /// Puts a connection to rest; the numbers are those that come next on either side.

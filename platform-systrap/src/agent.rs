@@ -45,6 +45,17 @@ impl Call {
     }
 }
 
+impl Call {
+    /// The call with descriptor `file` where it maps the one that was injected.
+    pub fn with_file(mut self, file: u64) -> Self {
+        const ANONYMOUS: u64 = libc::MAP_ANONYMOUS as u64;
+        if self.number == libc::SYS_mmap as u64 && self.arguments[3] & ANONYMOUS == 0 {
+            self.arguments[4] = file;
+        }
+        self
+    }
+}
+
 /// A descriptor number that the agent's empty table gives an injected descriptor.
 pub const INJECTED: u64 = 0;
 
@@ -231,14 +242,31 @@ impl Process {
         file: Option<BorrowedFd<'_>>,
     ) -> Result<u64, SpaceError> {
         let mut agent = self.agent.lock();
-        match self.exchange(&mut agent, listener, calls, file) {
+        match self.exchange(&mut agent, listener, calls, file.as_slice()) {
             Err(Failed { errno, closed: false }) if file.is_some() => {
                 let close = [Call::new(libc::SYS_close, [INJECTED])];
-                self.exchange(&mut agent, listener, &close, None).map_err(|_| SpaceError::Gone)?;
+                self.exchange(&mut agent, listener, &close, &[]).map_err(|_| SpaceError::Gone)?;
                 Err(errno)
             }
             other => other.map_err(|failed| failed.errno),
         }
+    }
+
+    /// Has the agent do `calls`, which find `files` from [`INJECTED`] on and must close them. After an error the process
+    /// is of no use.
+    pub fn order_all(
+        &self,
+        listener: &Listener,
+        calls: &[Call],
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(), SpaceError> {
+        let mut agent = self.agent.lock();
+        let mut files = files;
+        for some in calls.chunks(MAX_ORDERS) {
+            self.exchange(&mut agent, listener, some, files).map_err(|failed| failed.errno)?;
+            files = &[];
+        }
+        Ok(())
     }
 
     fn exchange(
@@ -246,14 +274,19 @@ impl Process {
         agent: &mut Agent,
         listener: &Listener,
         calls: &[Call],
-        file: Option<BorrowedFd<'_>>,
+        files: &[BorrowedFd<'_>],
     ) -> Result<u64, Failed> {
         let failed = |errno| Failed { errno, closed: true };
         loop {
             let id = self.met(agent, listener).map_err(failed)?;
             write_orders(&agent.orders, calls);
-            let answered = match file {
-                Some(file) => seccomp::add_fd(listener.fd(), id, file, INJECTED as u32, true),
+            let add = |(number, file): (u32, &BorrowedFd<'_>), answer| {
+                seccomp::add_fd(listener.fd(), id, *file, number, answer)
+            };
+            let mut numbered =
+                files.iter().enumerate().map(|(index, file)| (INJECTED as u32 + index as u32, file));
+            let answered = match numbered.next_back() {
+                Some(last) => numbered.try_for_each(|file| add(file, false)).and_then(|()| add(last, true)),
                 None => seccomp::respond(listener.fd(), id, 0),
             };
             match answered {

@@ -1,6 +1,7 @@
 //! Contexts: a task's thread, run and stopped.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context as Poller, Poll};
 
 use platform::{
@@ -28,6 +29,12 @@ pub struct SystrapContext {
     may_copy: bool,
     /// The next run begins with copies.
     has_given: bool,
+    /// The next run may be waited for.
+    may_linger: bool,
+    /// Decides which calls of patched code take a trap all the same; zero for none.
+    chance: u64,
+    /// The registers that `frame` holds, where they were read from it.
+    taken: Option<Regs>,
     stage: [Piece; NR_STAGED],
 }
 
@@ -49,7 +56,24 @@ impl SystrapContext {
     pub(crate) fn new(space: Arc<Space>, thread: Arc<Thread>) -> Self {
         let frame = Some(thread.channel.fresh_frame());
         thread.channel.reset();
-        Self { space, thread, frame, may_copy: false, has_given: false, stage: Default::default() }
+        let chance = match space.platform().slow.load(Ordering::Relaxed) {
+            0 => 0,
+            seed => {
+                let which = (u64::from(thread.process.pid.unsigned_abs()) << 16) ^ thread.slot;
+                (seed ^ which.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1
+            }
+        };
+        Self {
+            space,
+            thread,
+            frame,
+            may_copy: false,
+            has_given: false,
+            may_linger: false,
+            chance,
+            taken: None,
+            stage: Default::default(),
+        }
     }
 
     fn take_trap(&mut self, regs: &mut Regs) -> TrapEvent {
@@ -60,6 +84,7 @@ impl SystrapContext {
             return TrapEvent::Died(cause);
         };
         *regs = channel.read_regs(frame);
+        self.taken = Some(*regs);
         let event = channel.event(frame, regs);
         self.frame = Some(frame);
         self.has_given = false;
@@ -76,14 +101,31 @@ impl SystrapContext {
         event
     }
 
+    /// Throws dice for the run that begins: whether the next call of patched code takes a trap, and whether a return to such
+    /// code goes through the host.
+    fn try_luck(&mut self) -> bool {
+        if self.chance == 0 {
+            return false;
+        }
+        // xorshift64
+        self.chance ^= self.chance << 13;
+        self.chance ^= self.chance >> 7;
+        self.chance ^= self.chance << 17;
+        let takes_calls = self.thread.channel.takes_calls && self.chance & 1 == 0;
+        self.thread.channel.window.store32(word::TAKES_CALLS, u32::from(takes_calls));
+        self.chance & 6 == 0
+    }
+
     /// The frame with which the thread can go back to `regs`: after a call of patched code not always the one it has.
     fn frame_to_leave(&mut self, frame: FrameAt, regs: &Regs) -> Result<FrameAt, SpaceError> {
-        if frame != FrameAt::CALL || Channel::leaves_call(regs) {
+        let slow = self.try_luck();
+        if frame != FrameAt::CALL || (Channel::leaves_call(regs) && !slow) {
             return Ok(frame);
         }
         let state = self.save_state()?;
         let frame = self.thread.channel.set_fpu(frame, &state)?;
         self.frame = Some(frame);
+        self.taken = None;
         Ok(frame)
     }
 
@@ -128,8 +170,7 @@ impl Context for SystrapContext {
             let Ok(frame) = self.frame_to_leave(frame, regs) else {
                 return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
             };
-            self.thread.channel.write_regs(frame, regs);
-            self.thread.set_waker(cx.waker());
+            self.thread.channel.write_regs(frame, regs, self.taken.take().as_ref());
             if !platform.running.start(&self.thread) {
                 if std::mem::take(&mut self.has_given) {
                     self.thread.channel.window.store32(word::GIVEN_COUNT, 0);
@@ -138,6 +179,11 @@ impl Context for SystrapContext {
                 return Poll::Ready(TrapEvent::Interrupted);
             }
             self.frame = None;
+            if std::mem::take(&mut self.may_linger) && platform.running.linger(&self.thread) {
+                return Poll::Ready(self.take_trap(regs));
+            }
+            self.thread.set_waker(cx.waker());
+            platform.running.list(&self.thread);
             return Poll::Pending;
         }
         if !platform.running.finish(&self.thread) {
@@ -149,6 +195,7 @@ impl Context for SystrapContext {
         }
         if self.thread.process.is_gone() {
             self.frame = Some(self.thread.channel.fresh_frame());
+            self.taken = None;
             self.may_copy = false;
             return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
         }
@@ -209,11 +256,16 @@ impl Context for SystrapContext {
     fn set_fpu(&mut self, state: &FpuState) -> Result<(), SpaceError> {
         let frame = self.frame.ok_or(SpaceError::Host(libc::EBUSY))?;
         self.frame = Some(self.thread.channel.set_fpu(frame, state)?);
+        self.taken = None;
         Ok(())
     }
 
     fn will_block(&mut self) {
         self.thread.stop_spinning();
+    }
+
+    fn may_linger(&mut self, may: bool) {
+        self.may_linger = may;
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

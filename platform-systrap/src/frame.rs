@@ -145,6 +145,27 @@ fn blocked_signals() -> u64 {
 /// Bits of RFLAGS that an application may set: `FIX_EFLAGS` of the kernel's signal return.
 const USER_FLAGS: u64 = 0x5_0dd5;
 
+/// The general registers in the order of a signal frame (`struct sigcontext`).
+const GENERAL: [fn(&Regs) -> u64; 17] = [
+    |regs| regs.r8,
+    |regs| regs.r9,
+    |regs| regs.r10,
+    |regs| regs.r11,
+    |regs| regs.r12,
+    |regs| regs.r13,
+    |regs| regs.r14,
+    |regs| regs.r15,
+    |regs| regs.rdi,
+    |regs| regs.rsi,
+    |regs| regs.rbp,
+    |regs| regs.rbx,
+    |regs| regs.rdx,
+    |regs| regs.rax,
+    |regs| regs.rcx,
+    |regs| regs.rsp,
+    |regs| regs.rip,
+];
+
 impl Channel {
     /// Where a frame that the Sentry makes stands: below the largest extended state.
     fn own_frame() -> FrameAt {
@@ -189,6 +210,7 @@ impl Channel {
         self.window.store32(word::GIVEN_COUNT, 0);
         self.window.store32(word::RESIDENT, 0);
         self.window.store32(word::KICKED, 0);
+        self.window.store32(word::IN_CLOCK, 0);
         self.window.store32(word::TAKES_CALLS, u32::from(self.takes_calls));
         if self.takes_calls {
             self.empty_frame(FrameAt::CALL);
@@ -245,38 +267,36 @@ impl Channel {
         }
     }
 
-    pub fn write_regs(&self, frame: FrameAt, regs: &Regs) {
+    /// Puts registers into a frame. `known` are those that were read from it: what has not changed is there, and a store
+    /// would take its cache line away from the stub.
+    pub fn write_regs(&self, frame: FrameAt, regs: &Regs, known: Option<&Regs>) {
         let at = frame.0 + ucontext::REGS;
-        let s = |index: usize, value: u64| self.window.store64(at + index * 8, value);
-        s(0, regs.r8);
-        s(1, regs.r9);
-        s(2, regs.r10);
-        s(3, regs.r11);
-        s(4, regs.r12);
-        s(5, regs.r13);
-        s(6, regs.r14);
-        s(7, regs.r15);
-        s(8, regs.rdi);
-        s(9, regs.rsi);
-        s(10, regs.rbp);
-        s(11, regs.rbx);
-        s(12, regs.rdx);
-        s(13, regs.rax);
-        s(14, regs.rcx);
-        s(15, regs.rsp);
-        s(16, regs.rip);
-        s(17, (regs.eflags & USER_FLAGS) | 0x202);
-        // The two code segments of user space and its one data segment (`__USER_CS`, `__USER32_CS`, `__USER_DS`).
-        let cs = if regs.cs == 0x23 { 0x23 } else { 0x33 };
-        s(18, cs | (0x2b << 48));
+        let changed = |of: fn(&Regs) -> u64| known.is_none_or(|known| of(known) != of(regs));
+        for (index, of) in GENERAL.iter().enumerate() {
+            if changed(*of) {
+                self.window.store64(at + index * 8, of(regs));
+            }
+        }
+        if changed(|regs| regs.eflags) {
+            self.window.store64(at + 17 * 8, (regs.eflags & USER_FLAGS) | 0x202);
+        }
+        if changed(|regs| regs.cs) || changed(|regs| regs.ss) {
+            // The two code segments of user space and its one data segment (`__USER_CS`, `__USER32_CS`, `__USER_DS`).
+            let cs = if regs.cs == 0x23 { 0x23 } else { 0x33 };
+            self.window.store64(at + 18 * 8, cs | (0x2b << 48));
+        }
         // A base that is not canonical would fault in the stub.
         let base = |value: u64| if value >> 47 == 0 { value } else { 0 };
-        self.window.store64(word::FS_BASE, base(regs.fs_base));
-        let gs = match base(regs.gs_base) {
-            0 if self.takes_calls => self.address,
-            base => base,
-        };
-        self.window.store64(word::GS_BASE, gs);
+        if changed(|regs| regs.fs_base) {
+            self.window.store64(word::FS_BASE, base(regs.fs_base));
+        }
+        if changed(|regs| regs.gs_base) {
+            let gs = match base(regs.gs_base) {
+                0 if self.takes_calls => self.address,
+                base => base,
+            };
+            self.window.store64(word::GS_BASE, gs);
+        }
     }
 
     /// Whether the stub can go back to `regs` from a call of patched code by itself.

@@ -92,10 +92,16 @@ pub mod word {
     pub const TAKES_CALLS: usize = 0xb0;
     /// Not zero when a kick came while the stub's own code ran.
     pub const KICKED: usize = 0xb4;
+    /// Not zero while the host's vDSO runs on the stub's behalf.
+    pub const IN_CLOCK: usize = 0xb8;
+    /// Counts calls of `sched_yield(2)` that took no trap.
+    pub const YIELDS: usize = 0xbc;
     /// The pieces that are to be copied: address and length each.
     pub const GIVEN: usize = 0x100;
     /// Answers of the calls in [`super::resident`], four bytes each.
     pub const ANSWERS: usize = 0x200;
+    /// A `struct timespec` on its way to the application.
+    pub const CLOCK_RESULT: usize = 0x280;
     /// Bytes of the staged pieces, [`super::STAGE_MAX`] each.
     pub const STAGE_DATA: usize = 0x800;
     /// Registers of a call of patched code, laid out like a signal frame.
@@ -132,8 +138,10 @@ pub mod resident {
     pub const EUID: u32 = 4;
     pub const GID: u32 = 5;
     pub const EGID: u32 = 6;
+    /// `clock_gettime(2)`, of calls of patched code alone; answered by the vDSO.
+    pub const CLOCK: u32 = 7;
     /// All of them.
-    pub const ALL: u32 = 0x7f;
+    pub const ALL: u32 = 0xff;
 }
 
 /// Values of [`word::SIGNAL`] that are no signal.

@@ -23,7 +23,7 @@
 //! 4. A channel group goes to another process only after the last one is reaped and its pages are thrown away.
 //! 5. A pid is used only under the lock that holds off its reaping.
 //!
-//! **Lock ranks** (inside `AddressSpace` 120 of the Sentry; none is held while a waker is called): helper and slot locks of a
+//! **Lock ranks** (inside `AddressSpace` 120 of the Sentry; none is held while a waker is called): helper, slot and held locks of a
 //! space, then the agent of a process, then the listener's mail, then the registry, groups and spares; the running list
 //! is taken with none of them held and takes only a thread's own locks inside.
 //!
@@ -52,7 +52,7 @@ mod zygote;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use platform::{AddrRange, AddressSpace, Context, Platform, SpaceError};
@@ -93,6 +93,8 @@ pub(crate) struct Inner {
     vdso: Option<AddrRange>,
     running: Running,
     patches: AtomicBool,
+    /// Seed of the calls of patched code that take a trap all the same; zero for none.
+    slow: AtomicU64,
     reaper: Registry,
 }
 
@@ -122,36 +124,60 @@ impl Systrap {
     /// Like [`Systrap::new`] for a process that has no `/proc` any more: `maps` is what it has read before from
     /// `/proc/self/maps`.
     pub fn with_maps(options: Options, maps: &str) -> io::Result<Arc<Self>> {
-        let step = |what: &'static str| {
-            move |error: io::Error| io::Error::new(error.kind(), format!("systrap: {what}: {error}"))
-        };
+        Self::begin(options, maps)?.finish()
+    }
+
+    /// The first part of [`Systrap::with_maps`]: makes the zygote, which gets ready while the caller does other things.
+    pub fn begin(options: Options, maps: &str) -> io::Result<Starting> {
         if !has_fsgsbase() {
             return Err(io::Error::other(
                 "systrap: the host does not let programs use rdfsbase (Linux 5.9, FSGSBASE)",
             ));
         }
         let arena = Arena::new().map_err(step("making the channel file"))?;
-        let image = stub::image().map_err(step("making the stub image"))?;
+        let vdso = zygote::Vdso::of(maps);
+        let image = stub::image(vdso.clock()).map_err(step("making the stub image"))?;
         let entries = stub::Entries::new();
         let group = arena.take_group().ok_or_else(|| io::Error::other("systrap: no channel group"))?;
-        let born = zygote::make(&image, &arena, entries, group, maps).map_err(step("making the zygote"))?;
+        let born = zygote::make(&image, &arena, entries, group, &vdso).map_err(step("making the zygote"))?;
+        Ok(Starting { options, arena, entries, group, born })
+    }
+}
+
+/// A platform whose zygote gets ready.
+#[derive(Debug)]
+pub struct Starting {
+    options: Options,
+    arena: Arena,
+    entries: stub::Entries,
+    group: u64,
+    born: zygote::Born,
+}
+
+impl Starting {
+    /// Starts the platform. To be called by the thread that began, while the process still has one thread.
+    pub fn finish(self) -> io::Result<Arc<Systrap>> {
+        let Self { options, arena, entries, group, born } = self;
+        let nr_cpus = if options.nr_cpus == 0 { hostsys::process::nr_cpus() } else { options.nr_cpus };
+        let running = Running::new(nr_cpus);
+        let listener = zygote::take_listener(born.pid).map_err(step("making the zygote"))?;
         // Only a matter of speed, and absent before Linux 6.6.
-        let _ = hostsys::seccomp::set_sync_wake(std::os::fd::AsFd::as_fd(&born.listener));
-        let listener = Listener::new(born.listener);
+        let _ = hostsys::seccomp::set_sync_wake(std::os::fd::AsFd::as_fd(&listener));
+        let listener = Listener::new(listener);
         let zygote = Process::new(born.pid, arena.orders(group), group, 0);
         let failed =
             |error: SpaceError| io::Error::other(format!("systrap: first orders to the zygote: {error}"));
         zygote.meet(&listener).map_err(failed)?;
         zygote.order(&listener, &zygote::first_orders(), None).map_err(failed)?;
-        let nr_cpus = if options.nr_cpus == 0 { hostsys::process::nr_cpus() } else { options.nr_cpus };
         let inner = Arc::new(Inner {
             arena,
             listener,
             zygote,
             entries,
             vdso: born.vdso,
-            running: Running::new(nr_cpus),
+            running,
             patches: AtomicBool::new(options.patch),
+            slow: AtomicU64::new(0),
             reaper: Registry::default(),
         });
         let stock = Arc::new(Stock {
@@ -163,14 +189,24 @@ impl Systrap {
         spawn("stub-reaper", move || reaper::run(&reaping)).map_err(step("starting the reaper"))?;
         let (stocking, shelf) = (Arc::clone(&inner), Arc::clone(&stock));
         spawn("stub-stock", move || shelf.fill(&stocking)).map_err(step("starting the stock"))?;
-        Ok(Arc::new(Self { inner, stock }))
+        Ok(Arc::new(Systrap { inner, stock }))
     }
+}
+
+/// Says which step of the start the host refused.
+fn step(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("systrap: {what}: {error}"))
 }
 
 impl Systrap {
     /// Whether spaces say where patched code may call. To be chosen before the first context is made.
     pub fn set_patch(&self, patch: bool) {
         self.inner.patches.store(patch, Ordering::Relaxed);
+    }
+
+    /// Has calls of patched code take a trap now and then, by chance that `seed` decides: for tests. Zero for none.
+    pub fn set_slow(&self, seed: u64) {
+        self.inner.slow.store(seed, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Address spaces: a stub process and its agent.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hostsys::futex::monotonic_ns;
 use hostsys::memory;
@@ -34,9 +36,24 @@ pub struct Space {
     next_slot: Mutex<u64>,
     /// A thread that does atomic operations and runs nothing else.
     helper: Mutex<Option<Thread>>,
+    /// Orders that are collected.
+    held: Mutex<Option<Held>>,
+    /// Whether there are any.
+    holds: AtomicBool,
     /// Whether [`SCRATCH`] is mapped. Held while its contents count.
     scratch: Mutex<bool>,
 }
+
+/// What was ordered of a space in which nothing runs yet.
+#[derive(Debug, Default)]
+struct Held {
+    calls: Vec<Call>,
+    /// The agent finds them from [`INJECTED`] on.
+    files: Vec<OwnedFd>,
+}
+
+/// Files that are collected at most: an agent's table is small.
+const MAX_HELD: usize = 32;
 
 /// One batch of what [`AddressSpace::resident`] asks for: ranges with their indices, and their pages in all.
 #[derive(Debug, Default)]
@@ -54,6 +71,8 @@ impl Space {
             process,
             next_slot: Mutex::new(nr_threads),
             helper: Mutex::new(None),
+            held: Mutex::new(None),
+            holds: AtomicBool::new(false),
             scratch: Mutex::new(false),
         }
     }
@@ -63,7 +82,56 @@ impl Space {
     }
 
     fn order(&self, calls: &[Call]) -> Result<(), SpaceError> {
+        self.flush()?;
         self.process.order(&self.platform.listener, calls, None).map(drop)
+    }
+
+    /// Gives orders that change mappings alone, or keeps them for later. Each of `calls` that maps a file has it as
+    /// descriptor [`INJECTED`]; none of them closes it.
+    fn order_maps(&self, calls: &[Call], file: Option<HostFd<'_>>) -> Result<(), SpaceError> {
+        if self.holds.load(Ordering::Relaxed) && self.keep(calls, file) {
+            return Ok(());
+        }
+        self.flush()?;
+        let Some(file) = file else { return self.order(calls) };
+        for some in calls.chunks(MAX_ORDERS - 1) {
+            let close = Call::new(libc::SYS_close, [INJECTED]);
+            let calls: Vec<Call> = some.iter().copied().chain([close]).collect();
+            self.process.order(&self.platform.listener, &calls, Some(file))?;
+        }
+        Ok(())
+    }
+
+    fn keep(&self, calls: &[Call], file: Option<HostFd<'_>>) -> bool {
+        let mut held = self.held.lock();
+        let Some(held) = &mut *held else { return false };
+        let mut number = INJECTED;
+        if let Some(file) = file {
+            if held.files.len() >= MAX_HELD {
+                return false;
+            }
+            // The caller's may be closed by then.
+            let Ok(own) = file.try_clone_to_owned() else { return false };
+            number += held.files.len() as u64;
+            held.files.push(own);
+        }
+        held.calls.extend(calls.iter().map(|call| call.with_file(number)));
+        true
+    }
+
+    /// Gives the orders that were kept.
+    fn flush(&self) -> Result<(), SpaceError> {
+        if !self.holds.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut held = self.held.lock();
+        let Some(Held { mut calls, files }) = held.as_mut().map(std::mem::take) else { return Ok(()) };
+        if calls.is_empty() {
+            return Ok(());
+        }
+        calls.extend((INJECTED..).take(files.len()).map(|file| Call::new(libc::SYS_close, [file])));
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.process.order_all(&self.platform.listener, &calls, &files)
     }
 
     fn channel(&self, slot: u64) -> Result<Channel, SpaceError> {
@@ -184,6 +252,7 @@ impl Space {
         copy: impl FnOnce(i32) -> std::io::Result<usize>,
     ) -> Result<usize, Fault> {
         let fault = Fault { addr: at, access };
+        self.flush().map_err(|_| fault)?;
         match self.process.with_pid(copy) {
             Some(Ok(copied)) if copied > 0 || len == 0 => Ok(copied),
             _ => Err(fault),
@@ -263,7 +332,7 @@ impl Space {
     fn new_helper(&self) -> Result<Thread, SpaceError> {
         let thread = self.thread()?;
         let frame = thread.channel.fresh_frame();
-        thread.channel.write_regs(frame, &Regs { rip: self.platform.entries.trap, ..Regs::default() });
+        thread.channel.write_regs(frame, &Regs { rip: self.platform.entries.trap, ..Regs::default() }, None);
         thread.resume_alone();
         if thread.wait_posted(monotonic_ns() + COMMAND_NS) { Ok(thread) } else { Err(SpaceError::Gone) }
     }
@@ -312,44 +381,50 @@ impl AddressSpace for Space {
             let flags = (flags | libc::MAP_FIXED) as u64;
             Call::new(libc::SYS_mmap, [range.start, range.len(), u64::from(prot.bits()), flags, fd, offset])
         };
-        match source {
-            MapSource::Zero => self.order(&[map(prot, sharing | anonymous, u64::MAX, 0)]),
-            MapSource::Reserve => {
-                self.order(&[map(Prot::empty(), libc::MAP_PRIVATE | anonymous, u64::MAX, 0)])
-            }
+        let (call, file) = match source {
+            MapSource::Zero => (map(prot, sharing | anonymous, u64::MAX, 0), None),
+            MapSource::Reserve => (map(Prot::empty(), libc::MAP_PRIVATE | anonymous, u64::MAX, 0), None),
             MapSource::File { file, offset, .. } => {
-                let calls = [
-                    map(prot, sharing | libc::MAP_NORESERVE, INJECTED, offset),
-                    Call::new(libc::SYS_close, [INJECTED]),
-                ];
-                self.process.order(&self.platform.listener, &calls, Some(file)).map(drop)
+                (map(prot, sharing | libc::MAP_NORESERVE, INJECTED, offset), Some(file))
             }
-        }
+        };
+        self.order_maps(&[call], file)
     }
 
     fn map_parts(&self, parts: &[(AddrRange, u64)], file: HostFd<'_>, prot: Prot) -> Result<(), SpaceError> {
         parts.iter().try_for_each(|(range, _)| Self::check(*range))?;
         let flags = (libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED) as u64;
         let prot = u64::from(prot.bits());
-        for some in parts.chunks(MAX_ORDERS - 1) {
-            let map = |(range, offset): &(AddrRange, u64)| {
-                Call::new(libc::SYS_mmap, [range.start, range.len(), prot, flags, INJECTED, *offset])
-            };
-            let close = Call::new(libc::SYS_close, [INJECTED]);
-            let calls: Vec<Call> = some.iter().map(map).chain([close]).collect();
-            self.process.order(&self.platform.listener, &calls, Some(file))?;
-        }
-        Ok(())
+        let map = |(range, offset): &(AddrRange, u64)| {
+            Call::new(libc::SYS_mmap, [range.start, range.len(), prot, flags, INJECTED, *offset])
+        };
+        let calls: Vec<Call> = parts.iter().map(map).collect();
+        self.order_maps(&calls, Some(file))
+    }
+
+    fn hold(&self) {
+        *self.held.lock() = Some(Held::default());
+        self.holds.store(true, Ordering::Relaxed);
+    }
+
+    fn release(&self) -> Result<(), SpaceError> {
+        let flushed = self.flush();
+        self.holds.store(false, Ordering::Relaxed);
+        *self.held.lock() = None;
+        flushed
     }
 
     fn unmap(&self, range: AddrRange) -> Result<(), SpaceError> {
         Self::check(range)?;
-        self.order(&[Call::new(libc::SYS_munmap, [range.start, range.len()])])
+        self.order_maps(&[Call::new(libc::SYS_munmap, [range.start, range.len()])], None)
     }
 
     fn protect(&self, range: AddrRange, prot: Prot) -> Result<(), SpaceError> {
         Self::check(range)?;
-        self.order(&[Call::new(libc::SYS_mprotect, [range.start, range.len(), u64::from(prot.bits())])])
+        self.order_maps(
+            &[Call::new(libc::SYS_mprotect, [range.start, range.len(), u64::from(prot.bits())])],
+            None,
+        )
     }
 
     fn move_pages(&self, from: AddrRange, to: Addr, new_len: u64) -> Result<(), SpaceError> {
@@ -398,6 +473,7 @@ impl AddressSpace for Space {
             Self::check(*range)?;
             extra.push(call);
         }
+        self.flush()?;
         // What does not fit into the first orders is done after: nothing runs in the child yet.
         let fits = extra.len().min(MAX_ORDERS - 6);
         let (first, rest) = extra.split_at(fits);

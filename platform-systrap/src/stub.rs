@@ -12,6 +12,8 @@ use crate::layout::{self, CODE, CODE_LEN, command, resident, signal, state, ucon
 const AGENT_FILTER: u64 = 0x1000;
 const THREAD_FILTER: u64 = 0x2000;
 const STAGE_TABLE: u64 = 0x3000;
+/// Address of the vDSO's `clock_gettime` in stubs, or zero.
+const VDSO_CLOCK: u64 = 0x3800;
 /// System calls that the staging table covers.
 const STAGE_CALLS: usize = 512;
 
@@ -74,6 +76,14 @@ core::arch::global_asm!(
     KICK = const layout::KICK,
     TAKES_CALLS = const word::TAKES_CALLS,
     KICKED = const word::KICKED,
+    IN_CLOCK = const word::IN_CLOCK,
+    CLOCK_RESULT = const word::CLOCK_RESULT,
+    CLOCK = const resident::CLOCK,
+    SYS_CLOCK_GETTIME = const libc::SYS_clock_gettime,
+    ENOSYS = const -libc::ENOSYS,
+    YIELDS = const word::YIELDS,
+    YIELDS_KEPT = const YIELDS_KEPT,
+    VDSO_CLOCK = const VDSO_CLOCK,
     CALL_FRAME = const word::CALL_FRAME,
     CALL_STACK = const word::CALL_STACK,
     CMD_SAVE = const command::SAVE,
@@ -235,16 +245,24 @@ const fn two(first: u32, second: u32) -> u32 {
 /// In the staging table: the stub answers the call, by the number of [`resident`] in the second byte.
 const IS_RESIDENT: u32 = 1 << 5;
 
-/// Calls that the stub answers where the thread's mask lets it.
-const RESIDENT: &[(i64, u32)] = &[
-    (libc::SYS_sched_yield, resident::YIELD),
-    (libc::SYS_getpid, resident::PID),
-    (libc::SYS_gettid, resident::TID),
-    (libc::SYS_getuid, resident::UID),
-    (libc::SYS_geteuid, resident::EUID),
-    (libc::SYS_getgid, resident::GID),
-    (libc::SYS_getegid, resident::EGID),
-];
+/// Calls of `sched_yield(2)` in patched code that return at once, between two that reach the host: a power of two less
+/// one.
+const YIELDS_KEPT: u32 = 63;
+
+/// By what the stub answers a call of [`platform::ANSWERED`] where the thread's mask lets it.
+const fn answer_of(call: i64) -> Option<u32> {
+    Some(match call {
+        libc::SYS_sched_yield => resident::YIELD,
+        libc::SYS_getpid => resident::PID,
+        libc::SYS_gettid => resident::TID,
+        libc::SYS_getuid => resident::UID,
+        libc::SYS_geteuid => resident::EUID,
+        libc::SYS_getgid => resident::GID,
+        libc::SYS_getegid => resident::EGID,
+        libc::SYS_clock_gettime => resident::CLOCK,
+        _ => return None,
+    })
+}
 
 /// Which arguments travel with which call. A call that is not here carries nothing.
 const STAGED: &[(i64, u32)] = &[
@@ -334,8 +352,8 @@ fn program(at: u64, filter: &[Insn]) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The image, in a file that nobody can write any more.
-pub fn image() -> io::Result<OwnedFd> {
+/// The image, in a file that nobody can write any more. `clock` is the address of the vDSO's `clock_gettime` in stubs.
+pub fn image(clock: Option<u64>) -> io::Result<OwnedFd> {
     let start = &raw const casemate_stub_start;
     let len = usize::try_from(offset(&raw const casemate_stub_end)).map_err(io::Error::other)?;
     // SAFETY: the two symbols are the ends of one block in the read-only data of this program.
@@ -347,7 +365,10 @@ pub fn image() -> io::Result<OwnedFd> {
     put(&mut image, 0, code)?;
     put(&mut image, AGENT_FILTER as usize, &program(AGENT_FILTER, &agent_filter())?)?;
     put(&mut image, THREAD_FILTER as usize, &program(THREAD_FILTER, &thread_filter())?)?;
-    let resident = RESIDENT.iter().map(|(call, index)| (*call, IS_RESIDENT | index << 8));
+    put(&mut image, VDSO_CLOCK as usize, &clock.unwrap_or(0).to_ne_bytes())?;
+    let resident = platform::ANSWERED
+        .iter()
+        .filter_map(|call| answer_of(*call).map(|index| (*call, IS_RESIDENT | index << 8)));
     for (call, pieces) in STAGED.iter().copied().chain(resident) {
         let call = usize::try_from(call).map_err(io::Error::other)?;
         if call >= STAGE_CALLS {
@@ -374,6 +395,13 @@ mod tests {
     #[test]
     fn image_is_assembled_with_a_filter_that_fits() {
         assert!(agent_filter().len() < 256);
-        assert!(image().is_ok());
+        assert!(image(Some(layout::VDSO)).is_ok());
+    }
+
+    #[test]
+    fn there_is_an_answer_for_each_call_that_may_have_one() {
+        let known: Vec<u32> = platform::ANSWERED.iter().filter_map(|call| answer_of(*call)).collect();
+        assert_eq!(known.len(), platform::ANSWERED.len());
+        assert_eq!(known.iter().fold(0, |mask, index| mask | 1 << index), resident::ALL);
     }
 }

@@ -16,7 +16,7 @@ use crate::layout::{KICK, state, word};
 mod phase {
     /// At rest: a trap was taken, or it never ran.
     pub const PARKED: u32 = 0;
-    /// Runs application code; is in the running list.
+    /// Runs application code; is in the running list, or about to be.
     pub const RUNNING: u32 = 1;
     /// Its trap has arrived and waits to be taken by the context.
     pub const TRAPPED: u32 = 2;
@@ -36,6 +36,8 @@ pub struct Thread {
     waker: Mutex<Option<Waker>>,
     /// Whether the stub's spins of late have paid off.
     luck: Luck,
+    /// Whether those of the worker that set it running have.
+    patience: Luck,
     /// The context is dropped: when the thread traps it goes to the spares. The time until which it may run on.
     orphan_until_ns: Mutex<Option<u64>>,
 }
@@ -50,6 +52,7 @@ impl Thread {
             kicked: AtomicBool::new(false),
             waker: Mutex::new(None),
             luck: Luck::default(),
+            patience: Luck::default(),
             orphan_until_ns: Mutex::new(None),
         }
     }
@@ -77,12 +80,18 @@ impl Thread {
 
     /// Lets the stub go on, which may spin for `spin_cycles` at its next trap. True if it sleeps, and must be woken.
     fn set_running(&self, spin_cycles: u32) -> bool {
-        if self.channel.window.load32(word::SPIN) != 0 {
+        let spun = self.channel.window.load32(word::SPIN);
+        if spun != 0 {
             self.luck.note(self.asleep().load(Ordering::Relaxed) == 0);
         }
         let spin_cycles = if self.luck.try_again() { spin_cycles } else { 0 };
-        self.channel.window.store32(word::SPIN, spin_cycles);
-        self.channel.window.store32(word::SLEEPERS, 0);
+        // The stub watches this cache line: every store takes it away from there, to be fetched again.
+        if spun != spin_cycles {
+            self.channel.window.store32(word::SPIN, spin_cycles);
+        }
+        if self.channel.window.load32(word::SLEEPERS) != 0 {
+            self.channel.window.store32(word::SLEEPERS, 0);
+        }
         // A full barrier: either the stub sees the state before it sleeps, or we see that it sleeps.
         self.state().swap(state::RUN, Ordering::SeqCst);
         self.asleep().load(Ordering::SeqCst) != 0
@@ -187,6 +196,8 @@ pub struct Running {
     list: Mutex<Vec<Arc<Thread>>>,
     /// Length of the list, to be read without the lock.
     nr_listed: AtomicUsize,
+    /// Threads that run, listed or not yet.
+    nr_started: AtomicUsize,
     nr_orphans: AtomicUsize,
     workers: Vec<Worker>,
     /// One more than the highest worker that has parked.
@@ -220,6 +231,7 @@ impl Running {
         Self {
             list: Mutex::default(),
             nr_listed: AtomicUsize::new(0),
+            nr_started: AtomicUsize::new(0),
             nr_orphans: AtomicUsize::new(0),
             workers: std::iter::repeat_with(Worker::default).take(MAX_WORKERS).collect(),
             nr_workers: AtomicUsize::new(0),
@@ -239,34 +251,63 @@ impl Running {
         if nr_running + awake <= self.nr_cpus { self.spin_cycles } else { 0 }
     }
 
-    /// Starts a parked thread whose frame is ready. False if a kick came first.
-    pub fn start(&self, thread: &Arc<Thread>) -> bool {
+    /// Starts a parked thread whose frame is ready. False if a kick came first. Its trap is found by [`Running::linger`], or
+    /// after [`Running::list`].
+    pub fn start(&self, thread: &Thread) -> bool {
         thread.phase.store(phase::RUNNING, Ordering::SeqCst);
         if thread.take_kick() {
             thread.phase.store(phase::PARKED, Ordering::SeqCst);
             return false;
         }
-        // Listed and set running as one: a listed thread that does not run would be taken for one that has trapped.
-        let asleep = {
-            let mut list = self.list.lock();
-            list.push(Arc::clone(thread));
-            self.nr_listed.store(list.len(), Ordering::Relaxed);
-            thread.set_running(self.spin_allowance(list.len()))
-        };
-        if asleep {
+        let nr_running = self.nr_started.fetch_add(1, Ordering::Relaxed) + 1;
+        if thread.set_running(self.spin_allowance(nr_running)) {
             thread.wake();
         }
         true
     }
 
-    /// Takes the trap of a started thread, if it has one or its process is gone.
+    /// Waits as long as a spin for the trap of a thread that was just started and is not listed. True when it is there, and
+    /// taken.
+    pub fn linger(&self, thread: &Thread) -> bool {
+        // Nobody else would look after those that are listed.
+        if self.nr_listed.load(Ordering::Relaxed) != 0
+            || self.spin_allowance(self.nr_started.load(Ordering::Relaxed)) == 0
+            || !thread.patience.try_again()
+        {
+            return false;
+        }
+        let start = cycles();
+        let mut found = thread.has_posted();
+        while !found && cycles().wrapping_sub(start) < u64::from(self.spin_cycles) {
+            std::hint::spin_loop();
+            found = thread.has_posted();
+        }
+        thread.patience.note(found);
+        if found {
+            self.nr_started.fetch_sub(1, Ordering::Relaxed);
+            thread.phase.store(phase::PARKED, Ordering::SeqCst);
+        }
+        found
+    }
+
+    /// Has workers look for the trap of a started thread, and wake its task.
+    pub fn list(&self, thread: &Arc<Thread>) {
+        let mut list = self.list.lock();
+        list.push(Arc::clone(thread));
+        self.nr_listed.store(list.len(), Ordering::Relaxed);
+    }
+
+    /// Takes the trap of a listed thread, if it has one or its process is gone.
     pub fn finish(&self, thread: &Arc<Thread>) -> bool {
         if thread.is_running() {
             if !thread.has_posted() && !thread.process.is_gone() {
                 return false;
             }
             let mut list = self.list.lock();
+            let before = list.len();
             list.retain(|other| !Arc::ptr_eq(other, thread));
+            // Who takes it from the list counts it.
+            self.nr_started.fetch_sub(before - list.len(), Ordering::Relaxed);
             self.nr_listed.store(list.len(), Ordering::Relaxed);
         }
         thread.phase.store(phase::PARKED, Ordering::SeqCst);
@@ -294,6 +335,7 @@ impl Running {
                 }
             }
             if !arrived.is_empty() {
+                self.nr_started.fetch_sub(arrived.len(), Ordering::Relaxed);
                 self.nr_listed.store(list.len(), Ordering::Relaxed);
             }
         }
@@ -365,9 +407,8 @@ impl Running {
 
     /// Spins while a thread runs and a CPU is free. True when there is something to do.
     fn spin(&self, own: &Worker) -> bool {
-        let nr_running = self.nr_listed.load(Ordering::Relaxed);
-        if nr_running == 0
-            || self.spin_allowance(nr_running) == 0
+        if self.nr_listed.load(Ordering::Relaxed) == 0
+            || self.spin_allowance(self.nr_started.load(Ordering::Relaxed)) == 0
             || self.spinner.swap(true, Ordering::Acquire)
         {
             return false;
@@ -445,7 +486,7 @@ fn cycles() -> u64 {
 
 /// How many cycles the longest spin is, by the host's clock.
 fn measure_spin_cycles() -> u32 {
-    const SAMPLE_NS: u64 = 200_000;
+    const SAMPLE_NS: u64 = 20_000;
     let (start_ns, start) = (futex::monotonic_ns(), cycles());
     while futex::monotonic_ns() - start_ns < SAMPLE_NS {
         std::hint::spin_loop();

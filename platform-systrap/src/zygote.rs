@@ -17,10 +17,76 @@ use crate::stub::Entries;
 #[derive(Debug)]
 pub struct Born {
     pub pid: i32,
-    /// Descriptor of the filter that all stubs inherit.
-    pub listener: OwnedFd,
     /// The vDSO image in every stub.
     pub vdso: Option<AddrRange>,
+}
+
+/// The host's vvar and vDSO mappings, here and in stubs.
+#[derive(Debug)]
+pub struct Vdso {
+    parts: Vec<(AddrRange, bool)>,
+}
+
+impl Vdso {
+    /// Finds them in this process' `/proc/self/maps`.
+    pub fn of(maps: &str) -> Self {
+        Self { parts: vdso_parts(maps) }
+    }
+
+    fn first(&self) -> u64 {
+        self.parts.first().map_or(0, |(range, _)| range.start)
+    }
+
+    /// The image here.
+    fn image(&self) -> Option<AddrRange> {
+        self.parts.iter().find(|(_, is_vdso)| *is_vdso).map(|(part, _)| *part)
+    }
+
+    /// The image in stubs.
+    fn in_stubs(&self) -> Option<AddrRange> {
+        let image = self.image()?;
+        AddrRange::new(VDSO + (image.start - self.first()), image.len())
+    }
+
+    /// Where stubs call its `clock_gettime`.
+    pub fn clock(&self) -> Option<u64> {
+        let image = self.image()?;
+        let len = usize::try_from(image.len()).ok()?;
+        // SAFETY: the host kernel maps the image readable for as long as the process lives, and nobody writes to it.
+        let bytes = unsafe { std::slice::from_raw_parts(image.start as *const u8, len) };
+        let offset = symbol(bytes, b"__vdso_clock_gettime").filter(|offset| *offset < image.len())?;
+        self.in_stubs()?.start.checked_add(offset)
+    }
+}
+
+/// The value of a dynamic symbol of an ELF image that is linked at zero, as the vDSO is.
+fn symbol(image: &[u8], name: &[u8]) -> Option<u64> {
+    const PT_DYNAMIC: u64 = 2;
+    const DT_STRTAB: u64 = 5;
+    const DT_SYMTAB: u64 = 6;
+    let word = |at: u64, len: usize| {
+        let at = usize::try_from(at).ok()?;
+        let mut value = [0; 8];
+        value.get_mut(..len)?.copy_from_slice(image.get(at..at.checked_add(len)?)?);
+        Some(u64::from_le_bytes(value))
+    };
+    let (headers, count) = (word(32, 8)?, word(56, 2)?);
+    let of_kind = |index: &u64| word(headers + index * 56, 4) == Some(PT_DYNAMIC);
+    let dynamic = word(headers + (0..count).find(of_kind)? * 56 + 16, 8)?;
+    let entry = |tag: u64| {
+        let at = (0..64).map(|index| dynamic + index * 16);
+        at.take_while(|at| word(*at, 8).is_some_and(|tag| tag != 0))
+            .find(|at| word(*at, 8) == Some(tag))
+            .and_then(|at| word(at + 8, 8))
+    };
+    // The names follow the symbols, as linkers lay them out.
+    let (symbols, names) = (entry(DT_SYMTAB)?, entry(DT_STRTAB)?);
+    (symbols..names).step_by(24).find_map(|at| {
+        let from = usize::try_from(names.checked_add(word(at, 4)?)?).ok()?;
+        let end = from.checked_add(name.len())?;
+        let is_it = image.get(from..end)? == name && image.get(end) == Some(&0);
+        is_it.then(|| word(at + 8, 8)).flatten()
+    })
 }
 
 /// Where the child first goes with its code: far from where the kernel puts anything.
@@ -72,13 +138,12 @@ struct Plan {
     pid: i64,
 }
 
-/// Makes the zygote. The process must have one thread.
-pub fn make(image: &OwnedFd, arena: &Arena, entries: Entries, group: u64, maps: &str) -> io::Result<Born> {
-    let parts = vdso_parts(maps);
-    let first = parts.first().map_or(0, |(range, _)| range.start);
+/// Makes the zygote, which then gets ready by itself. The process must have one thread.
+pub fn make(image: &OwnedFd, arena: &Arena, entries: Entries, group: u64, host: &Vdso) -> io::Result<Born> {
+    let (parts, first) = (&host.parts, host.first());
     let mut list = Vec::new();
     let moved = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    for (part, _) in &parts {
+    for (part, _) in parts {
         let to = REFUGE_VDSO + (part.start - first);
         list.push(entry(libc::SYS_mremap, [part.start, part.len(), part.len(), moved as u64, to]));
     }
@@ -88,7 +153,7 @@ pub fn make(image: &OwnedFd, arena: &Arena, entries: Entries, group: u64, maps: 
     list.push(entry(libc::SYS_munmap, [0, REFUGE]));
     list.push(entry(libc::SYS_munmap, [refuge_end, STUB_END - refuge_end]));
     list.push(entry(libc::SYS_mmap, [CODE, CODE_LEN, code_prot, fixed, CODE_FD, 0]));
-    for (part, _) in &parts {
+    for (part, _) in parts {
         let offset = part.start - first;
         let from = REFUGE_VDSO + offset;
         list.push(entry(libc::SYS_mremap, [from, part.len(), part.len(), moved as u64, VDSO + offset]));
@@ -96,10 +161,7 @@ pub fn make(image: &OwnedFd, arena: &Arena, entries: Entries, group: u64, maps: 
     let orders = Arena::orders_offset(group);
     list.push(entry(libc::SYS_mmap, [ORDERS, PAGE_SIZE, libc::PROT_READ as u64, fixed, CHANNELS_FD, orders]));
     list.push(entry(-1, [entries.zygote]));
-    let vdso = parts
-        .iter()
-        .find(|(_, is_vdso)| *is_vdso)
-        .and_then(|(part, _)| AddrRange::new(VDSO + (part.start - first), part.len()));
+    let vdso = host.in_stubs();
 
     if list.len() * size_of::<Entry>() > REFUGE_LIST_LEN as usize {
         return Err(io::Error::other("the host's vDSO has too many parts"));
@@ -113,8 +175,7 @@ pub fn make(image: &OwnedFd, arena: &Arena, entries: Entries, group: u64, maps: 
     if pid < 0 {
         return Err(io::Error::from_raw_os_error(pid.wrapping_neg()));
     }
-    let listener = take_listener(pid)?;
-    Ok(Born { pid, listener, vdso })
+    Ok(Born { pid, vdso })
 }
 
 /// Clones twice. The first child shares our memory for a moment, and so has no restartable sequences registered
@@ -253,11 +314,11 @@ fn move_descriptors(plan: &Plan) {
     }
 }
 
-/// Takes the listener out of the zygote's descriptor table as soon as it is there.
-fn take_listener(pid: i32) -> io::Result<OwnedFd> {
+/// Takes the listener of the filter that all stubs inherit out of the zygote's descriptor table as soon as it is there.
+pub fn take_listener(pid: i32) -> io::Result<OwnedFd> {
     let pidfd = process::pidfd_open(pid)?;
     let mut last = io::Error::other("not tried");
-    for _ in 0..20_000 {
+    for turn in 0..20_000 {
         match process::pidfd_getfd(pidfd.as_fd(), LISTENER_FD) {
             Ok(fd) if is_listener(&fd) => return Ok(fd),
             Ok(_) => {}
@@ -267,7 +328,12 @@ fn take_listener(pid: i32) -> io::Result<OwnedFd> {
         if let Ok(exit) = process::has_ended(pid) {
             return Err(io::Error::other(format!("the zygote ended while it started: {exit:?}")));
         }
-        std::thread::sleep(std::time::Duration::from_micros(50));
+        // It is nearly there, on another CPU or on this one; a sleep would outlast what it has left to do.
+        if turn < 1000 {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
     }
     Err(last)
 }

@@ -53,6 +53,18 @@ pub enum Cause {
     Protocol(&'static str),
 }
 
+/// The calls that a context may answer by itself: see [`Context::answer`].
+pub const ANSWERED: [i64; 8] = [
+    libc::SYS_sched_yield,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_clock_gettime,
+];
+
 /// What a task's own identity calls answer, each as its namespaces show it. `sched_yield(2)` needs no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Identity {
@@ -124,6 +136,16 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
         })
     }
     fn unmap(&self, range: AddrRange) -> Result<(), SpaceError>;
+
+    /// From here on mappings may be collected instead of being made, until [`AddressSpace::release`] or anything that
+    /// needs them. For a space in which nothing runs yet.
+    fn hold(&self) {}
+
+    /// Makes the mappings that were collected. After an error the space is of no use.
+    fn release(&self) -> Result<(), SpaceError> {
+        Ok(())
+    }
+
     fn protect(&self, range: AddrRange, prot: Prot) -> Result<(), SpaceError>;
     /// Moves mapped pages to `to`, replacing what was there; `new_len` may differ (`mremap` with
     /// `MREMAP_MAYMOVE | MREMAP_FIXED`).
@@ -203,6 +225,12 @@ pub trait Context: Send {
 
     /// Tells the platform that the task is about to block, so that nothing spins for it.
     fn will_block(&mut self) {}
+
+    /// Lets the next [`Context::poll_switch`] wait some microseconds for the trap, where a CPU is free for that, instead of
+    /// returning at once: its caller has nothing else to do.
+    fn may_linger(&mut self, may: bool) {
+        let _ = may;
+    }
 
     /// A handle that interrupts this context from any thread.
     fn kicker(&self) -> Arc<dyn Kick>;

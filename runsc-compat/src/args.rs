@@ -64,6 +64,9 @@ pub struct Global {
     /// Whether system calls in the text of programs are changed so that they need no trap
     #[arg(long, value_name = "on|off", value_parser = ["on", "off"], default_value = "on")]
     pub patch: String,
+    /// Has calls of changed text take a trap now and then, as this seed decides; for tests
+    #[arg(long, value_name = "SEED", hide = true, default_value_t = 0)]
+    pub patch_slow: u64,
     /// Print the version
     #[arg(long, short = 'v')]
     pub version: bool,

@@ -183,6 +183,61 @@ fn interruptions_without_a_signal_do_not_show() -> Result<()> {
     trial.finish()
 }
 
+/// Areas that look closely at what a call leaves behind: registers, signals, tracers, threads.
+const CLOSE_LOOKS: &[&str] = &["signal", "ptrace", "seccomp", "thread", "process", "exec", "futex"];
+
+/// Runs `areas` inside with flags of the command before `run`.
+fn inside_with(flags: &[&str], areas: &[&str]) -> Result<Verdicts> {
+    let trial = Trial::new("diff-flags")?;
+    let program = format!("{INSIDE}/syscall-tests");
+    let words = ["run", "--json", "--jobs", "4", "--timeout", "60", "--dir", "/work"];
+    let args = std::iter::once(program.as_str()).chain(words).chain(areas.iter().copied());
+    let dir = trial.path().join("bundle/flags");
+    let bundle = Bundle::new(rootfs::busybox()?, args).bind(&trial.programs().inside, INSIDE, "ro");
+    bundle.all_capabilities().write(&dir)?;
+    let line = flags.iter().copied().chain(["run", "--bundle"]).map(std::ffi::OsString::from);
+    let line = line.chain([dir.into_os_string(), trial.id().into()]);
+    let out = trial.casemate(line).limit(Duration::from_mins(5)).run()?;
+    ensure!(out.code() <= 1, "the suite itself failed inside with {flags:?}: {out}");
+    let found = verdicts(&out)?;
+    trial.finish()?;
+    Ok(found)
+}
+
+/// Calls of changed text that take the trap all the same, by chance, and returns to such text by way of the host: the two
+/// ways in and the two ways out mix, and nobody can tell. With `CASEMATE_TEST_LONG=1`, every area, and with text left
+/// alone too.
+#[test]
+fn the_way_of_a_call_does_not_show() -> Result<()> {
+    let seed = std::env::var("CASEMATE_TEST_SEED").unwrap_or_else(|_| "11".to_owned());
+    let slow = ["--patch-slow", seed.as_str()];
+    let off = ["--patch", "off"];
+    let long = std::env::var("CASEMATE_TEST_LONG").is_ok_and(|long| long == "1");
+    let (ways, areas): (&[&[&str]], &[&str]) =
+        if long { (&[&slow, &off], &["--all"]) } else { (&[&slow], CLOSE_LOOKS) };
+    let usual = inside_with(&[], areas)?;
+    for way in ways {
+        let found = inside_with(way, areas)?;
+        let wrong: Vec<String> = usual
+            .iter()
+            .filter(|(_, (verdict, _))| verdict == "ok")
+            .filter_map(|(case, _)| match found.get(case) {
+                Some((verdict, _)) if verdict == "ok" => None,
+                Some((verdict, reason)) => Some(format!("{case}: {verdict}: {reason}")),
+                None => Some(format!("{case}: no verdict: the suite ended before")),
+            })
+            .collect();
+        ensure!(
+            wrong.is_empty(),
+            "with {way:?}, {} of {} differ:\n{}",
+            wrong.len(),
+            usual.len(),
+            wrong.join("\n")
+        );
+    }
+    Ok(())
+}
+
 /// Compares, and adds to the report; returns what is wrong.
 fn compare(
     place: &str,

@@ -7,31 +7,19 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::json;
+use xtask::engine::{self, Did, LIMIT, busybox_layer, eventually, installed, limited, signal};
 use xtask::place::TempDir;
+use xtask::programs;
 use xtask::trial::{Running, Trial};
-use xtask::{processes, programs, rootfs, shell};
-
-/// How long one command of Docker's may take.
-const LIMIT: Duration = Duration::from_mins(1);
 
 /// A daemon of our own, stopped when dropped.
-struct Daemon {
-    child: Child,
-    dir: TempDir,
-}
-
-/// What a `docker` command did.
-struct Did {
-    line: String,
-    code: i32,
-    out: String,
-    err: String,
-}
+struct Daemon(engine::Daemon);
 
 impl Daemon {
     fn start(casemate: &Path) -> Result<Self> {
@@ -42,7 +30,6 @@ impl Daemon {
             "runtimes": { "casemate": { "path": casemate } }, "default-runtime": "casemate"
         });
         fs::write(at("daemon.json"), serde_json::to_vec(&config)?)?;
-        let log = fs::File::create(at("log"))?;
         let mut command = Command::new("dockerd");
         command.arg("--config-file").arg(at("daemon.json"));
         for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
@@ -50,58 +37,27 @@ impl Daemon {
         }
         command.arg("-H").arg(format!("unix://{}", at("socket").display()));
         command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none"]);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().context("cannot start dockerd")?;
-        let daemon = Self { child, dir };
-        let until = Instant::now() + Duration::from_mins(1);
-        while daemon.docker(["version"])?.code != 0 {
-            if Instant::now() > until {
-                bail!("dockerd does not serve: {}", daemon.log());
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        Ok(daemon)
+        let mut daemon = engine::Daemon::start(dir, command)?;
+        daemon.await_service(|daemon| {
+            let mut command = client(daemon);
+            command.arg("version");
+            Did::by(command)
+        })?;
+        Ok(Self(daemon))
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn log(&self) -> String {
-        let text = fs::read_to_string(self.path("log")).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        self.0.path(name)
     }
 
     fn command<S: Into<OsString>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        // Only SIGKILL ends it for sure: `docker run` hands SIGTERM on to the container and waits.
-        let mut command = Command::new("timeout");
-        command
-            .args(["-s", "KILL", &LIMIT.as_secs().to_string(), "docker", "-H"])
-            .arg(format!("unix://{}", self.path("socket").display()));
-        command.args(args.into_iter().map(Into::into)).stdin(Stdio::null());
+        let mut command = client(&self.0);
+        command.args(args.into_iter().map(Into::into));
         command
     }
 
     fn docker<S: Into<OsString>>(&self, args: impl IntoIterator<Item = S>) -> Result<Did> {
-        let mut command = self.command(args);
-        let started = Instant::now();
-        let output = command.output().context("cannot run docker")?;
-        let stuck = || processes::describe(i32::try_from(std::process::id()).unwrap_or_default());
-        ensure!(
-            started.elapsed() < LIMIT,
-            "no end of {command:?}\nstderr: {}\n{}\n{}",
-            String::from_utf8_lossy(&output.stderr),
-            stuck(),
-            self.log()
-        );
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok(Did {
-            line: format!("{command:?}"),
-            code: output.status.code().unwrap_or(-1),
-            out: text(&output.stdout),
-            err: text(&output.stderr),
-        })
+        Did::by(self.command(args))
     }
 
     /// `docker run` in the sandbox, without a network.
@@ -119,71 +75,24 @@ impl Drop for Daemon {
                 let _ = self.docker(["rm", "-f", id]);
             }
         }
-        // It stops the containerd that it has started, too.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let until = Instant::now() + Duration::from_secs(30);
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() > until {
-                let _ = self.child.kill();
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 }
 
-impl Did {
-    #[track_caller]
-    fn expect(self, code: i32, out: &str) -> Result<Self> {
-        let place = std::panic::Location::caller();
-        ensure!(
-            self.code == code && self.out.replace("\r\n", "\n") == out,
-            "{place}: expected code {code} and {out:?}: {self}"
-        );
-        Ok(self)
-    }
-
-    #[track_caller]
-    fn out_has(self, text: &str) -> Result<()> {
-        let place = std::panic::Location::caller();
-        ensure!(self.out.contains(text), "{place}: expected {text:?}: {self}");
-        Ok(())
-    }
-
-    #[track_caller]
-    fn fails(self, code: i32, said: &str) -> Result<()> {
-        let place = std::panic::Location::caller();
-        // `docker exec` says what went wrong on standard output.
-        let all = format!("{}{}", self.out, self.err);
-        ensure!(
-            self.code == code && all.contains(said),
-            "{place}: expected code {code} and {said:?}: {self}"
-        );
-        Ok(())
-    }
-}
-
-impl std::fmt::Display for Did {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ended with {}\nstdout: {:?}\nstderr: {:?}", self.line, self.code, self.out, self.err)
-    }
+/// The beginning of a `docker` command for this daemon.
+fn client(daemon: &engine::Daemon) -> Command {
+    let mut command = limited("docker");
+    command.arg("-H").arg(format!("unix://{}", daemon.path("socket").display()));
+    command
 }
 
 #[test]
 fn docker_runs_containers_in_the_sandbox() -> Result<()> {
-    for program in ["dockerd", "docker", "containerd"] {
-        if shell::find(program).is_none() {
-            println!("skipped: {program} is not installed, so Docker cannot be tried");
-            return Ok(());
-        }
+    if !installed(&["dockerd", "docker", "containerd"]) {
+        return Ok(());
     }
     let daemon = Daemon::start(&programs::get()?.casemate)?;
-    let image = daemon.path("image.tar");
-    let packed =
-        Command::new("tar").arg("-C").arg(rootfs::busybox()?).arg("-cf").arg(&image).arg(".").status()?;
-    ensure!(packed.success(), "tar failed");
-    let imported = daemon.docker([OsString::from("import"), image.into(), "busybox".into()])?;
-    ensure!(imported.code == 0, "{imported}");
+    let image = busybox_layer(daemon.0.path("").as_path())?;
+    daemon.docker([OsString::from("import"), image.into(), "busybox".into()])?.ok()?;
     let shown = daemon.docker(["info", "-f", "{{json .Runtimes}}"])?;
     ensure!(shown.out.contains("casemate"), "{shown}");
     foreground(&daemon)
@@ -193,7 +102,7 @@ fn docker_runs_containers_in_the_sandbox() -> Result<()> {
         .and_then(|()| terminal(&daemon))
         .and_then(|()| policies(&daemon))
         .and_then(|()| build(&daemon))
-        .with_context(|| format!("the daemon's log ends with\n{}", daemon.log()))
+        .with_context(|| format!("the daemon's log ends with\n{}", daemon.0.log()))
 }
 
 fn foreground(daemon: &Daemon) -> Result<()> {
@@ -428,7 +337,7 @@ fn build(daemon: &Daemon) -> Result<()> {
     let mut command = daemon.command(["build", "-q", "--network=none", "-t", "built"]);
     command.env("DOCKER_BUILDKIT", "0").arg(&dir);
     let output = command.output()?;
-    ensure!(output.status.success(), "docker build: {output:?}\n{}", daemon.log());
+    ensure!(output.status.success(), "docker build: {output:?}\n{}", daemon.0.log());
     let run = ["run", "--runtime=casemate", "--network=none", "--rm", "built"];
     daemon.docker(run)?.expect(0, "extra\nbuilt\n")?;
     daemon.docker(run.into_iter().chain(["stat", "-c", "%u:%g", "/a/b"]))?.expect(0, "7:8\n")?;

@@ -20,14 +20,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Limits;
 
+mod settings;
+
+use settings::Setting;
+
 /// Controllers that are used: for limits, for pausing, and for the statistics that engines read.
 const USED: [&str; 7] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "freezer", "blkio"];
 
 /// Controllers of version 2 that are switched on for the group.
 const USED_V2: [&str; 5] = ["cpu", "cpuset", "memory", "pids", "io"];
-
-/// Host tasks that a sandbox may have beyond two for each of the container's.
-const OWN_TASKS: u64 = 128;
 
 /// A directory that processes are put into.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,9 +199,6 @@ impl Drop for ControlGroup {
     }
 }
 
-/// A file of a group and what to write into it.
-type Setting = (&'static str, String);
-
 impl Leaf {
     fn is_v2(&self) -> bool {
         self.controllers.is_empty()
@@ -208,73 +206,6 @@ impl Leaf {
 
     fn has(&self, controller: &str) -> bool {
         self.is_v2() || self.controllers.iter().any(|name| name == controller)
-    }
-
-    fn settings(&self, resources: &LinuxResources) -> Vec<Setting> {
-        let mut settings = Vec::new();
-        let v2 = self.is_v2();
-        if let Some(pids) = resources.pids().as_ref().filter(|_| self.has("pids")) {
-            let limit = match u64::try_from(pids.limit()) {
-                Ok(limit) => limit.saturating_mul(2).saturating_add(OWN_TASKS).to_string(),
-                Err(_) => "max".to_owned(),
-            };
-            settings.push(("pids.max", limit));
-        }
-        if let Some(memory) = resources.memory().as_ref().filter(|_| self.has("memory")) {
-            // Zero is what engines send for "unset".
-            let set = |value: Option<i64>| value.filter(|value| *value != 0);
-            let v2_value = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
-            if v2 {
-                settings.extend(set(memory.limit()).map(|v| ("memory.max", v2_value(v))));
-                settings.extend(set(memory.reservation()).map(|v| ("memory.low", v2_value(v))));
-                if let Some(swap) = set(memory.swap()) {
-                    // The caller's value holds both kinds of memory.
-                    let limit = set(memory.limit()).unwrap_or(0);
-                    let swap = if swap < 0 { swap } else { swap.saturating_sub(limit.max(0)).max(0) };
-                    settings.push(("memory.swap.max", v2_value(swap)));
-                }
-            } else {
-                settings.extend(set(memory.limit()).map(|v| ("memory.limit_in_bytes", v.to_string())));
-                settings.extend(set(memory.swap()).map(|v| ("memory.memsw.limit_in_bytes", v.to_string())));
-                settings
-                    .extend(set(memory.reservation()).map(|v| ("memory.soft_limit_in_bytes", v.to_string())));
-                settings.extend(memory.swappiness().map(|v| ("memory.swappiness", v.to_string())));
-                if memory.disable_oom_killer() == Some(true) {
-                    settings.push(("memory.oom_control", "1".to_owned()));
-                }
-            }
-        }
-        if let Some(cpu) = resources.cpu() {
-            let shares = cpu.shares().filter(|shares| *shares != 0 && self.has("cpu"));
-            let period = cpu.period().filter(|period| *period != 0 && self.has("cpu"));
-            let quota = cpu.quota().filter(|quota| *quota != 0 && self.has("cpu"));
-            if v2 {
-                settings.extend(shares.map(|shares| ("cpu.weight", weight_of(shares).to_string())));
-                if quota.is_some() || period.is_some() {
-                    let quota = quota.filter(|quota| *quota > 0);
-                    let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-                    settings.push(("cpu.max", format!("{quota} {}", period.unwrap_or(100_000))));
-                }
-                settings.extend(cpu.idle().map(|idle| ("cpu.idle", idle.to_string())));
-            } else {
-                settings.extend(shares.map(|shares| ("cpu.shares", shares.to_string())));
-                settings.extend(period.map(|period| ("cpu.cfs_period_us", period.to_string())));
-                settings.extend(quota.map(|quota| ("cpu.cfs_quota_us", quota.to_string())));
-            }
-            let named = |list: &Option<String>| list.clone().filter(|list| !list.trim().is_empty());
-            if self.has("cpuset") {
-                settings.extend(named(cpu.cpus()).map(|cpus| ("cpuset.cpus", cpus)));
-                settings.extend(named(cpu.mems()).map(|mems| ("cpuset.mems", mems)));
-            }
-        }
-        if let Some(weight) = resources.block_io().as_ref().and_then(oci_spec::runtime::LinuxBlockIo::weight)
-            && weight != 0
-            && self.has("blkio")
-        {
-            let file = if v2 { "io.bfq.weight" } else { "blkio.bfq.weight" };
-            settings.push((file, weight.to_string()));
-        }
-        settings
     }
 
     fn read(&self, file: &str) -> String {
@@ -290,11 +221,6 @@ impl Leaf {
             }
         }
     }
-}
-
-/// Shares of version 1 (2 to 262144) as a weight of version 2 (1 to 10000).
-fn weight_of(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 
 impl Group {
@@ -450,37 +376,5 @@ impl Group {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_in_both_versions() {
-        let resources: LinuxResources = serde_json::from_value(serde_json::json!({
-            "memory": { "limit": 1_048_576, "swap": 3_145_728, "reservation": 0 },
-            "cpu": { "shares": 1024, "quota": 50_000, "period": 100_000, "cpus": "0-1" },
-            "pids": { "limit": 10 },
-        }))
-        .unwrap();
-        let v1 = Leaf {
-            place: "/g".into(),
-            controllers: vec!["memory".into(), "pids".into()],
-            held: Held::default(),
-        };
-        let expected = [
-            ("pids.max", "148"),
-            ("memory.limit_in_bytes", "1048576"),
-            ("memory.memsw.limit_in_bytes", "3145728"),
-        ];
-        assert_eq!(v1.settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
-        let v2 = Leaf { place: "/g".into(), controllers: Vec::new(), held: Held::default() };
-        let expected = [
-            ("pids.max", "148"),
-            ("memory.max", "1048576"),
-            ("memory.swap.max", "2097152"),
-            ("cpu.weight", "39"),
-            ("cpu.max", "50000 100000"),
-            ("cpuset.cpus", "0-1"),
-        ];
-        assert_eq!(v2.settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
-    }
-}
+#[path = "cgroup/tests.rs"]
+mod tests;

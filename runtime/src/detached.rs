@@ -32,6 +32,7 @@ use crate::cgroup::{ControlGroup, Group};
 use crate::drive::{Overseer, Progress, Run};
 use crate::error::{Context, Error, Result, show};
 use crate::log::{Format, Level, Log};
+use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::pod::Member;
 use crate::relay::Relay;
@@ -78,6 +79,8 @@ pub(crate) enum Role {
     Terminal,
     /// A connection to the Sentry of the pod, which the container goes into.
     Sandbox,
+    /// A connection to the caller's notify socket.
+    Notify,
 }
 
 /// From the monitor to the command that creates.
@@ -163,12 +166,11 @@ impl Monitor {
         let text = sealed::of_bytes(&text).context(|| "memfd_create".into())?;
         let (channel, theirs) = Channel::pair().context(|| "socketpair".into())?;
         let others: Vec<_> = descriptors.iter().map(|(_, fd)| fd.as_fd()).collect();
-        let network = match network {
-            Network::New => libc::CLONE_NEWNET,
-            _ => 0,
-        };
-        // Mounts of its own are for root alone; without, it shows the host's.
-        let mounts = if credentials::effective_uid() == 0 { libc::CLONE_NEWNS } else { 0 };
+        // Namespaces of its own are for root alone. Without, it shows the host's mounts and network; nobody could set up
+        // another network for it.
+        let is_root = credentials::effective_uid() == 0;
+        let network = if is_root && *network == Network::New { libc::CLONE_NEWNET } else { 0 };
+        let mounts = if is_root { libc::CLONE_NEWNS } else { 0 };
         let namespaces = u64::from((network | mounts).cast_unsigned());
         let child = start(MONITOR_NAME, namespaces, &text, &theirs, &others)?;
         let mut process = Guarded::new(child);
@@ -344,12 +346,18 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
     let mut descriptors = Vec::new();
     let mut relay = None;
     let mut pod = None;
+    let mut notifier = None;
     for (role, number) in roles.into_iter().zip(FIRST_FD..) {
         let fd = inherited(number)?;
         match role {
             Role::Sentry(role) => descriptors.push((role, fd)),
             Role::Log => *log_file = Some(fd.into()),
             Role::Sandbox => pod = Some(Channel::from_socket(fd)),
+            Role::Notify => {
+                let (ours, theirs) = Notifier::new(fd).context(|| "socketpair".into())?;
+                notifier = Some(ours);
+                descriptors.push((Descriptor::Notify, theirs));
+            }
             Role::Terminal => {
                 let (socket, theirs) = UnixStream::pair().context(|| "socketpair".into())?;
                 relay = Some(relay_of(fd, socket.into())?);
@@ -374,15 +382,22 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
         Member::ask(&sentry, &mut plan, &mut gofer, descriptors, own_pids)?;
         show_root(&plan);
         settle_down();
-        return Member { gofer, sentry, relay, pending, overseer: creator }.attend();
+        return Member { gofer, sentry, relay, pending, notifier, overseer: creator }.attend();
     }
     // The group is this process's own already, and children begin in it.
     let (sandbox, _) = Sandbox::start(&mut plan, descriptors, &ControlGroup::default())?;
     group.hold();
     show_root(&plan);
     settle_down();
-    let mut run =
-        Run { sandbox, relay, pending, foreground: false, overseer: creator, state: Progress::default() };
+    let mut run = Run {
+        sandbox,
+        relay,
+        pending,
+        foreground: false,
+        notifier,
+        overseer: creator,
+        state: Progress::default(),
+    };
     run.drive(&group)
 }
 

@@ -13,6 +13,7 @@ use hostsys::signals;
 
 use crate::cgroup::Group;
 use crate::error::{Context, Error, Result};
+use crate::notify::{self, Notifier};
 use crate::relay::Relay;
 use crate::sandbox::{Sandbox, code_of, how};
 
@@ -51,6 +52,8 @@ pub(crate) struct Run<'a> {
     pub pending: OwnedFd,
     /// Whether this process is somebody's foreground job, rather than alone with a pseudo-terminal.
     pub foreground: bool,
+    /// Whom the container tells that it is ready.
+    pub notifier: Option<Notifier>,
     pub overseer: &'a mut dyn Overseer,
     pub state: Progress,
 }
@@ -87,6 +90,7 @@ impl Run<'_> {
                 self.sandbox.sentry_says.interest(),
                 self.sandbox.gofer_says.interest(),
                 self.overseer.interest(),
+                notify::interest(self.notifier.as_ref()),
                 input,
                 output,
                 socket,
@@ -95,7 +99,8 @@ impl Run<'_> {
                 i32::try_from(at.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(i32::MAX)
             });
             polling::wait(&mut interests, timeout).context(|| "poll".into())?;
-            let [sentry, gofer, control, pending, sentry_says, gofer_says, overseer, relay @ ..] = &interests;
+            let [sentry, gofer, control, pending, sentry_says, gofer_says, overseer, notes, relay @ ..] =
+                &interests;
 
             if sentry_says.any() {
                 self.sandbox.sentry_says.read();
@@ -110,6 +115,10 @@ impl Run<'_> {
                 && let Err(error) = self.overseer.turn()
             {
                 return Err(self.abort(error));
+            }
+            if notes.any() {
+                let pid = if self.foreground { self.sandbox.sentry.pid() } else { std::process::id() };
+                notify::turn(&mut self.notifier, pid);
             }
             if control.any() || sentry.any() {
                 let before = self.state.ready;

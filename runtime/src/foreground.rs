@@ -18,6 +18,7 @@ use crate::hooks::{self, HookState};
 use crate::lifecycle::network_of;
 use crate::log::{Level, Log};
 use crate::network;
+use crate::notify::{self, Notifier};
 use crate::plan::Plan;
 use crate::registration::{self, Processes};
 use crate::relay::Relay;
@@ -55,6 +56,14 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
     if let Some(dir) = &dir {
         descriptors.push((Descriptor::Listener, dir.listen()?));
     }
+    let mut notifier = None;
+    if registration.is_some()
+        && let Some(manager) = notify::connect(&mut plan.boot)?
+    {
+        let (ours, theirs) = Notifier::new(manager).context(|| "socketpair".into())?;
+        notifier = Some(ours);
+        descriptors.push((Descriptor::Notify, theirs));
+    }
     let hooks = registration.as_ref().and_then(|registration| registration.config.spec.hooks().clone());
     let network = registration.as_ref().map_or(Network::Host, |registration| network_of(registration.config));
     plan.boot.held = hooks.is_some() || matches!(network, Network::Join(_));
@@ -89,6 +98,7 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
         relay,
         pending,
         foreground: true,
+        notifier,
         overseer: &mut attendant,
         state: Progress::default(),
     };

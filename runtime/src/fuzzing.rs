@@ -16,8 +16,9 @@ pub fn config(text: &[u8]) {
         assert!(!made.args.is_empty(), "a checked process has a program");
     }
     for systemd in [false, true] {
-        if let Some(linux) = spec.linux() {
-            let limits = plan::limits_of("id", linux, systemd);
+        if let Some(linux) = spec.linux()
+            && let Ok(limits) = plan::limits_of("id", linux, systemd)
+        {
             let path = limits.path.unwrap_or_default();
             let inside = path.is_relative() && !path.components().any(|part| part.as_os_str() == "..");
             assert!(inside, "a control group outside: {}", path.display());

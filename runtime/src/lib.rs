@@ -31,6 +31,7 @@ mod mounts;
 mod nat;
 mod netlink;
 mod network;
+mod notify;
 mod plan;
 mod pod;
 mod pty;

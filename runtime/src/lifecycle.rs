@@ -18,7 +18,7 @@ use crate::log::{Level, Log};
 use crate::plan::Plan;
 use crate::registration::{self, Processes};
 use crate::state::{HostProcess, State, StateRoot, Status};
-use crate::{network, pod, pty, session, state};
+use crate::{network, notify, pod, pty, session, state};
 
 /// What a container is made with besides its configuration.
 #[derive(Debug, Default)]
@@ -82,6 +82,9 @@ pub fn create(
         let copy = file.try_clone().context(|| "duplicate the log".into())?;
         to_sentry.push((Descriptor::Log, copy));
         descriptors.push((Role::Log, file));
+    }
+    if let Some(manager) = notify::connect(&mut plan.boot)? {
+        descriptors.push((Role::Notify, manager));
     }
     descriptors.extend(to_sentry.into_iter().map(|(role, fd)| (Role::Sentry(role), fd)));
     if let Some(pod) = &pod {

@@ -42,7 +42,15 @@ pub(crate) fn of_process(pid: u32) -> PathBuf {
 /// Takes over the network of a namespace; `None` where that is this command's own, or has no interface with an address.
 pub(crate) fn take_over(namespace: &Path, log: &Log) -> Result<Option<Taken>> {
     let opening = || format!("open the network namespace {}", show(namespace));
-    let file = File::open(namespace).context(opening)?;
+    let refused = |error: io::Error| {
+        let text = format!("the container has a loopback alone: its network cannot be taken over: {error}");
+        log.write(Level::Warning, &text);
+        Ok(None)
+    };
+    let file = match File::open(namespace) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return refused(error),
+        file => file.context(opening)?,
+    };
     let (theirs, own) = (file.metadata().context(opening)?, fs::metadata("/proc/self/ns/net"));
     if own.is_ok_and(|own| own.ino() == theirs.ino()) {
         return Ok(None);
@@ -57,12 +65,7 @@ pub(crate) fn take_over(namespace: &Path, log: &Log) -> Result<Option<Taken>> {
     });
     match taken {
         Ok(taken) => Ok(taken),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let text =
-                format!("the container has a loopback alone: its network cannot be taken over: {error}");
-            log.write(Level::Warning, &text);
-            Ok(None)
-        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused(error),
         Err(error) => Err(error).context(|| format!("take over the network namespace {}", show(namespace))),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::filestore::Filestore;
 use crate::mounts::{self, Attachment};
 use crate::pod;
@@ -93,7 +93,7 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
     let process = spec.process().as_ref().map(of_process).unwrap_or_default();
     let linux = spec.linux().as_ref();
     let list = |paths: Option<&Option<Vec<String>>>| paths.cloned().flatten().unwrap_or_default();
-    let mut limits = linux.map(|linux| limits_of(id, linux, systemd)).unwrap_or_default();
+    let mut limits = linux.map(|linux| limits_of(id, linux, systemd)).transpose()?.unwrap_or_default();
     pod::adjust(&mut limits, config);
     let readonly = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false);
     let mut notes = Vec::new();
@@ -133,28 +133,46 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
     Ok(Plan { boot, attachments, filestore: Filestore::default(), nat: None, limits, notes })
 }
 
-pub(crate) fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Limits {
+pub(crate) fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Result<Limits> {
     let asked = linux.cgroups_path().as_ref().filter(|path| !path.as_os_str().is_empty());
-    let path = match asked.map(|path| (path, path.to_string_lossy())) {
-        Some((_, name)) if systemd && name.contains(':') => scope(&name),
-        Some((path, _)) => relative(path),
+    let path = match asked {
+        _ if systemd => scope(id, asked.map(|path| path.to_string_lossy()).as_deref())?,
+        Some(path) => relative(path),
         None => PathBuf::from(id),
     };
-    Limits { path: Some(path), resources: linux.resources().clone() }
+    Ok(Limits { path: Some(path), resources: linux.resources().clone() })
 }
 
-/// Where systemd puts the scope that `slice:prefix:name` stands for (`systemd.slice(5)`).
-fn scope(name: &str) -> PathBuf {
-    let mut parts = name.splitn(3, ':');
-    let (slice, prefix, name) =
-        (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+/// Where systemd puts the scope that `slice:prefix:name` stands for (`systemd.slice(5)`), by the rules of runc.
+fn scope(id: &str, asked: Option<&str>) -> Result<PathBuf> {
+    let wrong = |problem: String| Err(Error::field("linux.cgroupsPath", problem));
+    let (slice, prefix, name) = match asked {
+        None => ("", "runc", id),
+        Some(asked) => {
+            let parts: Vec<&str> = asked.split(':').collect();
+            let &[slice, prefix, name] = parts.as_slice() else {
+                return wrong(format!(
+                    "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {asked:?} instead"
+                ));
+            };
+            (slice, prefix, name)
+        }
+    };
     let slice = if slice.is_empty() { "system.slice" } else { slice };
+    // A slash in any of them would lead to a directory that is not systemd's.
+    let plain = |word: &str| !word.contains('/') && word != "." && word != "..";
+    let stem = slice.strip_suffix(".slice").filter(|stem| !stem.is_empty() && plain(stem));
+    let Some(stem) = stem else {
+        return wrong(format!("invalid slice name: {slice}"));
+    };
     let mut path = PathBuf::new();
-    let stem = slice.strip_suffix(".slice").unwrap_or(slice);
     if stem != "-" {
         // "a-b.slice" lies in "a.slice".
         let mut upto = String::new();
         for word in stem.split('-') {
+            if word.is_empty() {
+                return wrong(format!("invalid slice name: {slice}"));
+            }
             if !upto.is_empty() {
                 upto.push('-');
             }
@@ -162,9 +180,12 @@ fn scope(name: &str) -> PathBuf {
             path.push(format!("{upto}.slice"));
         }
     }
-    let dash = if prefix.is_empty() { "" } else { "-" };
-    path.push(format!("{prefix}{dash}{name}.scope"));
-    path
+    let unit = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
+    if name.is_empty() || !plain(&unit) {
+        return wrong(format!("invalid unit name: {unit}"));
+    }
+    path.push(unit);
+    Ok(path)
 }
 
 fn relative(path: &Path) -> PathBuf {
@@ -298,5 +319,42 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         nat: None,
         limits: Limits::default(),
         notes: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_lie_where_systemd_puts_them() {
+        let at = |asked| scope("id", asked).map(|path| path.display().to_string()).map_err(|e| e.to_string());
+        let ok = |path: &str| Ok(path.to_owned());
+        assert_eq!(at(None), ok("system.slice/runc-id.scope"));
+        assert_eq!(at(Some(":docker:abc")), ok("system.slice/docker-abc.scope"));
+        assert_eq!(at(Some("machine.slice:libpod:abc")), ok("machine.slice/libpod-abc.scope"));
+        assert_eq!(
+            at(Some("kubepods-burstable-podx.slice:cri-containerd:c")),
+            ok(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice/cri-containerd-c.scope"
+            )
+        );
+        assert_eq!(at(Some("-.slice:p:n")), ok("p-n.scope"));
+        assert_eq!(at(Some("a.slice::b.slice")), ok("a.slice/b.slice"));
+        for wrong in [
+            "/a/b",
+            "a:b",
+            "a:b:c:d",
+            "a:b:c",
+            "/a.slice:b:c",
+            "a.slice:b:../c",
+            "a--b.slice:c:d",
+            ".slice:a:b",
+            "a.slice:/etc:b",
+            "a.slice:b:",
+            "..slice:a/b:c",
+        ] {
+            assert!(at(Some(wrong)).is_err(), "{wrong}");
+        }
     }
 }

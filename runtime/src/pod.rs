@@ -19,6 +19,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxNamespaceType, LinuxResource
 use crate::config::Config;
 use crate::drive::Overseer;
 use crate::error::{Context, Error, Result};
+use crate::notify::{self, Notifier};
 use crate::plan::{Limits, Plan};
 use crate::relay::Relay;
 use crate::sandbox::{Gofer, code_of, how};
@@ -124,6 +125,7 @@ pub(crate) struct Member<'a> {
     pub relay: Option<Relay>,
     /// Signals to this process.
     pub pending: OwnedFd,
+    pub notifier: Option<Notifier>,
     pub overseer: &'a mut dyn Overseer,
 }
 
@@ -164,6 +166,7 @@ impl Member<'_> {
                 Interest::new(self.pending.as_fd(), libc::POLLIN),
                 self.gofer.says.interest(),
                 self.overseer.interest(),
+                notify::interest(self.notifier.as_ref()),
                 input,
                 output,
                 socket,
@@ -173,7 +176,7 @@ impl Member<'_> {
                 i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
             });
             polling::wait(&mut interests, timeout).context(|| "poll".into())?;
-            let [sentry, gofer, pending, says, overseer, of_relay @ ..] = &interests;
+            let [sentry, gofer, pending, says, overseer, notes, of_relay @ ..] = &interests;
             if says.any() {
                 self.gofer.says.read();
             }
@@ -185,6 +188,9 @@ impl Member<'_> {
             }
             if pending.any() {
                 self.take_signals()?;
+            }
+            if notes.any() {
+                notify::turn(&mut self.notifier, std::process::id());
             }
             if sentry.any() {
                 match self.sentry.receive::<Event>(false) {

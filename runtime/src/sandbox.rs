@@ -153,11 +153,12 @@ impl Sandbox {
     ) -> Result<(Self, Vec<String>)> {
         let (control, sentry_control) = Channel::pair().context(|| "socketpair".into())?;
         let (sentry_says, sentry_stderr) = LastWords::new().context(|| "pipe".into())?;
-        let Gofer { process: gofer, says: gofer_says, connections } = Gofer::start(plan)?;
-        let mut warnings = cgroup.add(gofer.pid());
-
+        // First the one that takes longer until the other is needed.
+        let mut warnings = Vec::new();
         let sentry = start_sentry(&sentry_control, sentry_stderr.as_fd(), cgroup, &mut warnings)?;
         drop((sentry_control, sentry_stderr));
+        let Gofer { process: gofer, says: gofer_says, connections } = Gofer::start(plan)?;
+        warnings.extend(cgroup.add(gofer.pid()));
 
         let mut nat = None;
         if let Some(policy) = &plan.nat {

@@ -18,14 +18,25 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Group;
 use crate::error::{Context, Error, Result, show};
 
-/// The state root of this user.
+/// The state root of this user: `$XDG_RUNTIME_DIR/casemate` for all but the host's root.
 pub fn default_root() -> PathBuf {
-    if hostsys::credentials::effective_uid() != 0
+    if is_rootless()
         && let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())
     {
         return PathBuf::from(dir).join("casemate");
     }
     PathBuf::from("/run/casemate")
+}
+
+/// Whether this command runs without the rights of the host's root: as somebody else, or as the root of a user namespace
+/// that somebody else has made.
+fn is_rootless() -> bool {
+    if hostsys::credentials::effective_uid() != 0 {
+        return true;
+    }
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut words = map.split_whitespace();
+    words.next() == Some("0") && words.next() != Some("0")
 }
 
 /// A process on the host.

@@ -398,7 +398,6 @@ fn check_resources(resources: &LinuxResources, warnings: &mut Vec<String>) -> Re
         }
     }
     for (field, set) in [
-        ("blockIO", resources.block_io().is_some()),
         ("hugepageLimits", resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty())),
         ("network", resources.network().is_some()),
         ("rdma", resources.rdma().as_ref().is_some_and(|limits| !limits.is_empty())),

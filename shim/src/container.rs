@@ -4,9 +4,10 @@
 //! tell it, and whoever starts a process holds the lock until the start is told: so an end never overtakes a start.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hostsys::polling::{self, Interest};
 use hostsys::process::{self, Exit};
 use runtime::log::Log;
-use runtime::{Error, StateRoot};
+use runtime::{Error, Group, StateRoot};
 
 use crate::events::Events;
 use crate::io::{Places, Streams, Whose};
@@ -29,6 +30,12 @@ use crate::ttrpc::{Code, Failure};
 
 /// How long the ends of other processes may take to be told before that of init.
 const LAST_ENDS: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether memory ran out, in milliseconds.
+const MEMORY_TURN_MS: i32 = 1000;
+
+/// The same for a container that is held to a limit here.
+const LIMIT_TURN_MS: i32 = 200;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +84,11 @@ pub struct Container {
     namespace: String,
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// The control group that its memory is in: the sandbox'.
+    memory: Option<Group>,
+    /// What its processes may have together, in bytes, where the group is not its own and cannot hold it to that; 0 for no
+    /// limit.
+    limit: AtomicU64,
     /// The most CPU time that its processes were seen to have had, in milliseconds.
     cpu_ms: AtomicU64,
 }
@@ -96,6 +108,21 @@ fn failure(error: Error) -> Failure {
 
 fn no_process(exec_id: &str) -> Failure {
     Failure::new(Code::NotFound, format!("process {exec_id} does not exist: not found"))
+}
+
+/// The control group that a container's memory is in: that of its sandbox; and whether that is another container's.
+fn memory_of(root: &Path, id: &str) -> Option<(Group, bool)> {
+    let root = StateRoot::new(Some(root)).ok()?;
+    let state = root.load(id).ok()?;
+    let pod = state.pod.as_deref().and_then(|pod| root.load(pod).ok());
+    Some(pod.map_or((state.cgroup, false), |pod| (pod.cgroup, true)))
+}
+
+/// The limit of memory in the configuration of a bundle, in bytes; 0 for none.
+fn limit_of(bundle: &Path) -> u64 {
+    let text = fs::read(bundle.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    config.pointer("/linux/resources/memory/limit").and_then(serde_json::Value::as_u64).unwrap_or(0)
 }
 
 /// Waits for a child's end. One that is not ours is awaited without its status.
@@ -137,8 +164,12 @@ impl Container {
             Failure::new(Code::Unknown, format!("OCI runtime create failed: {error}: unknown"))
         })?;
         let init = Process { places, streams: Some(streams), pid, ..Process::default() };
+        let (memory, is_member) = memory_of(&runtime.root, id).unzip();
+        let limit = if is_member == Some(true) { limit_of(&bundle) } else { 0 };
         let container = Arc::new(Self {
             id: id.to_owned(),
+            memory,
+            limit: AtomicU64::new(limit),
             bundle,
             runtime,
             events,
@@ -151,6 +182,7 @@ impl Container {
         container.lock().oom_kills = before;
         created(pid);
         container.watch("", pid);
+        container.watch_memory(pid);
         Ok(container)
     }
 
@@ -207,14 +239,42 @@ impl Container {
         }
     }
 
-    /// How often the host has killed for want of memory in the group that the container's memory is in: the sandbox'.
+    /// How often the host has killed in it for want of memory.
     fn oom_kills(&self) -> u64 {
-        let load = |id: &str| self.root().ok().and_then(|root| root.load(id).ok());
-        let Some(mut state) = load(&self.id) else { return 0 };
-        if let Some(pod) = state.pod.as_deref().and_then(load) {
-            state = pod;
+        self.memory.as_ref().map_or(0, crate::stats::oom_kills)
+    }
+
+    /// Has a thread look, until the end of init, whether the host has killed for want of memory: a container may go on
+    /// without the process that it was. One whose memory is in another one's group is held to its own limit here.
+    fn watch_memory(self: &Arc<Self>, pid: u32) {
+        let Some(init) = i32::try_from(pid).ok().and_then(|pid| process::pidfd_open(pid).ok()) else {
+            return;
+        };
+        let container = Arc::clone(self);
+        thread::spawn(move || {
+            loop {
+                let has_limit = container.limit.load(Ordering::Relaxed) != 0;
+                let turn = if has_limit { LIMIT_TURN_MS } else { MEMORY_TURN_MS };
+                let mut interests = [Interest::new(init.as_fd(), libc::POLLIN)];
+                match polling::wait(&mut interests, Some(turn)) {
+                    Ok(1..) => return,
+                    _ if has_limit => container.hold_to_limit(),
+                    _ => container.tell_out_of_memory(&mut container.lock()),
+                }
+            }
+        });
+    }
+
+    /// Kills the container when its processes have more memory than they may have together.
+    fn hold_to_limit(&self) {
+        let Ok(root) = self.root() else { return };
+        let Ok((_, processes)) = runtime::processes(&root, &self.id) else { return };
+        let resident: u64 = processes.iter().map(|process| process.resident).sum();
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit != 0 && resident > limit && runtime::kill(&root, &self.id, libc::SIGKILL, false).is_ok() {
+            self.limit.store(0, Ordering::Relaxed);
+            self.tell("/tasks/oom", "TaskOOM");
         }
-        crate::stats::oom_kills(&state.cgroup)
     }
 
     fn tell_out_of_memory(&self, inner: &mut Inner) {
@@ -343,7 +403,14 @@ impl Container {
     }
 
     pub fn update(&self, resources: &[u8]) -> Result<(), Failure> {
-        runtime::update(&self.root()?, &self.id, resources).map_err(failure)
+        runtime::update(&self.root()?, &self.id, resources).map_err(failure)?;
+        let asked: serde_json::Value = serde_json::from_slice(resources).unwrap_or_default();
+        if let Some(limit) = asked.pointer("/memory/limit").and_then(serde_json::Value::as_u64)
+            && self.limit.load(Ordering::Relaxed) != 0
+        {
+            self.limit.store(limit, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     pub fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), Failure> {

@@ -92,6 +92,18 @@ mod v1 {
         pub usage: Option<Entry>,
         #[prost(message, optional, tag = "34")]
         pub swap: Option<Entry>,
+        #[prost(message, optional, tag = "35")]
+        pub kernel: Option<Entry>,
+    }
+
+    #[derive(Clone, PartialEq, Eq, Message)]
+    pub struct OomControl {
+        #[prost(uint64, tag = "1")]
+        pub oom_kill_disable: u64,
+        #[prost(uint64, tag = "2")]
+        pub under_oom: u64,
+        #[prost(uint64, tag = "3")]
+        pub oom_kill: u64,
     }
 
     #[derive(Clone, PartialEq, Eq, Message)]
@@ -102,6 +114,8 @@ mod v1 {
         pub cpu: Option<Cpu>,
         #[prost(message, optional, tag = "4")]
         pub memory: Option<Memory>,
+        #[prost(message, optional, tag = "9")]
+        pub oom_control: Option<OomControl>,
     }
 }
 
@@ -235,15 +249,37 @@ pub fn of_sums(group: &Group, cpu_ms: u64, resident: u64, nr: u64) -> Any {
     let usage = v1::Usage { total: cpu_ms.saturating_mul(1_000_000), ..v1::Usage::default() };
     let metrics = v1::Metrics {
         pids,
-        cpu: Some(v1::Cpu { usage: Some(usage), throttling: None }),
+        // What is not told apart is the sandbox'.
+        cpu: Some(v1::Cpu { usage: Some(usage), throttling: Some(throttle_v1(group)) }),
         memory: Some(v1::Memory {
             rss: resident,
             total_rss: resident,
             usage: Some(v1::Entry { usage: resident, ..v1::Entry::default() }),
+            swap: Some(v1::Entry { usage: resident, ..v1::Entry::default() }),
+            kernel: Some(v1::Entry::default()),
             ..v1::Memory::default()
         }),
+        oom_control: Some(oom_control_v1(group)),
     };
     Any::of("io.containerd.cgroups.v1.Metrics", &metrics)
+}
+
+fn throttle_v1(group: &Group) -> v1::Throttle {
+    let throttling = Table::read(group, "cpu", "cpu.stat");
+    v1::Throttle {
+        periods: throttling.get("nr_periods"),
+        throttled_periods: throttling.get("nr_throttled"),
+        throttled_time: throttling.get("throttled_time"),
+    }
+}
+
+fn oom_control_v1(group: &Group) -> v1::OomControl {
+    let table = Table::read(group, "memory", "memory.oom_control");
+    v1::OomControl {
+        oom_kill_disable: table.get("oom_kill_disable"),
+        under_oom: table.get("under_oom"),
+        oom_kill: table.get("oom_kill"),
+    }
 }
 
 fn pids(group: &Group) -> Option<Pids> {
@@ -259,7 +295,6 @@ fn of_v1(group: &Group) -> v1::Metrics {
     /// Nanoseconds in a tick of `cpuacct.stat`.
     const TICK_NS: u64 = 10_000_000;
     let times = Table::read(group, "cpuacct", "cpuacct.stat");
-    let throttling = Table::read(group, "cpu", "cpu.stat");
     let memory = Table::read(group, "memory", "memory.stat");
     let entry = |kind: &str| {
         Some(v1::Entry {
@@ -279,11 +314,7 @@ fn of_v1(group: &Group) -> v1::Metrics {
                 user: times.get("user").saturating_mul(TICK_NS),
                 per_cpu: per_cpu.split_whitespace().filter_map(|word| word.parse().ok()).collect(),
             }),
-            throttling: Some(v1::Throttle {
-                periods: throttling.get("nr_periods"),
-                throttled_periods: throttling.get("nr_throttled"),
-                throttled_time: throttling.get("throttled_time"),
-            }),
+            throttling: Some(throttle_v1(group)),
         }),
         memory: Some(v1::Memory {
             cache: memory.get("cache"),
@@ -301,7 +332,9 @@ fn of_v1(group: &Group) -> v1::Metrics {
             total_active_file: memory.get("total_active_file"),
             usage: entry(""),
             swap: entry("memsw."),
+            kernel: entry("kmem."),
         }),
+        oom_control: Some(oom_control_v1(group)),
     }
 }
 

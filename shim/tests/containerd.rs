@@ -7,16 +7,15 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use xtask::engine::{self, Did, eventually, installed, limited, signal};
 use xtask::place::TempDir;
-use xtask::{programs, rootfs, shell};
-
-/// How long one command may take.
-const LIMIT: Duration = Duration::from_secs(40);
+use xtask::programs;
 
 const RUNTIME: &str = "io.containerd.casemate.v1";
 const IMAGE: &str = "docker.io/library/busybox:latest";
@@ -24,66 +23,8 @@ const PAUSE: &str = "docker.io/library/pause:latest";
 
 /// A daemon of our own, stopped when dropped.
 struct Daemon {
-    child: Child,
-    dir: TempDir,
+    own: engine::Daemon,
     casemate: PathBuf,
-}
-
-/// What a command did.
-struct Did {
-    line: String,
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Did {
-    #[track_caller]
-    fn expect(self, code: i32, out: &str) -> Result<()> {
-        let place = std::panic::Location::caller();
-        ensure!(
-            self.code == code && self.out.replace("\r\n", "\n") == out,
-            "{place}: expected code {code} and {out:?}: {self}"
-        );
-        Ok(())
-    }
-
-    #[track_caller]
-    fn ok(self) -> Result<String> {
-        let place = std::panic::Location::caller();
-        ensure!(self.code == 0, "{place}: {self}");
-        Ok(self.out)
-    }
-}
-
-impl std::fmt::Display for Did {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ended with {}\nstdout: {:?}\nstderr: {:?}", self.line, self.code, self.out, self.err)
-    }
-}
-
-fn did(mut command: Command) -> Result<Did> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Did {
-        line: format!("{command:?}"),
-        code: output.status.code().unwrap_or(-1),
-        out: text(&output.stdout),
-        err: text(&output.stderr),
-    })
-}
-
-/// Tries until it holds.
-#[track_caller]
-fn eventually(what: &str, patience: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + patience;
-    while !holds()? {
-        if Instant::now() > until {
-            bail!("{}: not in time: {what}", std::panic::Location::caller());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 impl Daemon {
@@ -107,20 +48,17 @@ impl Daemon {
             cni = quoted("cni"),
         );
         fs::write(at("config.toml"), config)?;
-        let log = fs::File::create(at("log"))?;
         let path = std::env::var("PATH").unwrap_or_default();
-        let child = Command::new("containerd")
-            .arg("--config")
-            .arg(at("config.toml"))
-            .env("PATH", format!("{}:{path}", at("bin").display()))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("cannot start containerd")?;
-        let daemon = Self { child, dir, casemate };
-        eventually("containerd serves", Duration::from_secs(30), || Ok(daemon.ctr(&["version"])?.code == 0))
-            .with_context(|| daemon.log())?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(at("config.toml"));
+        command.env("PATH", format!("{}:{path}", at("bin").display()));
+        let mut own = engine::Daemon::start(dir, command)?;
+        own.await_service(|own| {
+            let mut command = limited("ctr");
+            command.arg("--address").arg(own.path("sock")).arg("version");
+            Did::by(command)
+        })?;
+        let daemon = Self { own, casemate };
         let (busybox, pause) = (daemon.archive(IMAGE)?, daemon.archive(PAUSE)?);
         daemon.ctr(&["image", "import", &busybox])?.ok()?;
         daemon.ctr(&["-n", "k8s.io", "image", "import", &busybox])?.ok()?;
@@ -129,29 +67,17 @@ impl Daemon {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn log(&self) -> String {
-        let text = fs::read_to_string(self.path("log")).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
-    }
-
-    fn limited(program: &str) -> Command {
-        let mut command = Command::new("timeout");
-        command.args(["-s", "KILL", &LIMIT.as_secs().to_string(), program]).stdin(Stdio::null());
-        command
+        self.own.path(name)
     }
 
     fn ctr_command(&self, args: &[&str]) -> Command {
-        let mut command = Self::limited("ctr");
+        let mut command = limited("ctr");
         command.arg("--address").arg(self.path("sock")).args(args);
         command
     }
 
     fn ctr(&self, args: &[&str]) -> Result<Did> {
-        did(self.ctr_command(args))
+        Did::by(self.ctr_command(args))
     }
 
     fn run(&self, flags: &[&str], id: &str, words: &[&str]) -> Result<Did> {
@@ -160,35 +86,18 @@ impl Daemon {
     }
 
     fn crictl(&self, args: &[&str]) -> Result<Did> {
-        let mut command = Self::limited("crictl");
+        let mut command = limited("crictl");
         let sock = format!("unix://{}", self.path("sock").display());
         command.args(["--runtime-endpoint", &sock, "--image-endpoint", &sock, "--timeout", "30s"]);
         command.args(args);
-        did(command)
+        Did::by(command)
     }
 
-    /// An image of the busybox root filesystem, as `docker save` writes it.
     fn archive(&self, name: &str) -> Result<String> {
         let dir = self.path(&name.replace(['/', ':'], "_"));
         fs::create_dir(&dir)?;
-        let layer = dir.join("layer.tar");
-        shell::run(Command::new("tar").arg("-C").arg(rootfs::busybox()?).arg("-cf").arg(&layer).arg("."))?;
-        let sum = shell::output(Command::new("sha256sum").arg(&layer))?;
-        let sum = sum.split_whitespace().next().unwrap_or_default();
-        let command: &[&str] = if name == PAUSE { &["sleep", "100000"] } else { &["sh"] };
-        let config = json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": { "Cmd": command, "Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"] },
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{sum}")] },
-        });
-        fs::write(dir.join("config.json"), serde_json::to_vec(&config)?)?;
-        let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
-        fs::write(dir.join("manifest.json"), serde_json::to_vec(&manifest)?)?;
-        let archive = dir.join("image.tar");
-        let files = ["config.json", "layer.tar", "manifest.json"];
-        shell::run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&archive).args(files))?;
-        Ok(archive.display().to_string())
+        let words: &[&str] = if name == PAUSE { &["sleep", "100000"] } else { &["sh"] };
+        Ok(engine::busybox_image(&dir, name, words)?.display().to_string())
     }
 
     /// The processes of the shims of this daemon's containers, and of what they stand for.
@@ -214,30 +123,10 @@ impl Drop for Daemon {
                 let _ = self.ctr(&["-n", namespace, "task", "rm", "-f", id]);
             }
         }
-        let _ = signal(self.child.id(), "TERM");
-        let until = Instant::now() + Duration::from_secs(20);
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() > until {
-                let _ = self.child.kill();
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
         for pid in self.shims() {
-            let _ = signal(pid, "KILL");
+            let _ = signal(pid, Signal::KILL);
         }
     }
-}
-
-fn signal(pid: u32, name: &str) -> Result<()> {
-    shell::run(Command::new("kill").args(["-s", name, &pid.to_string()]))
-}
-
-fn installed(programs: &[&str]) -> bool {
-    let missing = programs.iter().find(|program| shell::find(program).is_none());
-    if let Some(missing) = missing {
-        println!("skipped: {missing} is not installed");
-    }
-    missing.is_none()
 }
 
 #[test]
@@ -248,10 +137,11 @@ fn containerd_runs_containers_in_the_sandbox() -> Result<()> {
     let daemon = Daemon::start()?;
     foreground(&daemon)
         .and_then(|()| background(&daemon))
+        .and_then(|()| memory(&daemon))
         .and_then(|()| deaths(&daemon))
         .and_then(|()| by_runc_shim(&daemon))
         .and_then(|()| if installed(&["crictl"]) { pod(&daemon) } else { Ok(()) })
-        .with_context(|| format!("the daemon's log ends with\n{}", daemon.log()))
+        .with_context(|| format!("the daemon's log ends with\n{}", daemon.own.log()))
 }
 
 fn foreground(daemon: &Daemon) -> Result<()> {
@@ -286,7 +176,7 @@ fn terminal(daemon: &Daemon) -> Result<()> {
     let words = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
     // Without `exec` a shell that forks leaves the command in the background of its terminal.
     let line = format!("exec {words}");
-    let mut command = Daemon::limited("script");
+    let mut command = limited("script");
     command.args(["-q", "-e", "-c", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn()?;
     child.stdin.take().context("stdin")?.write_all(b"tty; echo answer-$((6*7)); exit 23\n")?;
@@ -300,28 +190,45 @@ fn terminal(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-fn background(daemon: &Daemon) -> Result<()> {
+/// What containerd tells of tasks while `body` runs, until `last` comes.
+fn events_of(daemon: &Daemon, last: &str, body: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
     let events = daemon.path("events");
     let mut watch = daemon.ctr_command(&["events"]);
     let mut watcher = watch.stdout(fs::File::create(&events)?).stderr(Stdio::null()).spawn()?;
     // The watcher is there when it has seen something.
-    eventually("events come", Duration::from_secs(20), || {
+    let there = eventually("events come", Duration::from_secs(20), || {
         daemon.ctr(&["image", "label", IMAGE, "seen=yes"])?.ok()?;
         Ok(!fs::read(&events)?.is_empty())
-    })?;
-    let done = lifecycle(daemon);
+    });
+    let done = there.and_then(|()| body());
     let _ = eventually("the last event", Duration::from_secs(10), || {
-        Ok(fs::read_to_string(&events)?.contains("/tasks/delete"))
+        Ok(fs::read_to_string(&events)?.contains(last))
     });
     let _ = watcher.kill();
     let _ = watcher.wait();
     done?;
     let text = fs::read_to_string(&events)?;
-    let topics: Vec<String> = text
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("/tasks/")))
-        .map(|topic| topic.trim_start_matches("/tasks/").to_owned())
-        .collect();
+    let topics =
+        text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with("/tasks/")));
+    Ok(topics.map(|topic| topic.trim_start_matches("/tasks/").to_owned()).collect())
+}
+
+/// A container that goes on without a process that the host has killed for want of memory.
+fn memory(daemon: &Daemon) -> Result<()> {
+    let script = "dd if=/dev/zero of=/dev/null bs=200M count=1; echo lives; exec sleep 1000";
+    let topics = events_of(daemon, "/tasks/oom", || {
+        daemon.run(&["-d", "--memory-limit", "67108864"], "m1", &["sh", "-c", script])?.ok().map(drop)
+    })?;
+    ensure!(topics == ["create", "start", "oom"], "events came as {topics:?}");
+    let listed = daemon.ctr(&["task", "ls"])?.ok()?;
+    ensure!(listed.lines().any(|line| line.starts_with("m1") && line.ends_with("RUNNING")), "{listed}");
+    daemon.ctr(&["task", "rm", "-f", "m1"])?;
+    daemon.ctr(&["c", "rm", "m1"])?.ok()?;
+    eventually("the shim ends", Duration::from_secs(10), || Ok(daemon.shims().is_empty()))
+}
+
+fn background(daemon: &Daemon) -> Result<()> {
+    let topics = events_of(daemon, "/tasks/delete", || lifecycle(daemon))?;
     let expected = [
         "create",
         "start",
@@ -385,7 +292,7 @@ fn deaths(daemon: &Daemon) -> Result<()> {
         };
         let mut waiting = daemon.ctr_command(&["task", "wait", &id]);
         let waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        signal(pid, "KILL")?;
+        signal(pid, Signal::KILL)?;
         let killed = Instant::now();
         drop(waiting.map(|mut child| child.kill().and_then(|()| child.wait())));
         eventually(&format!("the end of {id}"), Duration::from_secs(2), || {
@@ -485,7 +392,7 @@ fn pod(daemon: &Daemon) -> Result<()> {
     let own = daemon.crictl(&["exec", "-s", &one, "cat", "/own"])?.ok()?;
     ensure!(own.trim() == "first", "{own:?}");
     let gofer = sentries(&one)?["gofer"]["pid"].as_u64().context("gofer")?;
-    signal(u32::try_from(gofer)?, "KILL")?;
+    signal(u32::try_from(gofer)?, Signal::KILL)?;
     eventually(
         "the end of a container without its gofer",
         Duration::from_secs(2),

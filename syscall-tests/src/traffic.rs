@@ -216,6 +216,8 @@ fn serve(at: SocketAddr) -> io::Result<i32> {
                 }
                 *wanted.lock().unwrap() = Some(count);
                 let _ = (&stream).write_all(&served.load(Ordering::SeqCst).to_le_bytes());
+                // Until the client has it: nobody sends it again once this program's network is gone.
+                let _ = (&stream).read(&mut [0]);
                 let good = served.load(Ordering::SeqCst);
                 println!("served {good} of {count}");
                 std::process::exit(i32::from(good != count));

@@ -13,6 +13,7 @@
 pub mod bundle;
 pub mod crates;
 pub mod demo;
+pub mod engine;
 pub mod jobs;
 pub mod layers;
 pub mod native;

@@ -54,7 +54,12 @@ type Operation = fn(u64) -> f64;
 
 /// Each operation by name; a loop of each.
 const OPERATIONS: &[(&str, Operation)] = &[
-    ("getppid", getppid),
+    ("getpid", |count| plain(count, libc::SYS_getpid)),
+    ("gettid", |count| plain(count, libc::SYS_gettid)),
+    ("getuid", |count| plain(count, libc::SYS_getuid)),
+    ("yield", |count| plain(count, libc::SYS_sched_yield)),
+    ("getppid", |count| plain(count, libc::SYS_getppid)),
+    ("clock", clock),
     ("pipe", pipe_write_read),
     ("pingpong", ping_pong),
     ("fork", fork_exit_wait),
@@ -83,9 +88,18 @@ fn checked(value: i64, call: &str) -> i64 {
     value
 }
 
-fn getppid(count: u64) -> f64 {
+/// A call without arguments.
+fn plain(count: u64, number: i64) -> f64 {
     timed(count, || {
-        unsafe { libc::syscall(libc::SYS_getppid) };
+        unsafe { libc::syscall(number) };
+    })
+}
+
+fn clock(count: u64) -> f64 {
+    let mut now: libc::timespec = unsafe { std::mem::zeroed() };
+    timed(count, || {
+        let done = unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut now) };
+        checked(done, "clock_gettime");
     })
 }
 

@@ -1,16 +1,16 @@
-//! `report [--rows PART] [--peers NAME,...] [--repeat N] [--json FILE]`: runs every row on every peer and prints the
-//! table.
+//! `report [--rows PART] [--peers NAME,...] [--repeat N] [--out DIR]`: runs every row on every peer and prints the table.
 //!
-//! Purpose: the figures of the README. Invariants: the peers take turns within each repetition, so that a slow spell
+//! Purpose: the figures of the README, and with `--out` the page in `docs/performance`. Invariants: the peers take turns within each repetition, so that a slow spell
 //! of the machine meets all of them. Lock ranks: none. Threat: none.
 #![allow(clippy::indexing_slicing, reason = "a developer's tool; its input is its own")]
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use benches::docs::{Page, machine};
 use benches::peer::{Peer, Place};
 use benches::rows::ROWS;
-use benches::table::{Line, markdown, median};
+use benches::table::{Figures, Line, markdown};
 use xtask::{programs, rootfs};
 
 fn main() -> ExitCode {
@@ -27,7 +27,7 @@ fn run() -> Result<()> {
     let mut part = String::new();
     let mut names: Vec<String> = Vec::new();
     let mut repeat = 5;
-    let mut json = None;
+    let mut out = None;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let value = args.next().with_context(|| format!("{arg}: give a value"))?;
@@ -35,8 +35,8 @@ fn run() -> Result<()> {
             "--rows" => part = value,
             "--peers" => names = value.split(',').map(str::to_owned).collect(),
             "--repeat" => repeat = value.parse().context("--repeat")?,
-            "--json" => json = Some(value),
-            _ => bail!("usage: report [--rows PART] [--peers NAME,...] [--repeat N] [--json FILE]"),
+            "--out" => out = Some(value),
+            _ => bail!("usage: report [--rows PART] [--peers NAME,...] [--repeat N] [--out DIR]"),
         }
     }
     rootfs::need_root("running containers")?;
@@ -59,29 +59,22 @@ fn run() -> Result<()> {
                 }
             }
         }
-        let middle =
-            |taken: Result<Vec<f64>, String>| median(&taken?).ok_or_else(|| "not measured".to_owned());
-        let line = Line { title: row.title, unit: row.unit, cells: values.into_iter().map(middle).collect() };
+        let figures =
+            |taken: Result<Vec<f64>, String>| Figures::of(&taken?).ok_or_else(|| "not measured".to_owned());
+        let cells = values.into_iter().map(figures).collect();
+        let line = Line { title: row.title.to_owned(), unit: row.unit, cells };
         eprintln!("{}: done", line.title);
         lines.push(line);
     }
-    let titles: Vec<&str> = peers.iter().map(|peer| peer.name).collect();
-    print!("{}", markdown(&titles, &lines));
+    let names: Vec<String> = peers.iter().map(|peer| peer.name.to_owned()).collect();
+    print!("{}", markdown(&names, &lines, false));
     println!("\nMedians of {repeat} runs, in brackets the ratio to native, all taken in one run.");
     for peer in &peers {
         println!("{}: {}", peer.name, peer.version);
     }
-    if let Some(path) = json {
-        let row = |line: &Line| {
-            let cells: serde_json::Map<String, serde_json::Value> = titles
-                .iter()
-                .zip(&line.cells)
-                .map(|(name, cell)| ((*name).to_owned(), cell.as_ref().ok().copied().into()))
-                .collect();
-            (line.title.to_owned(), serde_json::Value::Object(cells))
-        };
-        let all: serde_json::Map<String, serde_json::Value> = lines.iter().map(row).collect();
-        std::fs::write(&path, serde_json::to_string_pretty(&all)?).with_context(|| path.clone())?;
+    if let Some(dir) = out {
+        let peers = peers.into_iter().map(|peer| (peer.name.to_owned(), peer.version)).collect();
+        Page { peers, machine: machine(), lines }.update(dir.as_ref())?;
     }
     Ok(())
 }

@@ -8,6 +8,16 @@
 # - Application threads inside their signal handler. Their memory is the application's to spoil: it spoils itself alone.
 # - A thread on its way from the one to the other (thread_child): registers only, until its filter is in place.
 
+# Goes to `otherwise` unless `place` is an address from `first` on and below `last`. Clobbers rax.
+.macro unless_within place, first, last, otherwise
+    lea rax, [rip + \first]
+    cmp \place, rax
+    jb \otherwise
+    lea rax, [rip + \last]
+    cmp \place, rax
+    jae \otherwise
+.endm
+
     .section .rodata.casemate_stub, "a"
     .balign 4096
     .globl casemate_stub_start
@@ -153,6 +163,8 @@ casemate_stub_handler:
     and rbx, {SLOT_MASK}
     cmp edi, {SIGSYS}
     jne not_a_call
+    cmp dword ptr [rbx + {IN_CLOCK}], 0
+    jne clock_refused
     xor r12d, r12d
     mov eax, [rdx + {UC_RAX}]
     cmp eax, {STAGE_CALLS}
@@ -275,7 +287,8 @@ kicked:
 # is free, as it is after one. What the code cannot do it leaves to the instruction itself, which stands before rcx.
 #
 # Signals are not blocked here. A kick that arrives before the resident path has been chosen is noted and left: the
-# trap to come ends in the Sentry, which knows of the kick. From resident_start on it goes back to the instruction.
+# trap to come ends in the Sentry, which knows of the kick. From resident_start on it goes back to the instruction, as it
+# does from clock_start on; before that, the clock path finds what was noted.
 # ---------------------------------------------------------------------------------------------------------------------
     .globl casemate_stub_call
 casemate_stub_call:
@@ -333,19 +346,79 @@ take_call:
     jnz stage
     jmp post
 resident_call:
+resident_start:
     cmp dword ptr [r11 + {KICKED}], 0
     jne take_trap
-resident_start:
     shr ebx, 8
-    jz take_trap                    # sched_yield: by the instruction itself
     bt dword ptr [r11 + {RESIDENT}], ebx
     jnc take_trap
+    cmp ebx, {CLOCK}
+    je clock_call
+    test ebx, ebx
+    jz 1f
     mov ebx, [r11 + {ANSWERS} + rbx * 4]
-    xchg rbx, r11
+2:  xchg rbx, r11
     mov rbx, [rbx + {CALL_FRAME} + {UC_REGS} + 11 * 8]
     mov eax, r11d
 resident_end:
     jmp rcx
+# sched_yield: one in so many goes to the host, by the instruction itself. Who waits in a loop comes to that one soon.
+1:  inc dword ptr [r11 + {YIELDS}]
+    test dword ptr [r11 + {YIELDS}], {YIELDS_KEPT}
+    jz take_trap
+    xor eax, eax
+yield_answered:
+    mov rbx, [r11 + {CALL_FRAME} + {UC_REGS} + 11 * 8]
+yield_end:
+    jmp rcx
+# clock_gettime by the host's vDSO, into the channel first: a bad address is for the Sentry to answer. The clocks that it
+# reads without a call are 0, 1 and 4 to 7. While it runs, kicks are noted and left.
+clock_call:
+    cmp edi, 7
+    ja take_trap
+    mov ebx, 0xf3
+    bt ebx, edi
+    jnc take_trap
+    cmp qword ptr [rip + casemate_stub_vdso_clock], 0
+    je take_trap
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 0 * 8], r8
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 1 * 8], r9
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 2 * 8], r10
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 8 * 8], rdi
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 9 * 8], rsi
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 12 * 8], rdx
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 14 * 8], rcx
+    mov [r11 + {CALL_FRAME} + {UC_REGS} + 15 * 8], rsp
+    mov dword ptr [r11 + {IN_CLOCK}], 1
+    mov rbx, r11
+    lea rsp, [rbx + {CALL_STACK}]
+    lea rsi, [rbx + {CLOCK_RESULT}]
+    call qword ptr [rip + casemate_stub_vdso_clock]
+    mov r11, rbx
+    mov dword ptr [r11 + {IN_CLOCK}], 0
+    mov r8, [r11 + {CALL_FRAME} + {UC_REGS} + 0 * 8]
+    mov r9, [r11 + {CALL_FRAME} + {UC_REGS} + 1 * 8]
+    mov r10, [r11 + {CALL_FRAME} + {UC_REGS} + 2 * 8]
+    mov rdi, [r11 + {CALL_FRAME} + {UC_REGS} + 8 * 8]
+    mov rsi, [r11 + {CALL_FRAME} + {UC_REGS} + 9 * 8]
+    mov rdx, [r11 + {CALL_FRAME} + {UC_REGS} + 12 * 8]
+    mov rcx, [r11 + {CALL_FRAME} + {UC_REGS} + 14 * 8]
+    mov rsp, [r11 + {CALL_FRAME} + {UC_REGS} + 15 * 8]
+    test eax, eax
+    jnz clock_trap
+clock_start:                        # from here on a kick goes back to the instruction
+    cmp dword ptr [r11 + {KICKED}], 0
+    jne clock_trap
+    mov rax, [r11 + {CLOCK_RESULT}]
+    mov [rsi], rax
+    mov rax, [r11 + {CLOCK_RESULT} + 8]
+    mov [rsi + 8], rax
+    mov rbx, [r11 + {CALL_FRAME} + {UC_REGS} + 11 * 8]
+    xor eax, eax
+clock_end:
+    jmp rcx
+clock_trap:
+    mov eax, {SYS_CLOCK_GETTIME}
 take_trap:
     mov rbx, [r11 + {CALL_FRAME} + {UC_REGS} + 11 * 8]
 refuse_call:
@@ -364,6 +437,12 @@ wake_worker:
 casemate_stub_futex_wake_end:
     jmp wait_for_run
 
+# The vDSO makes the call after all: the instruction of the program is to make it.
+clock_refused:
+    mov qword ptr [rdx + {UC_RAX}], {ENOSYS}
+    mov rsp, rdx
+    jmp leave_handler
+
 # A call that the thread may answer from what the Sentry has left in its channel. Not so for the same number of the 32-bit
 # table, which is a call of another name.
 resident:
@@ -372,6 +451,8 @@ resident:
     xor r12d, r12d
     cmp dword ptr [rsi + {INFO_ARCH}], {ARCH}
     jne trapped
+    cmp ecx, {CLOCK}
+    je trapped
     mov eax, [rbx + {RESIDENT}]
     bt eax, ecx
     jnc trapped
@@ -394,26 +475,29 @@ casemate_stub_yield_end:
 
 # The Sentry wants the thread to stop. Inside the stub that is for the stub to arrange.
 kick:
+    cmp dword ptr [rbx + {IN_CLOCK}], 0
+    jne 4f
     mov r8, [rdx + {UC_RIP}]
-    lea rax, [rip + casemate_stub_start]
-    cmp r8, rax
-    jb other_signal
-    lea rax, [rip + casemate_stub_end]
-    cmp r8, rax
-    jae other_signal
+    unless_within r8, casemate_stub_start, casemate_stub_end, other_signal
     lea rax, [rip + resident_end]
     cmp r8, rax
     je 3f
-    ja 4f
-    lea rax, [rip + resident_start]
+    lea rax, [rip + yield_end]
     cmp r8, rax
-    jae 2f
-    lea rax, [rip + leave_start]
+    je 3f
+    lea rax, [rip + clock_end]
     cmp r8, rax
-    jb 4f
-    lea rax, [rip + leave_end]
+    je 3f
+    unless_within r8, clock_start, clock_end, 1f
+    mov qword ptr [rdx + {UC_RAX}], {SYS_CLOCK_GETTIME}
+    jmp 2f
+1:  unless_within r8, resident_start, yield_end, 1f
+    lea rax, [rip + yield_answered]
     cmp r8, rax
-    jae 4f
+    jb 2f
+    mov qword ptr [rdx + {UC_RAX}], {SYS_YIELD}
+    jmp 2f
+1:  unless_within r8, leave_start, leave_end, 4f
     lea rax, [rip + kicked]
     mov [rdx + {UC_RIP}], rax
     mov [rdx + {UC_REGS} + 11 * 8], rbx
@@ -436,14 +520,12 @@ not_a_call:
     cmp edi, {KICK}
     je kick
     mov r8, [rdx + {UC_RIP}]
-    lea rax, [rip + copy_start]
-    cmp r8, rax
-    jb 1f
-    lea rax, [rip + copy_end]
-    cmp r8, rax
-    jae 1f
-    lea rax, [rip + copy_failed]
-    mov [rdx + {UC_RIP}], rax
+    lea r9, [rip + clock_trap]
+    unless_within r8, clock_start, clock_end, 2f
+    jmp 3f
+2:  lea r9, [rip + copy_failed]
+    unless_within r8, copy_start, copy_end, other_signal
+3:  mov [rdx + {UC_RIP}], r9
     mov rsp, rdx
 leave_handler:
     mov eax, {SYS_RT_SIGRETURN}
@@ -452,7 +534,8 @@ leave_handler:
 casemate_stub_sigreturn2_end:
     ud2
 other_signal:
-1:  rdfsbase rax
+    mov dword ptr [rbx + {IN_CLOCK}], 0
+    rdfsbase rax
     mov [rbx + {FS_BASE}], rax
     rdgsbase rax
     mov [rbx + {GS_BASE}], rax
@@ -618,3 +701,4 @@ casemate_stub_end:
     .set casemate_stub_agent_filter, casemate_stub_start + {AGENT_FILTER}
     .set casemate_stub_thread_filter, casemate_stub_start + {THREAD_FILTER}
     .set casemate_stub_stage_table, casemate_stub_start + {STAGE_TABLE}
+    .set casemate_stub_vdso_clock, casemate_stub_start + {VDSO_CLOCK}

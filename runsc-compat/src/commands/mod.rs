@@ -76,6 +76,7 @@ fn options(global: &Global, log: &Log) -> Options {
         interruptions: global.inject_interrupts,
         log_json: log.format() == Format::Json,
         patch: global.patch == "on",
+        slow: global.patch_slow,
         ..Options::default()
     }
 }

@@ -42,7 +42,7 @@ fn lives(mut peer: Running) -> Result<()> {
 }
 
 /// Kibibytes of memory that a process has resident.
-fn resident_kib(pid: i32) -> Result<u64> {
+pub(crate) fn resident_kib(pid: i32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xtask::bundle::Bundle;
@@ -49,8 +50,9 @@ pub fn jobs() -> bool {
 /// Runs a bash script in the Debian root filesystem natively and sandboxed: output and exit code must be equal.
 pub fn same_as_host(name: &str, script: &str) -> Result<()> {
     let trial = Trial::new(name)?;
-    let native = trial.native(debian()?, "/", ["bash", "-c", script]).run()?;
-    let inside = trial.run(&Bundle::bash(debian()?, script).all_capabilities())?.run()?;
+    let limit = Duration::from_mins(if long() { 15 } else { 3 });
+    let native = trial.native(debian()?, "/", ["bash", "-c", script]).limit(limit).run()?;
+    let inside = trial.run(&Bundle::bash(debian()?, script).all_capabilities())?.limit(limit).run()?;
     ensure!(
         native.out() == inside.out() && native.code() == inside.code(),
         "the sandbox differs from the host.\nscript:\n{script}\nhost: {native}\n\nsandbox: {inside}"

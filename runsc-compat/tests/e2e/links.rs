@@ -15,9 +15,9 @@ use crate::common::{busybox, long};
 
 /// Namespaces that are joined by a link: the sandbox's, the other end's, and, for a bad link, one in the middle. They are
 /// removed when this is dropped.
-struct Pair {
-    inside: String,
-    outside: String,
+pub(crate) struct Pair {
+    pub(crate) inside: String,
+    pub(crate) outside: String,
     middle: Option<String>,
 }
 
@@ -28,7 +28,7 @@ fn ip(words: &str) -> Result<()> {
 }
 
 impl Pair {
-    fn new(name: &str, in_the_middle: bool) -> Result<Self> {
+    pub(crate) fn new(name: &str, in_the_middle: bool) -> Result<Self> {
         let name = format!("cm{}{name}", std::process::id());
         let middle = in_the_middle.then(|| format!("{name}m"));
         let pair = Self { inside: format!("{name}i"), outside: format!("{name}o"), middle };
@@ -56,12 +56,12 @@ impl Pair {
         Ok(pair)
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/run/netns/{}", self.inside)
     }
 }
 
-fn set_addresses(ns: &str, host: u8) -> Result<()> {
+pub(crate) fn set_addresses(ns: &str, host: u8) -> Result<()> {
     ip(&format!("-n {ns} addr add 10.77.0.{host}/24 dev eth0"))?;
     ip(&format!("-n {ns} addr add fd77::{host}/64 dev eth0 nodad"))
 }
@@ -75,7 +75,7 @@ impl Drop for Pair {
 }
 
 /// Whether the tests can run here.
-fn possible() -> bool {
+pub(crate) fn possible() -> bool {
     let found =
         Command::new("ip").arg("-V").output().is_ok() && Command::new("tc").arg("-V").output().is_ok();
     let may = rustix::process::geteuid().is_root();
@@ -86,7 +86,7 @@ fn possible() -> bool {
 }
 
 /// The sandbox in the namespace of `pair`.
-fn inside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Result<Invocation<'t>> {
+pub(crate) fn inside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Result<Invocation<'t>> {
     let bundle = Bundle::new(busybox()?, words.iter().copied()).bind(&trial.programs().inside, INSIDE, "ro");
     let mut config = bundle.config();
     config["linux"]["namespaces"][1] = json!({ "type": "network", "path": pair.path() });
@@ -96,7 +96,18 @@ fn inside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Result<Invocatio
     Ok(trial.casemate(words))
 }
 
-fn outside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Invocation<'t> {
+/// A Python program in the namespace of `pair`.
+pub(crate) fn python_inside<'t>(trial: &'t Trial, pair: &Pair, program: &str) -> Result<Invocation<'t>> {
+    let bundle = Bundle::new(crate::common::debian()?, ["python3", "-c", program]).all_capabilities();
+    let mut config = bundle.config();
+    config["linux"]["namespaces"][1] = json!({ "type": "network", "path": pair.path() });
+    let dir = trial.path().join("bundle");
+    write_config(&dir, &config)?;
+    let words: [PathBuf; 4] = ["run".into(), "--bundle".into(), dir, trial.id().into()];
+    Ok(trial.casemate(words))
+}
+
+pub(crate) fn outside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Invocation<'t> {
     let front = ["ip", "netns", "exec", pair.outside.as_str()];
     trial.host(front.iter().chain(words).copied())
 }
@@ -232,8 +243,86 @@ fn connections_over_a_bad_link_v6() -> Result<()> {
     traffic("six", Some(BAD), if long() { 2500 } else { 40 }, "6")
 }
 
+#[test]
+fn the_last_words_of_a_sandbox_arrive() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let trial = Trial::new("link-last")?;
+    let pair = Pair::new("l", true)?;
+    let own = own(&trial);
+    let middle = pair.middle.as_deref().unwrap_or_default();
+    // A round trip takes longer than the end of a sandbox.
+    let words = ["ip", "netns", "exec", middle, &own, "traffic", "relay", "left", "right"];
+    let mut relay = trial.host(words.into_iter().chain("0 0 0 40".split(' '))).start()?;
+    relay.until_says("ready")?;
+    let reader = "
+import socket
+s = socket.create_server(('10.77.0.2', 7000)); print('ready', flush=True)
+for _ in range(3):
+    c, _ = s.accept(); c.settimeout(60); n = 0
+    while part := c.recv(65536): n += len(part)
+    print(n)
+";
+    let mut server = outside(&trial, &pair, &["python3", "-c", reader]).start()?;
+    server.until_says("ready")?;
+    for _ in 0..3 {
+        // What it writes fits into its buffers, and it ends at once.
+        let program = r"
+import os, socket
+s = socket.create_connection(('10.77.0.2', 7000)); s.sendall(bytes(200_000)); os._exit(3)
+";
+        set_addresses(&pair.inside, 1).ok();
+        python_inside(&trial, &pair, program)?.run()?.expect(3)?;
+    }
+    server.wait()?.expect(0)?.expect_out(&format!("ready\n{}", "200000\n".repeat(3)))?;
+    relay.signal(rustix::process::Signal::KILL)?;
+    relay.wait()?;
+    trial.finish()
+}
+
+#[test]
+fn a_silent_peer_is_given_up() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let trial = Trial::new("link-silent")?;
+    let pair = Pair::new("k", false)?;
+    let reader = "
+import socket, sys
+s = socket.create_server(('10.77.0.2', 7000)); print('ready', flush=True)
+all = [s.accept()[0] for _ in range(2)]
+print('cut', flush=True); sys.stdin.read()
+";
+    let mut server = outside(&trial, &pair, &["python3", "-c", reader]).piped_stdin().start()?;
+    server.until_says("ready")?;
+    let program = "
+import errno, select, socket, sys
+a, b = (socket.create_connection(('10.77.0.2', 7000)) for _ in range(2))
+for name, value in [(socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2)]:
+    a.setsockopt(socket.IPPROTO_TCP, name, value)
+a.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+b.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1500)
+print('up', flush=True); sys.stdin.readline()
+b.send(b'x')
+for s in (a, b):
+    s.settimeout(60)
+    try: print(s.recv(1))
+    except OSError as e: print(errno.errorcode[e.errno])
+";
+    let mut client = python_inside(&trial, &pair, program)?.piped_stdin().start()?;
+    client.until_says("up")?;
+    server.until_says("cut")?;
+    ip(&format!("-n {} link set eth0 down", pair.outside))?;
+    drop(client.stdin.take().map(|mut pipe| std::io::Write::write_all(&mut pipe, b"\n")));
+    client.wait()?.expect(0)?.expect_out("up\nETIMEDOUT\nETIMEDOUT\n")?;
+    drop(server.stdin.take());
+    server.wait()?.expect(0)?;
+    trial.finish()
+}
+
 /// `casemate do` with a network of its own making, on the host that the inner namespace stands for.
-fn with_nat<'t>(trial: &'t Trial, pair: &Pair, flags: &[&str], words: &[&str]) -> Invocation<'t> {
+pub(crate) fn with_nat<'t>(trial: &'t Trial, pair: &Pair, flags: &[&str], words: &[&str]) -> Invocation<'t> {
     let casemate = trial.programs().casemate.to_string_lossy().into_owned();
     let front = ["ip", "netns", "exec", pair.inside.as_str(), &casemate, "do"];
     trial.host(front.iter().chain(flags).chain(&["--"]).chain(words).copied())

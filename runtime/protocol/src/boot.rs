@@ -33,7 +33,12 @@ pub struct Boot {
 }
 
 impl Boot {
-    pub const VERSION: u32 = 3;
+    pub const VERSION: u32 = 4;
+
+    /// The abstract name of the container's notify socket, where it has one.
+    pub fn notify_name(&self) -> String {
+        format!("casemate/{}/notify", self.id)
+    }
 }
 
 /// The role of a descriptor that travels with the boot message.
@@ -54,6 +59,8 @@ pub enum Descriptor {
     Link,
     /// A listening socket: each connection carries one [`crate::Request`].
     Listener,
+    /// A datagram socket that takes what comes to the container's notify socket ([`Boot::notify_name`]).
+    Notify,
 }
 
 /// A process that the runtime starts: the container's init, or one that is executed in it later.
@@ -198,4 +205,7 @@ pub struct Options {
     pub filestore_limit: u64,
     /// Let programs' text call the platform without a trap, where it can be changed to do so.
     pub patch: bool,
+    /// Seed of the calls of such text that take a trap all the same, for tests; 0 for none.
+    #[serde(default)]
+    pub slow: u64,
 }

@@ -89,6 +89,11 @@ impl Executor {
         self.wake_one();
     }
 
+    /// Whether something waits for a worker: what this thread has readied last, or anything that any of them may take.
+    pub fn has_work(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) != 0 || NEXT.with_borrow(Option::is_some)
+    }
+
     /// Wakes one idle worker, if there is one.
     pub fn wake_one(&self) {
         let mut idle = self.idle.load(Ordering::SeqCst);

@@ -19,8 +19,10 @@ use sentry_syscalls::Table;
 use sentry_vfs::Vfs;
 
 use crate::console::Console;
+use crate::control::Address;
 use crate::link::{self, Capture, LinkBell};
 use crate::log::Log;
+use crate::notify;
 use crate::started::{self, Descriptors, Ending, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
 
@@ -37,6 +39,7 @@ pub struct Ground {
     pub machine: Machine,
     pub total_memory: u64,
     pub link_bell: LinkBell,
+    pub main: Address,
 }
 
 /// What the containers of a sandbox share.
@@ -45,6 +48,8 @@ pub struct Shared {
     pub kernel: Arc<Kernel>,
     memory: Arc<MemoryFile>,
     watcher: Arc<Watcher>,
+    /// Of the main thread.
+    main: Address,
     /// For the links of the network, until there are some.
     link_bell: Mutex<Option<LinkBell>, { rank::LEAF }>,
     capture: Arc<Capture>,
@@ -127,6 +132,7 @@ impl Container {
             kernel,
             memory: ground.memory,
             watcher: ground.watcher,
+            main: ground.main,
             link_bell: Mutex::new(Some(ground.link_bell)),
             capture: Arc::default(),
         });
@@ -154,7 +160,7 @@ impl Container {
     fn assemble(
         shared: &Arc<Shared>,
         boot: &Boot,
-        fds: Descriptors,
+        mut fds: Descriptors,
         log: Log,
         terminals: Arc<Terminals>,
         which: Which,
@@ -194,6 +200,11 @@ impl Container {
             })?),
             None => None,
         };
+        if let Some(watcher) = fds.notify.take() {
+            let network = kernel.first_network().extension::<NetworkNamespace>();
+            notify::serve(&network, &boot.notify_name(), watcher)
+                .map_err(|error| failed(Phase::Init, error))?;
+        }
         let factory = Arc::new(Factory {
             kernel: Arc::clone(kernel),
             tree,
@@ -206,6 +217,7 @@ impl Container {
         let kind = if which.number == 0 { Kind::Init } else { Kind::Later };
         let init = factory.make(kind, &boot.process, fds.guest, fds.console, ended)?;
         log.debug("init is ready");
+        gofer.on_loss(shared.main.loss(which.number));
         let Made { prepared, group, terminal, console } = init;
         Ok(Self {
             number: which.number,

@@ -16,7 +16,7 @@ use rustix::net::SocketFlags;
 use sentry_kernel::signal::Origin;
 use sentry_kernel::{Kernel, ThreadGroup};
 
-use crate::container::Container;
+use crate::container::{self, Container};
 use crate::session::{Session, SessionEvent};
 use crate::started::Ending;
 
@@ -36,6 +36,24 @@ pub enum Note {
     Ended(WaitStatus),
     /// Something about the session of this number.
     Session(u64, SessionEvent),
+    /// The gofer of the container of this number is gone; whom to tell that its processes have been ended.
+    Lost(u32, mpsc::Sender<()>),
+}
+
+/// How long a call to a lost gofer waits for the end of its program at most.
+const LOSS_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Address {
+    /// What is to be done when the gofer of this container is lost: its processes are ended before any of them sees a
+    /// file fail. Whoever waits here may hold what the main thread turns out to need: it does not wait for ever.
+    pub fn loss(&self, container: u32) -> fs_gofer::OnLoss {
+        let address = self.clone();
+        Box::new(move || {
+            let (done, ended) = mpsc::channel();
+            address.post(Note::Lost(container, done));
+            let _ = ended.recv_timeout(LOSS_PATIENCE);
+        })
+    }
 }
 
 /// The main thread's mail.
@@ -43,7 +61,7 @@ pub enum Note {
 pub struct Mailbox {
     notes: mpsc::Receiver<Note>,
     ear: UnixStream,
-    address: Address,
+    pub address: Address,
 }
 
 /// Where mail for the main thread is put.
@@ -135,6 +153,12 @@ impl Server<'_> {
             while let Ok(note) = self.mailbox.notes.try_recv() {
                 match note {
                     Note::Ended(status) => ended = Some((status, Instant::now() + LAST_ENDS)),
+                    Note::Lost(number, done) => {
+                        for group in container::members(self.container.kernel(), number) {
+                            send(&group, libc::SIGKILL);
+                        }
+                        let _ = done.send(());
+                    }
                     Note::Session(number, mut event) => {
                         if let Some(member) = event.take_container() {
                             members.insert(number, member);

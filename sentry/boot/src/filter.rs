@@ -1,6 +1,6 @@
 //! The host system calls that the Sentry may make: a table, and the seccomp filters made from it.
 //!
-//! One filter holds for every thread from [`lock_down`] on: it has no call that opens, connects, binds, executes,
+//! One filter holds for every thread from [`Lock::close`] on: it has no call that opens, connects, binds, executes,
 //! traces or mounts anything. Each thread then narrows itself to its role with [`enter_role`], which cannot be undone.
 //! A call that is not listed is not made; `SIGSYS` names it and ends the process.
 
@@ -216,22 +216,34 @@ fn no_clone3() -> Result<BpfProgram, FilterError> {
     Ok(BpfProgram::try_from(filter)?)
 }
 
-/// Holds every thread of the process, present and future, to the union of all roles.
-pub fn lock_down() -> Result<(), FilterError> {
-    let mut rules = rules_of(Role::Worker)?;
-    for number in CONTROL {
-        add_any(&mut rules, *number);
+/// What holds every thread of the process, present and future, to the union of all roles.
+pub struct Lock {
+    no_clone3: BpfProgram,
+    all: BpfProgram,
+}
+
+impl Lock {
+    /// Compiles the filters.
+    pub fn new() -> Result<Self, FilterError> {
+        let mut rules = rules_of(Role::Worker)?;
+        for number in CONTROL {
+            add_any(&mut rules, *number);
+        }
+        // Each thread installs its own, narrower filter once.
+        add_any(&mut rules, libc::SYS_seccomp);
+        add_form(&mut rules, (libc::SYS_prctl, 0, libc::PR_SET_NO_NEW_PRIVS as u64))?;
+        // The filter that answers instead of refusing must be asked too, and the weaker answer would lose: `clone3` is
+        // allowed by the one and answered by the other.
+        add_any(&mut rules, libc::SYS_clone3);
+        Ok(Self { no_clone3: no_clone3()?, all: program(rules)? })
     }
-    // Each thread installs its own, narrower filter once.
-    add_any(&mut rules, libc::SYS_seccomp);
-    add_form(&mut rules, (libc::SYS_prctl, 0, libc::PR_SET_NO_NEW_PRIVS as u64))?;
-    // The filter that answers instead of refusing must be asked too, and the weaker answer would lose: `clone3` is
-    // allowed by the one and answered by the other.
-    add_any(&mut rules, libc::SYS_clone3);
-    let all = program(rules)?;
-    seccompiler::apply_filter_all_threads(&no_clone3()?)?;
-    seccompiler::apply_filter_all_threads(&all)?;
-    Ok(())
+
+    /// From here on it holds.
+    pub fn close(self) -> Result<(), FilterError> {
+        seccompiler::apply_filter_all_threads(&self.no_clone3)?;
+        seccompiler::apply_filter_all_threads(&self.all)?;
+        Ok(())
+    }
 }
 
 /// Narrows the calling thread, for good.

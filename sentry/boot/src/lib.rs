@@ -10,7 +10,7 @@
 //! each has its own gofer, files, terminals and, where it asks for them, numbers of processes; the rest of the kernel is
 //! shared.
 //!
-//! **Invariants.** After [`filter::lock_down`] no host call names a path. Nothing in the process is worth more than the
+//! **Invariants.** After [`filter::Lock::close`] no host call names a path. Nothing in the process is worth more than the
 //! sandbox itself: whatever ends it ends PID 1, and with it every stub.
 //!
 //! **Threat.** From its first instruction on the application talks to this process with hostile bytes. What a taken-over
@@ -25,6 +25,7 @@ mod filter;
 mod inspect;
 mod link;
 mod log;
+mod notify;
 mod session;
 mod started;
 mod tree;
@@ -56,6 +57,10 @@ const SPARE_WORKERS: usize = 2;
 
 /// The most workers (the executor's idle set is one word).
 const MAX_WORKERS: usize = 64;
+
+/// How long the end of a sandbox waits for acknowledgements from outside: the last
+/// segment may be sent again three times.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// The exit code of a Sentry with a fault of its own: that of a program that aborts.
 const PANICKED: i32 = 134;
@@ -114,16 +119,20 @@ fn run(control: &Channel) -> Result<(), Failure> {
     let nr_cpus = process::nr_cpus();
     let seen = confine::enter().map_err(confining("giving up privileges"))?;
     let options = platform_systrap::Options { nr_cpus, nr_blank: 1, patch: false };
-    let platform = Systrap::with_maps(options, &seen.maps).map_err(confining("starting the platform"))?;
+    let platform = Systrap::begin(options, &seen.maps).map_err(confining("starting the platform"))?;
+    // The first stub gets ready meanwhile.
     let memory = MemoryFile::create(MemoryFile::DEFAULT_SIZE).map_err(confining("making the memory file"))?;
     let watcher = Watcher::new().map_err(confining("epoll"))?;
     let mut mailbox = Mailbox::new().map_err(confining("socketpair"))?;
     let link_bell = link::LinkBell::new().map_err(confining("socketpair"))?;
-    filter::lock_down().map_err(confining("filtering system calls"))?;
+    let lock = filter::Lock::new().map_err(confining("filtering system calls"))?;
+    let platform = platform.finish().map_err(confining("starting the platform"))?;
+    lock.close().map_err(confining("filtering system calls"))?;
 
     let (boot, fds) =
         control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
     platform.set_patch(boot.options.patch);
+    platform.set_slow(boot.options.slow);
     let ground = Ground {
         platform,
         memory,
@@ -132,6 +141,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
         machine: Machine::from_auxv(&seen.auxv),
         total_memory: seen.total_memory,
         link_bell,
+        main: mailbox.address.clone(),
     };
     let mut container = Container::build(&boot, fds, ground, mailbox.ending())?;
     let threads = Threads::start(&mut container, watcher, nr_cpus)
@@ -152,6 +162,9 @@ fn run(control: &Channel) -> Result<(), Failure> {
                 bell.end();
                 let _ = console.join();
             }
+            // So does what they have sent: the other end's network knows nothing of the end of this one.
+            let network = container.kernel().first_network().extension::<sentry_net::NetworkNamespace>();
+            network.inet().settle(LAST_WORDS);
             // Before anything is taken down: that may take its time, and the gofer leaves when its connection goes.
             tell(control, &Event::Exited(control::report(&container, status)))
         }
@@ -170,33 +183,49 @@ impl Threads {
     fn start(container: &mut Container, watcher: Arc<Watcher>, nr_cpus: usize) -> Result<Self, String> {
         let (narrowed, all) = mpsc::channel();
         let mut started = 0;
-        let mut start = |name: &str, role: Role, work: Box<dyn FnOnce() + Send>| {
+        let mut start = |name: &str, role: Role, prepare: Prepare, work: Box<dyn FnOnce() + Send>| {
             started += 1;
             let narrowed = narrowed.clone();
-            let named = thread::Builder::new().name(name.to_owned());
-            let thread = named.spawn(move || {
+            spawn(name, move || {
                 let entered = filter::enter_role(role).map_err(|error| error.to_string());
-                let failed = entered.is_err();
-                let _ = narrowed.send(entered);
+                let ready = entered.and_then(|()| prepare());
+                let failed = ready.is_err();
+                let _ = narrowed.send(ready);
                 if !failed {
                     work();
                 }
-            });
-            thread.map_err(|error| format!("cannot start a thread: {error}"))
+            })
         };
-        start("host-files", Role::Worker, Box::new(move || watcher.run()))?;
         let mut console = None;
         if let Some(relay) = container.console.take() {
             let bell = relay.bell();
-            console = Some((start("console", Role::Control, Box::new(move || relay.run()))?, bell));
+            let thread = start("console", Role::Control, Box::new(|| Ok(())), Box::new(move || relay.run()))?;
+            console = Some((thread, bell));
         }
-        for worker in 0..(nr_cpus + SPARE_WORKERS).min(MAX_WORKERS) {
-            let executor: Arc<Executor> = Arc::clone(container.kernel().executor());
-            start("worker", Role::Worker, Box::new(move || executor.run_worker(worker)))?;
-        }
+        // The others of its role are started by the first one: a filter is inherited, and the host takes longer to
+        // compile one than to start a thread.
+        let executor: Arc<Executor> = Arc::clone(container.kernel().executor());
+        let others = Arc::clone(&executor);
+        let crew = move || {
+            spawn("host-files", move || watcher.run())?;
+            for worker in 1..(nr_cpus + SPARE_WORKERS).min(MAX_WORKERS) {
+                let executor = Arc::clone(&others);
+                spawn("worker", move || executor.run_worker(worker))?;
+            }
+            Ok(())
+        };
+        start("worker", Role::Worker, Box::new(crew), Box::new(move || executor.run_worker(0)))?;
         for _ in 0..started {
             all.recv().map_err(|error| error.to_string())??;
         }
         Ok(Self { console })
     }
+}
+
+/// What a narrowed thread does before it counts as ready.
+type Prepare = Box<dyn FnOnce() -> Result<(), String> + Send>;
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, String> {
+    let named = thread::Builder::new().name(name.to_owned());
+    named.spawn(run).map_err(|error| format!("cannot start a thread: {error}"))
 }

@@ -29,6 +29,7 @@ pub struct Descriptors {
     pub log: Option<OwnedFd>,
     pub console: Option<OwnedFd>,
     pub listener: Option<OwnedFd>,
+    pub notify: Option<OwnedFd>,
     pub filestore: Option<OwnedFd>,
     pub links: Vec<OwnedFd>,
 }
@@ -45,6 +46,7 @@ impl Descriptors {
                 Descriptor::Filestore => sorted.filestore = Some(fd),
                 Descriptor::Link => sorted.links.push(fd),
                 Descriptor::Listener => sorted.listener = Some(fd),
+                Descriptor::Notify => sorted.notify = Some(fd),
             }
         }
         sorted

@@ -3,7 +3,7 @@
 use core::ops::Deref;
 use std::sync::Arc;
 
-use platform::{Context, Identity, Regs};
+use platform::{ANSWERED, Context, Identity, Regs};
 use sentry_base::{Errno, Events, Nanos, Observer, Result, WaitClass, WaitEnd, WaitQueue};
 use sentry_memory::{UserMemory, copy_in_cstr};
 use sentry_vfs::{Credentials, IoStart};
@@ -37,17 +37,6 @@ pub struct Current {
     /// The credentials that the context answers calls by.
     answered: Option<Arc<Credentials>>,
 }
-
-/// The calls that a context may answer.
-const ANSWERED: [i64; 7] = [
-    libc::SYS_sched_yield,
-    libc::SYS_getpid,
-    libc::SYS_gettid,
-    libc::SYS_getuid,
-    libc::SYS_geteuid,
-    libc::SYS_getgid,
-    libc::SYS_getegid,
-];
 
 impl core::fmt::Debug for Current {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -181,15 +170,15 @@ impl Current {
             || self.user_dispatch.is_some()
             || self.kernel().traces()
             || !self.task.filters_pass(&ANSWERED);
+        if !watched && self.answered.as_ref().is_some_and(|known| self.task.has_creds(known)) {
+            return;
+        }
         let creds = self.task.creds();
         // The maps of a user namespace may be written at any time.
         if watched || !creds.user_ns.is_initial() {
             if self.answered.take().is_some() {
                 self.context.answer(None);
             }
-            return;
-        }
-        if self.answered.as_ref().is_some_and(|known| Arc::ptr_eq(known, &creds)) {
             return;
         }
         let ns = &creds.user_ns;

@@ -16,12 +16,16 @@ use crate::signal::{FaultRecord, Outcome, interrupt};
 use crate::task::VforkGate;
 use crate::{Call, Current, Row, Stop, SysResult, TaskState, TraceSink, exit, user_dispatch};
 
+/// Traps in a row that a worker waits for before it looks at timers and other tasks.
+const LINGERS: u32 = 16;
+
 /// TF of RFLAGS.
 const TRAP_FLAG: u64 = 0x100;
 
 /// Runs a task from its first instruction to its end.
 pub(crate) async fn run(mut cx: Current) {
     cx.task.set_kicker(cx.context.kicker());
+    let mut lingered = 0;
     loop {
         if cx.task.work() != 0 || cx.restart.is_some() {
             cx.settle_call();
@@ -40,7 +44,18 @@ pub(crate) async fn run(mut cx: Current) {
         }
         cx.update_answers();
         cx.give_results();
-        let event = poll_fn(|poller| cx.context.poll_switch(poller, &mut cx.regs)).await;
+        // A worker with nothing else to do waits for the next trap itself: that is quicker than to be woken for it.
+        let may_linger = lingered < LINGERS && !cx.task.kernel().executor().has_work();
+        cx.context.may_linger(may_linger);
+        lingered = if may_linger { lingered + 1 } else { 0 };
+        let event = poll_fn(|poller| {
+            let event = cx.context.poll_switch(poller, &mut cx.regs);
+            if event.is_pending() {
+                lingered = 0;
+            }
+            event
+        })
+        .await;
         if forced {
             cx.regs.eflags &= !TRAP_FLAG;
         }

@@ -309,6 +309,11 @@ impl Task {
         Arc::clone(&self.creds.lock())
     }
 
+    /// Whether these are the task's credentials, not others like them.
+    pub(crate) fn has_creds(&self, creds: &Arc<Credentials>) -> bool {
+        Arc::ptr_eq(&self.creds.lock(), creds)
+    }
+
     pub fn set_creds(&self, creds: Arc<Credentials>) {
         *self.creds.lock() = creds;
     }

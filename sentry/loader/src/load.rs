@@ -108,23 +108,33 @@ pub fn load(platform: &dyn Platform, memory: &Arc<MemoryFile>, image: &Image<'_>
     stack::check_strings(image.filename, argv, image.envp, image.limits.stack)?;
     let config = MmConfig { randomize: image.randomize, stack_limit: image.limits.stack };
     let mm = Mm::new(platform, memory, config)?;
+    // Nothing runs there yet: all mappings are made at once.
+    mm.space().hold();
     map_stack(&mm, image, argv)?;
 
     let bias = program_bias(&mm, image)?;
-    let plan = map_image(&mm, image.program, image.file, bias, &image.limits).map_err(|e| match e {
-        Errno::ENODEV => Errno::ENOEXEC,
-        other => other,
-    })?;
+    let mut zeroes = Vec::new();
+    let plan =
+        map_image(&mm, image.program, image.file, bias, &image.limits, &mut zeroes).map_err(|e| match e {
+            Errno::ENODEV => Errno::ENOEXEC,
+            other => other,
+        })?;
     let mut entry = plan.entry;
     let mut base = 0;
     if let Some((elf, file)) = image.interpreter {
         let bias = free_bias(&mm, elf)?;
-        let plan = map_image(&mm, elf, file, bias, &image.limits).map_err(|e| match e {
+        let plan = map_image(&mm, elf, file, bias, &image.limits, &mut zeroes).map_err(|e| match e {
             Errno::ENODEV => Errno::ELIBBAD,
             other => other,
         })?;
         entry = plan.entry;
         base = plan.bias;
+    }
+
+    mm.space().release().map_err(|_| Errno::ENOMEM)?;
+    for zero in zeroes {
+        let len = usize::try_from(zero.len()).map_err(|_| Errno::EFAULT)?;
+        mm.copy_out(zero.start, &vec![0; len])?;
     }
 
     let mut random = [0; 16];
@@ -203,7 +213,15 @@ fn free_bias(mm: &Mm, elf: &Elf) -> Result<u64> {
     Ok(start.wrapping_sub(extent.start))
 }
 
-fn map_image(mm: &Mm, elf: &Elf, file: &dyn ExecFile, bias: u64, limits: &MmLimits) -> Result<Plan> {
+/// Maps the segments of a program. What is left to be cleared behind their ends goes to `zeroes`.
+fn map_image(
+    mm: &Mm,
+    elf: &Elf,
+    file: &dyn ExecFile,
+    bias: u64,
+    limits: &MmLimits,
+    zeroes: &mut Vec<AddrRange>,
+) -> Result<Plan> {
     let plan = elf.plan(bias, mm.user_range())?;
     if !mm.is_free(plan.range) {
         return Err(Errno::ENOMEM);
@@ -229,10 +247,10 @@ fn map_image(mm: &Mm, elf: &Elf, file: &dyn ExecFile, bias: u64, limits: &MmLimi
                 file: Some(mapping),
             };
             mm.mmap(&args, limits)?;
+            zeroes.retain(|zero| !zero.overlaps(&segment.file));
             // A page that cannot be written keeps the file's bytes, as on Linux.
             if segment.prot & 2 != 0 && !segment.zero.is_empty() {
-                let len = usize::try_from(segment.zero.len()).map_err(|_| Errno::EFAULT)?;
-                mm.copy_out(segment.zero.start, &vec![0; len])?;
+                zeroes.push(segment.zero);
             }
         }
         if !segment.bss.is_empty() {

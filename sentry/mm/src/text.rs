@@ -17,7 +17,6 @@
 //! The file is hostile. Whatever it makes of its own text is its own affair: an image is only ever mapped where the file
 //! was, with no more rights.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
@@ -111,27 +110,8 @@ impl core::fmt::Debug for TextImage {
 
 impl TextImage {
     fn of(file: &dyn Mappable, entry: Addr, memory: &Arc<MemoryFile>) -> Option<Self> {
-        let mut read = |offset: u64, len: u64| -> Option<Vec<u8>> {
-            let start = offset - offset % PAGE_SIZE;
-            let end = offset.checked_add(len)?.checked_next_multiple_of(PAGE_SIZE)?;
-            let piece = file.pieces(start, end - start, false).ok()?.into_iter().next()?;
-            if piece.offset != start {
-                return None;
-            }
-            let mut bytes = vec![0; usize::try_from(len).ok()?];
-            let mut done = 0;
-            while done < bytes.len() {
-                let rest = bytes.get_mut(done..)?;
-                let at = piece.fd_offset + (offset - start) + done as u64;
-                match rustix::io::pread(&*piece.fd, rest, at) {
-                    Ok(0) => return None,
-                    Ok(n) => done += n,
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => return None,
-                }
-            }
-            Some(bytes)
-        };
+        let mut window = Window { file, piece: None, start: 0, bytes: Vec::new() };
+        let mut read = |offset: u64, len: u64| window.read(offset, len);
         let elf = Elf::parse(&mut read)?;
         let plan = Plan::of(&elf, &mut read)?;
         plan.image(&elf, entry, memory).ok()
@@ -162,6 +142,64 @@ impl TextImage {
                 }
             }
         }
+    }
+}
+
+/// Reads a file, small pieces out of a larger one that is kept.
+struct Window<'a> {
+    file: &'a dyn Mappable,
+    piece: Option<MappedPiece>,
+    /// Byte of the file at the start of `bytes`.
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window<'_> {
+    /// What is read at once, in bytes.
+    const SIZE: u64 = 16 << 10;
+
+    fn read(&mut self, offset: u64, len: u64) -> Option<Vec<u8>> {
+        if len > Self::SIZE {
+            return self.fetch(offset, len).filter(|bytes| bytes.len() as u64 == len);
+        }
+        let end = offset.checked_add(len)?;
+        if offset < self.start || end > self.start + self.bytes.len() as u64 {
+            self.start = offset;
+            self.bytes = self.fetch(offset, Self::SIZE)?;
+        }
+        let from = usize::try_from(offset - self.start).ok()?;
+        self.bytes.get(from..from.checked_add(usize::try_from(len).ok()?)?).map(<[u8]>::to_vec)
+    }
+
+    /// Up to `len` bytes, fewer at the end of the file.
+    fn fetch(&mut self, offset: u64, len: u64) -> Option<Vec<u8>> {
+        let piece = self.piece(offset, len)?;
+        let at = piece.fd_offset + (offset - piece.offset);
+        let mut bytes = vec![0; usize::try_from(len).ok()?];
+        let mut done = 0;
+        while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(&*piece.fd, rest, at + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return None,
+            }
+        }
+        bytes.truncate(done);
+        Some(bytes)
+    }
+
+    /// The piece of a host descriptor that holds byte `offset`, and `len` bytes from there as far as the file goes.
+    fn piece(&mut self, offset: u64, len: u64) -> Option<MappedPiece> {
+        let holds = |piece: &MappedPiece| offset >= piece.offset && offset - piece.offset < piece.len;
+        if let Some(known) = self.piece.as_ref().filter(|known| holds(known)) {
+            return Some(known.clone());
+        }
+        let start = offset - offset % PAGE_SIZE;
+        let end = offset.checked_add(len)?.checked_next_multiple_of(PAGE_SIZE)?;
+        let found = self.file.pieces(start, end - start, false).ok()?.into_iter().next().filter(holds)?;
+        self.piece = Some(found.clone());
+        Some(found)
     }
 }
 
@@ -253,49 +291,73 @@ struct Plan {
     sites: Vec<Site>,
 }
 
-/// The start of every function and where its frame description stands, by address, from `.eh_frame_hdr`.
-fn functions(elf: &Elf, read: &mut Reader<'_>) -> Option<BTreeMap<u64, u64>> {
-    // Version 1; a pointer of any kind in four bytes; a count of four bytes; a table of four bytes, relative to itself.
-    const UDATA4: u8 = 3;
-    const DATAREL_SDATA4: u8 = 0x3b;
-    let table = read(elf.frames.offset, elf.frames.len.min(16 << 20))?;
-    if word::<4>(&table, 0)? != [1, 0x1b, UDATA4, DATAREL_SDATA4] {
-        return None;
+/// The functions that `.eh_frame_hdr` names: where each starts and where its frame description stands, in the order of
+/// their addresses as far as the file is honest.
+struct Functions {
+    base: u64,
+    table: Vec<u8>,
+    count: usize,
+}
+
+impl Functions {
+    const HEAD: usize = 12;
+    const ENTRY: usize = 8;
+
+    fn of(elf: &Elf, read: &mut Reader<'_>) -> Option<Self> {
+        // Version 1; a pointer of any kind in four bytes; a count of four bytes; a table of four bytes, relative to itself.
+        const UDATA4: u8 = 3;
+        const DATAREL_SDATA4: u8 = 0x3b;
+        let table = read(elf.frames.offset, elf.frames.len.min(16 << 20))?;
+        if word::<4>(&table, 0)? != [1, 0x1b, UDATA4, DATAREL_SDATA4] {
+            return None;
+        }
+        let count = word32(&table, 8)? as usize;
+        let whole = count.checked_mul(Self::ENTRY)?.checked_add(Self::HEAD)? <= table.len();
+        whole.then_some(Self { base: elf.frames.addr, table, count })
     }
-    let base = elf.frames.addr;
-    let relative = |at: usize| {
-        let distance = word(&table, at).map(i32::from_le_bytes)?;
-        base.checked_add_signed(i64::from(distance))
-    };
-    let count = word32(&table, 8)? as usize;
-    (0..count).map(|index| Some((relative(12 + index * 8)?, relative(16 + index * 8)?))).collect()
+
+    /// Start and frame description of function number `index`.
+    fn entry(&self, index: usize) -> Option<(u64, u64)> {
+        let at = Self::HEAD + index * Self::ENTRY;
+        let address = |at: usize| {
+            let distance = word(&self.table, at).map(i32::from_le_bytes)?;
+            self.base.checked_add_signed(i64::from(distance))
+        };
+        Some((address(at)?, address(at + 4)?))
+    }
+
+    /// The last function that starts at or before `addr`.
+    fn before(&self, addr: u64) -> Option<(u64, u64)> {
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.entry(middle)?.0 <= addr { low = middle + 1 } else { high = middle }
+        }
+        self.entry(low.checked_sub(1)?)
+    }
 }
 
 impl Plan {
     fn of(elf: &Elf, read: &mut Reader<'_>) -> Option<Self> {
         let text = read(elf.text.offset, elf.text.len)?;
-        let calls: Vec<u64> = text
-            .windows(2)
-            .enumerate()
-            .filter(|(_, bytes)| *bytes == [0x0f, 0x05])
-            .map(|(at, _)| elf.text.addr + at as u64)
-            .collect();
+        let calls: Vec<u64> =
+            memchr::memmem::find_iter(&text, &[0x0f, 0x05]).map(|at| elf.text.addr + at as u64).collect();
         if calls.is_empty() {
             return None;
         }
-        let functions = functions(elf, read)?;
+        let functions = Functions::of(elf, read)?;
         let mut sites = Vec::new();
         let mut calls = calls.into_iter().peekable();
         while let Some(call) = calls.peek().copied() {
-            let Some((start, frame)) = functions.range(..=call).next_back() else {
+            let Some((start, frame)) = functions.before(call) else {
                 calls.next();
                 continue;
             };
             // The description's own start must agree, and its length says where the function ends.
-            let end = elf.offset_of(*frame).and_then(|at| read(at, 16)).and_then(|frame_bytes| {
+            let end = elf.offset_of(frame).and_then(|at| read(at, 16)).and_then(|frame_bytes| {
                 let from = word(&frame_bytes, 8).map(i32::from_le_bytes)?;
                 let named = (frame + 8).checked_add_signed(i64::from(from))?;
-                (named == *start).then_some(start.checked_add(u64::from(word32(&frame_bytes, 12)?))?)
+                (named == start).then_some(start.checked_add(u64::from(word32(&frame_bytes, 12)?))?)
             });
             let mut inside = Vec::new();
             while let Some(call) = calls.next_if(|call| end.is_some_and(|end| *call < end)) {
@@ -304,7 +366,7 @@ impl Plan {
             if inside.is_empty() {
                 calls.next();
             } else {
-                find(elf, &text, *start, &inside, &mut sites);
+                find(elf, &text, start, &inside, &mut sites);
             }
         }
         (!sites.is_empty()).then_some(Self { text, sites })

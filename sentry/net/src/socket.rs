@@ -211,6 +211,10 @@ pub trait Socket: Send + Sync + Debug {
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()>;
     /// `SO_RCVTIMEO`, or `SO_SNDTIMEO` with `sending`; `None` for no limit.
     fn timeout(&self, sending: bool) -> Option<Nanos>;
+    /// How long `close` waits, in nanoseconds, where `SO_LINGER` asks for it and something is left to be sent.
+    fn lingers(&self) -> Option<Nanos> {
+        None
+    }
     fn readiness(&self) -> Events;
     fn wait_queue(&self) -> &WaitQueue;
     fn ioctl(&self, caller: &dyn Caller, command: u32, arg: u64) -> Result<i64>;

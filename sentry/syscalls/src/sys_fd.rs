@@ -7,14 +7,15 @@ use std::sync::Arc;
 use abi::fs::{FOwnerEx, Flock, OpenHow as RawHow};
 use fs_pipe::PipeEnd;
 use fs_tmpfs::{OpenTmpfs, open_tmpfs_file};
-use sentry_base::{Errno, Events, Nanos, Result};
+use sentry_base::{Errno, Events, Nanos, Result, WaitClass, WaitEnd, mono_now};
 use sentry_kernel::seccomp::Listener;
 use sentry_kernel::sigio;
 use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult};
+use sentry_net::SocketFile;
 use sentry_vfs::watch::event;
 use sentry_vfs::{
-    FileDescription, FileKind, FileLocks, Inode, IoCtx, IoStart, LeaseKind, Leased, LockOwner, LookupFlags,
-    OpenFlags, OpenHow, Opened, PendingOpen, RangeLock, as_dir,
+    FileDescription, FileKind, FileLocks, Inode, IoCtx, IoStart, JobControl, LeaseKind, Leased, LockOwner,
+    LookupFlags, OpenFlags, OpenHow, Opened, PendingOpen, RangeLock, as_dir,
 };
 
 use crate::args::{Bits, DirFd, PathPtr, Ptr};
@@ -24,7 +25,7 @@ use crate::table::syscalls;
 
 syscalls! {
     2 open(path: PathPtr, flags: Bits, mode: Bits) [call];
-    3 close(fd: i32) [sync];
+    3 close(fd: i32) [call];
     16 ioctl(fd: i32, command: Bits, arg: u64) [call];
     32 dup(fd: i32) [sync];
     33 dup2(old: i32, new: i32) [sync];
@@ -176,8 +177,40 @@ fn strict_how(cx: &Current, at: Ptr, size: usize) -> Result<OpenHow> {
     Ok(OpenHow { flags, mode: u32::try_from(raw.mode).unwrap_or(0), resolve })
 }
 
-fn close(cx: &mut Current, fd: i32) -> Result<()> {
-    cx.fds().close(fd, cx.pid())
+fn close(cx: &mut Current, fd: i32) -> Call<'_> {
+    let fds = cx.fds();
+    let file = match fds.remove(fd) {
+        Ok(file) => file,
+        Err(errno) => return Call::Done(Err(errno.into())),
+    };
+    // The last descriptor of a socket that is to be emptied first.
+    if Arc::strong_count(&file) == 1
+        && let Ok(socket) = SocketFile::of(&file)
+        && let Some(limit) = socket.lingers()
+    {
+        let until = mono_now().saturating_add(limit);
+        return Call::Wait(Box::pin(async move {
+            linger(cx, &file, until).await;
+            fds.closed(file, cx.pid());
+            Ok(0)
+        }));
+    }
+    fds.closed(file, cx.pid());
+    Call::Done(Ok(0))
+}
+
+/// Waits until the other end's system has taken what was sent (`sk_stream_wait_close`), a signal comes or time is over.
+async fn linger(cx: &mut Current, file: &Arc<FileDescription>, until: Nanos) {
+    /// How often that is looked at: what tells of it tells a writer, who wants more room than this.
+    const STEP: Nanos = 2_000_000;
+    while SocketFile::of(file).is_ok_and(|socket| socket.lingers().is_some()) {
+        let next = mono_now().saturating_add(STEP).min(until);
+        cx.task.sleeper().arm();
+        let end = cx.sleep(WaitClass::Interruptible, Some(next)).await;
+        if matches!(end, WaitEnd::Interrupted | WaitEnd::Killed) || next == until {
+            return;
+        }
+    }
 }
 
 fn close_range(cx: &mut Current, first: u32, last: u32, flags: Bits) -> Result<()> {
@@ -500,18 +533,24 @@ impl LockRequest {
 
 /// The Sentry's number for an owner that the caller names: a process, or a group as a negative number.
 fn resolve_owner(cx: &Current, id: i32) -> Result<i32> {
-    match id {
-        0 => Ok(0),
-        id if id < 0 => cx.resolve_pid(id.wrapping_neg()).map(|group| -group),
-        id => cx.resolve_pid(id),
+    if id == 0 {
+        return Ok(0);
     }
+    let number = id.checked_abs().ok_or(Errno::EINVAL)?;
+    let found = cx.resolve_pid(number)?;
+    // A process, or a group that has outlived its leader.
+    if cx.kernel().task(found).is_none() && cx.task.session_of_group(found).is_none() {
+        return Err(Errno::ESRCH);
+    }
+    Ok(if id < 0 { -found } else { found })
 }
 
 /// `f_setown`
-fn set_owner(cx: &Current, file: &FileDescription, id: i32) {
+fn set_owner(cx: &Current, file: &Arc<FileDescription>, id: i32) {
     let creds = cx.creds();
     file.note_owner_set_by(creds.uid, creds.euid);
     file.owner().store(id, Ordering::Relaxed);
+    file.tell_owner(Arc::clone(cx.task.kernel()) as _);
 }
 
 /// The same where the file may have an owner already, who stays.

@@ -64,7 +64,7 @@ fn one_segment(buf: Ptr, len: usize) -> Vec<IoSeg> {
 fn network(cx: &Current) -> Arc<NetworkNamespace> {
     let net = Arc::clone(&cx.namespaces().net);
     let network = net.extension::<NetworkNamespace>();
-    let first = cx.kernel().task(1).is_none_or(|init| init.namespaces().net.ino() == net.ino());
+    let first = cx.kernel().first_network().ino() == net.ino();
     network.belong_to(net.user_ns(), !first);
     network
 }

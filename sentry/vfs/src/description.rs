@@ -42,6 +42,8 @@ pub struct FileDescription {
     waiter: Mutex<Option<WaitId>, { rank::LEAF }>,
     attachment: Mutex<Option<Arc<dyn Any + Send + Sync>>, { rank::LEAF }>,
     watchers: Mutex<Vec<Weak<dyn CloseWatcher>>, { rank::LEAF }>,
+    /// Its place in the queue of its file, where its owner is to hear of events.
+    pub(crate) notice: OnceLock<sentry_base::WaitId>,
     /// Counts it among the users of its file.
     in_use: Option<InUse>,
 }
@@ -59,6 +61,11 @@ impl Drop for FileDescription {
         }
         if let Some(locks) = self.locks.get() {
             locks.release(self.lock_owner());
+        }
+        if let Some(id) = self.notice.get()
+            && let Some(queue) = self.ops.wait_queue()
+        {
+            queue.remove(*id);
         }
         self.watch_readiness(None);
         for watcher in core::mem::take(self.watchers.get_mut()) {
@@ -95,6 +102,7 @@ impl FileDescription {
             waiter: Mutex::new(None),
             attachment: Mutex::new(None),
             watchers: Mutex::new(Vec::new()),
+            notice: OnceLock::new(),
             in_use,
         })
     }

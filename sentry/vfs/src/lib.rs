@@ -32,6 +32,7 @@ mod inotify;
 mod lock_table;
 mod modify;
 mod mount;
+mod notice;
 mod open;
 mod usage;
 mod user_ns;

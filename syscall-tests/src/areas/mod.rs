@@ -19,6 +19,7 @@ mod frames;
 mod futex;
 mod futex_pi;
 mod futexv;
+mod inet_close;
 mod inet_dgram;
 mod inet_group;
 mod inet_options;
@@ -35,6 +36,7 @@ mod mm_limits;
 mod mount;
 mod mqueue;
 mod netdev;
+mod netdiag;
 mod netset;
 mod ns;
 mod openat2;
@@ -63,6 +65,7 @@ mod tmpfs;
 mod tree;
 mod tty;
 mod unix;
+mod urgent;
 mod xattr;
 
 /// Every area, in the order in which `list` prints them.
@@ -95,6 +98,9 @@ pub const AREAS: &[Area] = &[
     Area { name: "inet_options", cases: inet_options::CASES },
     Area { name: "netdev", cases: netdev::CASES },
     Area { name: "netset", cases: netset::CASES },
+    Area { name: "netdiag", cases: netdiag::CASES },
+    Area { name: "inet_close", cases: inet_close::CASES },
+    Area { name: "urgent", cases: urgent::CASES },
     Area { name: "tty", cases: tty::CASES },
     Area { name: "pty", cases: pty::CASES },
     Area { name: "path", cases: path::CASES },

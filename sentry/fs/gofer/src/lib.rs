@@ -33,7 +33,7 @@ use sentry_vfs::{Attr, FileSystem, Inode, StatFs, Timestamp};
 use dir::Seed;
 
 pub use inode::GoferInode;
-pub use session::{ConnectError, Session};
+pub use session::{ConnectError, OnLoss, Session};
 
 mod ranks {
     pub const TREE: u16 = 132;

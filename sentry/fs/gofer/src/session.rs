@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use gofer_protocol::{DecodeError, Hello, MAX_MESSAGE, Reply, Request, RequestWriter, VERSION};
 use hostsys::{retry, sock};
@@ -56,8 +56,12 @@ pub struct Session {
     sockets: Vec<Arc<OwnedFd>>,
     next: AtomicUsize,
     lost: AtomicBool,
+    on_loss: OnceLock<OnLoss>,
     calls: AtomicU64,
 }
+
+/// What is done when the gofer is lost, before the call that found out gives an error.
+pub type OnLoss = Box<dyn Fn() + Send + Sync>;
 
 impl core::fmt::Debug for Session {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -95,8 +99,15 @@ impl Session {
             sockets,
             next: AtomicUsize::new(0),
             lost: AtomicBool::new(false),
+            on_loss: OnceLock::new(),
             calls: AtomicU64::new(0),
         }))
+    }
+
+    /// Has `then` called by every call that finds the gofer gone: a program must not see its files fail before it is
+    /// ended. Locks of files, of address spaces and of a connection may be held by the caller. To be said once.
+    pub fn on_loss(&self, then: OnLoss) {
+        let _ = self.on_loss.set(then);
     }
 
     /// The sockets, to be watched for the gofer's end (`POLLHUP`). Nothing else may be done with them.
@@ -121,7 +132,7 @@ impl Session {
         read: impl FnOnce(&mut Answer<'_>) -> core::result::Result<T, Broken>,
     ) -> Result<T> {
         if self.is_lost() {
-            return Err(Errno::EIO);
+            return Err(self.give_up());
         }
         self.calls.fetch_add(1, Ordering::Relaxed);
         let mut connection = self.free_connection().ok_or(Errno::EIO)?;
@@ -144,6 +155,9 @@ impl Session {
 
     fn give_up(&self) -> Errno {
         self.lost.store(true, Ordering::Release);
+        if let Some(then) = self.on_loss.get() {
+            then();
+        }
         Errno::EIO
     }
 

@@ -10,7 +10,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use netstack::flow::{Settings, TcpFlow, Tuple};
+use netstack::flow::{KeepAlive, Settings, TcpFlow, Tuple};
 use netstack::frame::Frame;
 use netstack::iface::Route;
 use netstack::stream::{Change, End, LoopStream, Taken, TcpState};
@@ -66,6 +66,10 @@ struct Inner {
     sent_fin: bool,
     told_fin: bool,
     user_timeout: Option<Nanos>,
+    keep_alive: Option<KeepAlive>,
+    /// Questions that the other end has not answered, and when the last one was sent.
+    probes: u32,
+    probed: Nanos,
 }
 
 /// A connection with the outside.
@@ -124,6 +128,9 @@ impl Flow {
                 sent_fin: false,
                 told_fin: false,
                 user_timeout: None,
+                keep_alive: settings.keep_alive,
+                probes: 0,
+                probed: now,
             }),
             scheduled: AtomicU64::new(Nanos::MAX),
         });
@@ -156,7 +163,7 @@ impl Flow {
         let stage = Stage::Opening(Arc::downgrade(core));
         Self::make(net, outside, (tuple, route), settings, stage, |me| {
             let mut stream = LoopStream::new(core.limits_outside(), (0, 0));
-            core.configure_stream(&mut stream, End::Client);
+            core.configure_stream(&mut stream, End::Client, true);
             stream.set_urgent_inline(End::Server, true);
             Some(Link::new(net, stream, side, Side::Wire(Weak::clone(me))))
         })
@@ -211,6 +218,7 @@ impl Flow {
         let mut inner = self.inner.lock();
         inner.tcp.configure(settings);
         inner.user_timeout = user_timeout;
+        inner.keep_alive = settings.keep_alive;
     }
 
     /// The state as the packets have it, and bytes that are not acknowledged.
@@ -226,6 +234,10 @@ impl Flow {
     /// Whether an error may be about a segment of this flow: one that is sent and not acknowledged (RFC 5927).
     pub(super) fn has_sent(&self, sequence: u32) -> bool {
         self.inner.lock().tcp.is_unacknowledged(sequence)
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        self.inner.lock().has_unsent()
     }
 
     /// The path carries less than was thought.
@@ -251,7 +263,9 @@ impl Flow {
 
     fn forget(&self) {
         if let Some(outside) = self.net.outside.get() {
-            drop(outside.flows.lock().remove(&self.tuple));
+            let is_this = |flow: &Arc<Self>| core::ptr::eq(Arc::as_ptr(flow), self);
+            let gone = outside.flows.lock().remove(&self.tuple, is_this);
+            drop(gone);
         }
     }
 
@@ -275,6 +289,7 @@ impl Flow {
             }
             if let Some(packet) = arrived {
                 inner.heard = now;
+                inner.probes = 0;
                 inner.tcp.arrive(packet, now, &mut frames);
             }
             let inner = &mut *inner;
@@ -285,6 +300,7 @@ impl Flow {
                 news.link = Some(link);
             }
             inner.check_patience(now);
+            inner.keep_alive(now, &mut frames);
             inner.tcp.advance(now, &mut frames);
             self.send_all(outside, frames);
             inner.note_end(now, &mut news);
@@ -292,7 +308,7 @@ impl Flow {
                 outside.flows.lock().rest(self.tuple, ours, expected, now);
                 news.gone = true;
             }
-            if inner.tcp.is_over() && inner.tcp.readable() == 0 {
+            if inner.tcp.is_over() && (inner.tcp.readable() == 0 || inner.is_unheard()) {
                 news.gone = true;
             }
             if news.gone {
@@ -371,7 +387,7 @@ impl Flow {
     /// A stream for the socket that a listener makes for this flow.
     pub(super) fn stream_for(core: &TcpCore) -> LoopStream {
         let mut stream = LoopStream::new((0, 0), core.limits_outside());
-        core.configure_stream(&mut stream, End::Server);
+        core.configure_stream(&mut stream, End::Server, true);
         stream.set_urgent_inline(End::Client, true);
         stream
     }
@@ -467,6 +483,12 @@ impl Inner {
         }
     }
 
+    /// Whether nobody will take what comes.
+    fn is_unheard(&self) -> bool {
+        matches!(self.stage, Stage::Open)
+            && self.link.as_ref().is_none_or(|link| link.stream.lock().room(self.wire, false).is_err())
+    }
+
     fn limit(&self) -> Nanos {
         match self.stage {
             Stage::Opening(_) => self.user_timeout.unwrap_or(OPENING),
@@ -491,6 +513,49 @@ impl Inner {
             && now.saturating_sub(since) >= FIN_WAIT
         {
             self.tcp.give_up();
+        }
+    }
+
+    /// When the other end of an idle connection is to be asked whether it is there (`tcp_keepalive_timer`).
+    fn next_probe(&self) -> Option<(KeepAlive, Nanos)> {
+        let keep = self.keep_alive?;
+        let open = matches!(self.tcp.state(), TcpState::Established | TcpState::CloseWait);
+        if !open || self.tcp.awaits_answer() || self.orphan_since.is_some() {
+            return None;
+        }
+        let asked = self.probes > 0;
+        Some((keep, if asked { self.probed + keep.interval } else { self.heard + keep.idle }))
+    }
+
+    fn keep_alive(&mut self, now: Nanos, frames: &mut Vec<Frame>) {
+        let Some((keep, _)) = self.next_probe().filter(|(_, at)| *at <= now) else { return };
+        let silent = now.saturating_sub(self.heard);
+        // `TCP_USER_TIMEOUT` takes the place of the count.
+        let over = match self.user_timeout {
+            Some(limit) => self.probes > 0 && silent >= limit,
+            None => self.probes >= keep.count,
+        };
+        if over {
+            return self.tcp.give_up();
+        }
+        self.probes += 1;
+        self.probed = now;
+        self.tcp.probe(now, frames);
+    }
+
+    /// Whether something is on its way that the other end has not acknowledged, or is yet to be sent: data, or a FIN.
+    fn has_unsent(&self) -> bool {
+        let waits = self.link.as_ref().is_some_and(|link| {
+            let stream = link.stream.lock();
+            stream.unread_by_peer(self.wire.other()) > 0 && !stream.was_reset(self.wire)
+        });
+        match self.stage {
+            Stage::Open => {
+                let owes = self.tcp.unacknowledged() > 0
+                    || matches!(self.tcp.state(), TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck);
+                waits || owes
+            }
+            _ => false,
         }
     }
 
@@ -541,6 +606,9 @@ impl Inner {
         }
         if let Some(since) = self.orphan_since {
             offer((since + FIN_WAIT).max(now + SECOND));
+        }
+        if let Some((_, at)) = self.next_probe() {
+            offer(at.max(now + 1_000_000));
         }
         at
     }

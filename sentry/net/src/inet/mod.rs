@@ -59,6 +59,8 @@ pub struct Inet {
     unprivileged_port_start: AtomicU16,
     /// The user namespace whose capabilities count here.
     owner: OnceLock<Arc<UserNs>>,
+    /// The `AF_UNIX` sockets of the same network.
+    pub(crate) unix: OnceLock<Weak<crate::UnixNamespace>>,
     /// Links, where this network has some.
     pub(crate) outside: OnceLock<Outside>,
 }
@@ -80,6 +82,7 @@ impl Default for Inet {
             stats: Stats::default(),
             unprivileged_port_start: AtomicU16::new(1024),
             owner: OnceLock::new(),
+            unix: OnceLock::new(),
             outside: OnceLock::new(),
         }
     }

@@ -593,6 +593,21 @@ impl Inet {
         Carried { received: all, sent: all, dropped: 0 }
     }
 
+    /// Waits until every connection's last bytes have been acknowledged outside, `limit` at the longest. A kernel goes on
+    /// sending what a dead process has written; so does the sandbox before it ends.
+    pub fn settle(&self, limit: core::time::Duration) {
+        const STEP: core::time::Duration = core::time::Duration::from_millis(2);
+        let Some(outside) = self.outside.get() else { return };
+        let until = std::time::Instant::now() + limit;
+        let waits = || {
+            let flows: Vec<Arc<Flow>> = outside.flows.lock().values().map(Arc::clone).collect();
+            flows.iter().any(|flow| flow.has_unsent())
+        };
+        while waits() && std::time::Instant::now() < until {
+            std::thread::sleep(STEP);
+        }
+    }
+
     /// Neighbours whose hardware addresses are known, and whether they were heard of lately.
     pub(crate) fn neighbors(&self) -> Vec<(u32, IpAddr, Hardware, bool)> {
         self.outside.get().map(|o| o.neighbors.lock().known(mono_now())).unwrap_or_default()

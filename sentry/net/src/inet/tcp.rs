@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use netstack::Ready;
-use netstack::flow::Settings;
+use netstack::flow::{KeepAlive, Settings};
 use netstack::iface::Route;
 use netstack::ports::{BindingId, Local, Sharing};
 use netstack::stream::{Change, End, LoopStream, TcpState};
@@ -134,6 +134,21 @@ pub(super) struct Connection {
     pub(super) link: Arc<Link>,
     pub(super) end: End,
     pub(super) peer: SocketAddr,
+}
+
+impl Connection {
+    /// Whether the socket has connected to itself: it has both ends then, and reads at the other one.
+    pub(super) fn is_own(&self) -> bool {
+        match (self.link.side(End::Client), self.link.side(End::Server)) {
+            (Side::Socket { queue: a, .. }, Side::Socket { queue: b, .. }) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    /// The end to read from.
+    pub(super) fn reader(&self) -> End {
+        if self.is_own() { self.end.other() } else { self.end }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -267,7 +282,7 @@ impl TcpCore {
             set(libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, 64)
         };
         let keep_alive = self.options.flag(libc::SOL_SOCKET, libc::SO_KEEPALIVE);
-        let idle = u64::try_from(self.options.number(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE)).unwrap_or(7200);
+        let tcp = |name| u64::try_from(self.options.number(libc::IPPROTO_TCP, name)).unwrap_or(1).max(1);
         let asked = usize::try_from(set(libc::IPPROTO_TCP, libc::TCP_MAXSEG, 0)).unwrap_or(0);
         let mtu = route.mtu as usize;
         Settings {
@@ -276,13 +291,17 @@ impl TcpCore {
             mtu: if asked > 0 { mtu.min(asked + if route.source.is_ipv4() { 40 } else { 60 }) } else { mtu },
             hops: u8::try_from(hops).ok().filter(|hops| *hops > 0).unwrap_or(64),
             no_delay: self.options.flag(libc::IPPROTO_TCP, libc::TCP_NODELAY),
-            keep_alive: keep_alive.then(|| idle.max(1) * 1_000_000_000),
+            keep_alive: keep_alive.then(|| KeepAlive {
+                idle: tcp(libc::TCP_KEEPIDLE) * 1_000_000_000,
+                interval: tcp(libc::TCP_KEEPINTVL) * 1_000_000_000,
+                count: u32::try_from(tcp(libc::TCP_KEEPCNT)).unwrap_or(9),
+            }),
         }
     }
 
     /// Hands the options that a stream needs to it.
-    pub(super) fn configure_stream(&self, stream: &mut LoopStream, end: End) {
-        let (receive, send) = self.limits();
+    pub(super) fn configure_stream(&self, stream: &mut LoopStream, end: End, outside: bool) {
+        let (receive, send) = if outside { self.limits_outside() } else { self.limits() };
         stream.set_limits(end, receive, send);
         stream.set_urgent_inline(end, self.options.flag(libc::SOL_SOCKET, libc::SO_OOBINLINE));
         let low = self.options.number(libc::SOL_SOCKET, libc::SO_RCVLOWAT);
@@ -305,7 +324,13 @@ impl TcpCore {
             Phase::Connected { connection, .. } => connection.clone(),
         };
         drop(state);
-        fault | events(connection.link.stream.lock().readiness(connection.end))
+        let reader = connection.reader();
+        let mut stream = connection.link.stream.lock();
+        let mut ready = stream.readiness(reader);
+        if reader != connection.end {
+            ready = ready.difference(Ready::OUT) | stream.readiness(connection.end).intersection(Ready::OUT);
+        }
+        fault | events(ready)
     }
 }
 
@@ -374,6 +399,10 @@ impl Socket for TcpSocket {
 
     fn shutdown(&self, how: i32) -> Result<()> {
         self.0.shutdown(how)
+    }
+
+    fn lingers(&self) -> Option<sentry_base::Nanos> {
+        self.0.lingers()
     }
 
     fn local_address(&self) -> Result<Vec<u8>> {

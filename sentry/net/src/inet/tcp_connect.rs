@@ -21,6 +21,8 @@ use crate::{SockCtx, Socket};
 
 /// `net.core.somaxconn`.
 const SOMAXCONN: usize = 4096;
+/// Ports that are tried for a connection with the outside.
+const PORTS_TRIED: u32 = 256;
 /// Connects that wait at a listener whose queue is full; more are refused.
 const MAX_WAITING: usize = 1024;
 
@@ -197,9 +199,19 @@ impl TcpCore {
         }
         let route = self.net.interfaces.lock().route(to.ip(), given).map_err(errno)?;
         let (now, sharing) = (mono_now(), self.sharing());
-        let id = {
+        // The packets of a connection that was closed may still be on their way, after its port was given up.
+        let lingers = |port| {
+            let tuple = Tuple { local: SocketAddr::new(route.source, port), remote: to };
+            let outside = self.net.outside.get().filter(|_| route.next_hop.is_some());
+            outside.is_some_and(|outside| outside.flows.lock().get(&tuple).is_some())
+        };
+        if binding.is_some_and(|id| lingers(id.port)) {
+            return Err(Errno::EADDRNOTAVAIL);
+        }
+        let mut tries = PORTS_TRIED;
+        let id = loop {
             let mut table = self.net.tcp.lock();
-            match binding {
+            let id = match binding {
                 Some(id) if table.is_connected(id, route.source, to, now) => {
                     return Err(Errno::EADDRNOTAVAIL);
                 }
@@ -213,6 +225,15 @@ impl TcpCore {
                 None => table
                     .bind_for_connection(route.source, to, sharing, self.me.clone(), now)
                     .map_err(errno)?,
+            };
+            drop(table);
+            if binding.is_some() || !lingers(id.port) {
+                break id;
+            }
+            self.net.tcp.lock().release(id);
+            tries -= 1;
+            if tries == 0 {
+                return Err(Errno::EADDRNOTAVAIL);
             }
         };
         let mut state = self.state.lock();
@@ -283,11 +304,14 @@ impl TcpCore {
             let found = table.find(to, from, |binding| u32::from(binding.listening));
             found.and_then(|binding| binding.owner.upgrade())
         };
+        let Some(me) = self.me.upgrade() else { return Attempt::Refused };
         let Some(listener) = listener else {
+            if to == from {
+                return self.connect_to_itself((from, id));
+            }
             self.net.stats.tcp_resets.add(1);
             return Attempt::Refused;
         };
-        let Some(me) = self.me.upgrade() else { return Attempt::Refused };
         let mut theirs = listener.state.lock();
         let Phase::Listening(listening) = &mut theirs.phase else { return Attempt::Refused };
         if listening.queue.len() > listening.limit {
@@ -311,6 +335,33 @@ impl TcpCore {
         Attempt::Connected
     }
 
+    /// A socket that connects to its own address meets its own SYN (RFC 793, simultaneous open).
+    fn connect_to_itself(&self, (at, id): (SocketAddr, BindingId)) -> Attempt {
+        let mut stream = LoopStream::new(self.limits(), self.limits());
+        self.configure_stream(&mut stream, End::Client, false);
+        self.configure_stream(&mut stream, End::Server, false);
+        let side = || Side::Socket { queue: Arc::clone(&self.queue), binding: id };
+        let link = Link::new(&self.net, stream, side(), side());
+        let connection = Connection { link, end: End::Client, peer: at };
+        self.state.lock().phase = Phase::Connected { connection, told: true };
+        Attempt::Connected
+    }
+
+    /// What `SO_LINGER` has `close` wait for, in nanoseconds: bytes that the other end's system has not taken.
+    pub(super) fn lingers(&self) -> Option<u64> {
+        let seconds = self.options.linger().and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0)?;
+        let connection = self.connection()?;
+        let waits = match connection.link.flow() {
+            Some(flow) => flow.has_unsent(),
+            None => {
+                let stream = connection.link.stream.lock();
+                let open = stream.state(connection.end) != netstack::stream::TcpState::Close;
+                open && stream.is_beyond_receiver(connection.end)
+            }
+        };
+        waits.then(|| seconds.saturating_mul(1_000_000_000))
+    }
+
     /// Makes the server's end of a connection that `client` opens, and the connection.
     fn accepted(
         &self,
@@ -322,8 +373,8 @@ impl TcpCore {
         let sharing = self.sharing();
         let server_id = self.net.tcp.lock().adopt(to.port(), to.ip(), from, sharing, server.me.clone());
         let mut stream = LoopStream::new(client.limits(), server.limits());
-        client.configure_stream(&mut stream, End::Client);
-        server.configure_stream(&mut stream, End::Server);
+        client.configure_stream(&mut stream, End::Client, false);
+        server.configure_stream(&mut stream, End::Server, false);
         let client_side = Side::Socket { queue: Arc::clone(&client.queue), binding: id };
         let server_side = Side::Socket { queue: Arc::clone(&server.queue), binding: server_id };
         let link = Link::new(&self.net, stream, client_side, server_side);
@@ -540,11 +591,15 @@ impl TcpCore {
             Phase::Connected { connection, .. } => {
                 let change = {
                     let mut stream = connection.link.stream.lock();
-                    if abort {
+                    let mut change = if abort {
                         stream.disconnect(connection.end)
                     } else {
                         stream.close(connection.end, false)
+                    };
+                    if connection.is_own() {
+                        change.merge(stream.disconnect(connection.end.other()));
                     }
+                    change
                 };
                 connection.link.apply(change);
                 let state = connection.link.stream.lock().state(connection.end);

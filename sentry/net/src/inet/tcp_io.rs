@@ -136,7 +136,8 @@ impl TcpCore {
 
     fn recv_urgent(connection: &Connection, msg: &mut RecvMsg<'_, '_>) -> Result<usize> {
         let peek = msg.flags & libc::MSG_PEEK != 0;
-        let byte = connection.link.stream.lock().take_urgent(connection.end, peek).ok_or(Errno::EINVAL)?;
+        let byte =
+            connection.link.stream.lock().take_urgent(connection.reader(), peek).ok_or(Errno::EINVAL)?;
         msg.out_flags |= libc::MSG_OOB;
         if msg.data.remaining() == 0 {
             msg.out_flags |= libc::MSG_TRUNC;
@@ -151,7 +152,7 @@ impl TcpCore {
         connection: &Connection,
         msg: &mut RecvMsg<'_, '_>,
     ) -> Result<IoStart<usize>> {
-        let Connection { link, end, .. } = connection;
+        let (link, end) = (&connection.link, &connection.reader());
         // With `MSG_TRUNC` the bytes are thrown away and the application's memory is left alone.
         let discard = msg.flags & libc::MSG_TRUNC != 0;
         let mut want = msg.data.remaining();
@@ -196,7 +197,7 @@ impl TcpCore {
     }
 
     fn peek(&self, connection: &Connection, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
-        let Connection { link, end, .. } = connection;
+        let (link, end) = (&connection.link, &connection.reader());
         let discard = msg.flags & libc::MSG_TRUNC != 0;
         let offset = self.options.set_or(libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1);
         let offset = usize::try_from(offset).unwrap_or(0);

@@ -136,7 +136,8 @@ impl TcpCore {
                 binding.sharing = sharing;
             }
             if let Some(connection) = self.connection() {
-                self.configure_stream(&mut connection.link.stream.lock(), connection.end);
+                let outside = connection.link.flow().is_some();
+                self.configure_stream(&mut connection.link.stream.lock(), connection.end, outside);
             }
         }
         if let Some(flow) = self.connection().and_then(|c| c.link.flow()) {
@@ -157,8 +158,8 @@ impl TcpCore {
                     Some(connection) => {
                         let stream = connection.link.stream.lock();
                         match command {
-                            SIOCINQ => stream.readable(connection.end),
-                            SIOCATMARK => usize::from(stream.at_mark(connection.end)),
+                            SIOCINQ => stream.readable(connection.reader()),
+                            SIOCATMARK => usize::from(stream.at_mark(connection.reader())),
                             // What the peer's kernel has taken in is out of the queue, read or not.
                             _ if connection.link.flow().is_some() => {
                                 let queued = stream.unread_by_peer(connection.end);

@@ -1,4 +1,5 @@
-//! `NETLINK_SOCK_DIAG`: the sockets of the Internet families, for `ss` (`sock_diag(7)`, `net/ipv4/inet_diag.c`).
+//! `NETLINK_SOCK_DIAG`: the sockets of the Internet families and of `AF_UNIX`, for `ss` (`sock_diag(7)`,
+//! `net/ipv4/inet_diag.c`, `net/unix/diag.c`).
 
 use abi::net::NlMsgHdr;
 use sentry_base::{Errno, Result};
@@ -6,6 +7,7 @@ use sentry_base::{Errno, Result};
 use super::wire::{Message, NLM_F_DUMP, NLM_F_MULTI};
 use crate::Inet;
 use crate::inet::report::Row;
+use crate::unix::report::UnixRow;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Bytes of `struct inet_diag_req_v2`.
@@ -17,13 +19,16 @@ pub(super) fn serve(net: &Inet, header: &NlMsgHdr, body: &[u8], pid: u32) -> Res
         return Err(Errno::EINVAL);
     }
     let [family, protocol, ..] = *body else { return Err(Errno::EINVAL) };
+    if i32::from(family) == libc::AF_UNIX {
+        return unix(net, header, body, pid);
+    }
     if header.flags & NLM_F_DUMP != NLM_F_DUMP {
         return Err(Errno::ENOENT);
     }
     let domain = match i32::from(family) {
         libc::AF_INET => crate::Domain::V4,
         libc::AF_INET6 => crate::Domain::V6,
-        libc::AF_UNIX | libc::AF_NETLINK | libc::AF_PACKET => return Ok(Vec::new()),
+        libc::AF_NETLINK | libc::AF_PACKET => return Ok(Vec::new()),
         _ => return Err(Errno::ENOENT),
     };
     if body.len() < REQUEST {
@@ -37,6 +42,80 @@ pub(super) fn serve(net: &Inet, header: &NlMsgHdr, body: &[u8], pid: u32) -> Res
     };
     let wanted = rows.iter().filter(|row| states & 1_u32.checked_shl(u32::from(row.state)).unwrap_or(0) != 0);
     Ok(wanted.map(|row| describe(row, family, header, pid)).collect())
+}
+
+/// Bytes of `struct unix_diag_req`.
+const UNIX_REQUEST: usize = 24;
+
+/// `unix_diag_handler_dump`: all sockets in the states asked for, or the one with an inode number.
+fn unix(net: &Inet, header: &NlMsgHdr, body: &[u8], pid: u32) -> Result<Vec<Vec<u8>>> {
+    if body.len() < UNIX_REQUEST {
+        return Err(Errno::EINVAL);
+    }
+    let word = |at: usize| {
+        let bytes = body.get(at..at + 4).and_then(<[u8]>::first_chunk);
+        bytes.map_or(0, |b| u32::from_ne_bytes(*b))
+    };
+    let (states, inode, show) = (word(4), word(8), word(12));
+    let Some(names) = net.unix.get().and_then(std::sync::Weak::upgrade) else { return Ok(Vec::new()) };
+    if header.flags & NLM_F_DUMP == NLM_F_DUMP {
+        let asked = |row: &UnixRow| states & 1_u32.checked_shl(u32::from(row.state)).unwrap_or(0) != 0;
+        let rows = names.rows();
+        let wanted = rows.iter().filter(|row| asked(row));
+        return Ok(wanted.map(|row| describe_unix(row, show, NLM_F_MULTI, header, pid)).collect());
+    }
+    if inode == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let row = names.row_of(u64::from(inode)).ok_or(Errno::ENOENT)?;
+    let cookie = [word(16), word(20)];
+    if cookie != [u32::MAX; 2] && cookie != [inode, 0] {
+        return Err(Errno::ESTALE);
+    }
+    Ok(vec![describe_unix(&row, show, 0, header, pid)])
+}
+
+/// `struct unix_diag_msg` and the attributes that `show` names.
+fn describe_unix(row: &UnixRow, show: u32, flags: u16, header: &NlMsgHdr, pid: u32) -> Vec<u8> {
+    const NAME: u32 = 1;
+    const VFS: u32 = 2;
+    const PEER: u32 = 4;
+    const ICONS: u32 = 8;
+    const RQLEN: u32 = 16;
+    const MEMINFO: u32 = 32;
+    const UID: u32 = 64;
+    let short = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let pair = |a: u32, b: u32| [a.to_ne_bytes(), b.to_ne_bytes()].concat();
+    let mut fixed = vec![u8::try_from(libc::AF_UNIX).unwrap_or(1), row.kind, row.state, 0];
+    // The inode number, and again as a cookie.
+    fixed.extend_from_slice(&short(row.inode).to_ne_bytes());
+    fixed.extend_from_slice(&row.inode.to_ne_bytes());
+    let mut message = Message::new(SOCK_DIAG_BY_FAMILY, flags, header, pid);
+    message.fixed(&fixed);
+    if show & NAME != 0 && !row.name.is_empty() {
+        message.attr(0, &row.name);
+    }
+    if let Some((inode, device)) = row.file.filter(|_| show & VFS != 0) {
+        message.attr(1, &pair(short(inode), short(device)));
+    }
+    if let Some(peer) = row.peer.filter(|_| show & PEER != 0) {
+        message.u32(2, short(peer));
+    }
+    if show & ICONS != 0 && row.listens {
+        let all: Vec<[u8; 4]> = row.waiting.iter().map(|inode| short(*inode).to_ne_bytes()).collect();
+        message.attr(3, all.as_flattened());
+    }
+    if show & RQLEN != 0 {
+        message.attr(4, &pair(row.queues.0, row.queues.1));
+    }
+    if show & MEMINFO != 0 {
+        message.attr(5, &[0; 36]);
+    }
+    message.attr(6, &[row.shut]);
+    if show & UID != 0 {
+        message.u32(7, row.uid);
+    }
+    message.finish()
 }
 
 /// `struct inet_diag_msg`.

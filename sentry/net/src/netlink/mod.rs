@@ -107,6 +107,14 @@ impl NetlinkSocket {
         net.netlink.0.lock().push(Arc::downgrade(&core));
         Ok(Arc::new(Self(core)))
     }
+
+    /// Serves the messages of one datagram and gives the answers: a send, and as many receives as there is to receive.
+    pub fn ask(&self, caller: &dyn Caller, datagram: &[u8]) -> Vec<Vec<u8>> {
+        self.0.serve(caller, datagram);
+        let mut state = self.0.state.lock();
+        state.held = 0;
+        core::mem::take(&mut state.inbox).into_iter().map(|(_, message)| message).collect()
+    }
 }
 
 /// `struct sockaddr_nl`: port and groups.

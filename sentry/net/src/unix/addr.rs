@@ -96,7 +96,9 @@ impl UnixNamespace {
 
     /// The names beside these Internet protocols.
     pub(crate) fn beside(inet: &Arc<Inet>) -> Arc<Self> {
-        Arc::new(Self { inet: Arc::clone(inet), ..Self::default() })
+        let names = Arc::new(Self { inet: Arc::clone(inet), ..Self::default() });
+        let _ = inet.unix.set(Arc::downgrade(&names));
+        names
     }
 
     pub(super) fn find(&self, kind: i32, name: &Arc<[u8]>) -> Option<Arc<Core>> {

@@ -132,6 +132,17 @@ pub(super) struct Message {
     pub(super) creds: Ucred,
     pub(super) rights: Rights,
     pub(super) charge: Charge,
+    pub(super) mark: Mark,
+}
+
+/// Whether a message is the urgent byte of a stream (`MSG_OOB`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Mark {
+    #[default]
+    None,
+    Urgent,
+    /// It has been taken; its place stays.
+    Taken,
 }
 
 impl Message {

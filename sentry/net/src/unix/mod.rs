@@ -8,7 +8,7 @@ mod connect;
 mod garbage;
 mod message;
 mod options;
-mod report;
+pub(crate) mod report;
 mod transfer;
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -328,7 +328,7 @@ impl Socket for UnixSocket {
     }
 
     fn try_send(&self, cx: &SockCtx<'_>, msg: &mut SendMsg<'_, '_>) -> Result<IoStart<usize>> {
-        if msg.flags & libc::MSG_OOB != 0 {
+        if msg.flags & libc::MSG_OOB != 0 && (self.0.kind != Kind::Stream || msg.data.remaining() == 0) {
             return Err(Errno::EOPNOTSUPP);
         }
         match self.0.kind {
@@ -338,10 +338,8 @@ impl Socket for UnixSocket {
     }
 
     fn try_recv(&self, cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
-        if msg.flags & libc::MSG_OOB != 0 {
-            return Err(Errno::EOPNOTSUPP);
-        }
         match self.0.kind {
+            _ if msg.flags & libc::MSG_OOB != 0 => self.0.recv_urgent(msg).map(IoStart::Done),
             Kind::Stream => self.0.recv_stream(msg),
             Kind::Datagram | Kind::SeqPacket => self.0.recv_datagram(cx, msg),
         }

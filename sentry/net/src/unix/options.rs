@@ -56,6 +56,11 @@ impl Options {
         self.pass_credentials.load(Ordering::Relaxed)
     }
 
+    /// `SO_OOBINLINE`.
+    pub(super) fn takes_urgent_inline(&self) -> bool {
+        self.kept.lock().get(&libc::SO_OOBINLINE).is_some_and(|value| value.iter().any(|byte| *byte != 0))
+    }
+
     /// Where the next peek begins (`SO_PEEK_OFF`).
     pub(super) fn peek_offset(&self) -> usize {
         usize::try_from(self.peek_offset.load(Ordering::Relaxed)).unwrap_or(0)

@@ -8,7 +8,7 @@ use sentry_base::{Errno, Events, Result};
 use sentry_vfs::{Caller, IoStart};
 
 use super::addr::Address;
-use super::message::{Charge, Message, OVERHEAD, Rights};
+use super::message::{Charge, Mark, Message, OVERHEAD, Rights};
 use super::{Core, Kind, MAX_DATAGRAMS, State};
 use crate::inet::netdev;
 use crate::{RecvMsg, SendMsg, SockCtx};
@@ -21,6 +21,7 @@ const MERGED: usize = 4096;
 /// `SIOCINQ` and `SIOCOUTQ`.
 const SIOCINQ: u32 = abi::tty::ioc::FIONREAD;
 const SIOCOUTQ: u32 = abi::tty::ioc::TIOCOUTQ;
+const SIOCATMARK: u32 = 0x8905;
 
 impl Core {
     /// `unix_stream_sendmsg`.
@@ -48,7 +49,11 @@ impl Core {
             if !self.has_buffer() {
                 return Ok(if sent > 0 { IoStart::Done(sent) } else { IoStart::WouldBlock });
             }
-            let mut data = vec![0; msg.data.remaining().min(PIECE)];
+            // The last byte may be urgent: it is a piece of its own.
+            let left = msg.data.remaining();
+            let urgent = msg.flags & libc::MSG_OOB != 0;
+            let is_mark = urgent && left == 1;
+            let mut data = vec![0; if urgent && left > 1 { left - 1 } else { left }.min(PIECE)];
             if data.is_empty() {
                 return Ok(IoStart::Done(sent));
             }
@@ -71,9 +76,15 @@ impl Core {
                 };
             }
             state.unread += got;
+            let is_mark = is_mark && got == 1;
+            if is_mark {
+                state.forget_urgent();
+            }
             match state.inbox.back_mut() {
                 Some(last)
                     if rights.is_empty()
+                        && !is_mark
+                        && last.mark == Mark::None
                         && last.rights.is_empty()
                         && last.creds == creds
                         && last.data.len() + got <= MERGED =>
@@ -90,11 +101,12 @@ impl Core {
                         creds,
                         rights,
                         charge,
+                        mark: if is_mark { Mark::Urgent } else { Mark::None },
                     });
                 }
             }
             drop(state);
-            peer.queue.notify(Events::READABLE);
+            peer.queue.notify(if is_mark { Events::READABLE | Events::PRI } else { Events::READABLE });
             sent += got;
             if got < want {
                 return Ok(IoStart::Done(sent));
@@ -117,6 +129,26 @@ impl Core {
             return Err(Errno::EINVAL);
         }
         while msg.data.remaining() > 0 && msg.rights.is_empty() {
+            if state.inbox.get(at).is_some_and(|message| message.mark != Mark::None) {
+                // A read ends at the urgent byte's place; the next one begins behind it (`manage_oob`).
+                if copied > 0 {
+                    break;
+                }
+                match (self.options.takes_urgent_inline(), peek) {
+                    (true, false) => state.forget_urgent(),
+                    (true, true) => {}
+                    (false, true) => {
+                        at += 1;
+                        continue;
+                    }
+                    (false, false) => {
+                        let gone = state.inbox.remove(at);
+                        state.unread -= gone.as_ref().map_or(0, |m| m.rest().len()).min(state.unread);
+                        freed.extend(gone);
+                        continue;
+                    }
+                }
+            }
             let Some(message) = state.inbox.get_mut(at) else { break };
             // One call never glues together what different senders wrote.
             if msg.creds.is_some_and(|creds| creds != message.creds) {
@@ -172,6 +204,35 @@ impl Core {
         drop(freed);
         self.options.move_peek_offset(copied, peek);
         outcome
+    }
+
+    /// `unix_stream_recv_urg`.
+    pub(super) fn recv_urgent(&self, msg: &mut RecvMsg<'_, '_>) -> Result<usize> {
+        if self.kind != Kind::Stream {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let mut gone = None;
+        let mut state = self.state.lock();
+        if self.options.takes_urgent_inline() {
+            return Err(Errno::EINVAL);
+        }
+        let at = state.inbox.iter().position(|message| message.mark == Mark::Urgent).ok_or(Errno::EINVAL)?;
+        let message = state.inbox.get_mut(at).ok_or(Errno::EINVAL)?;
+        let byte = message.data.first().copied().ok_or(Errno::EINVAL)?;
+        if msg.flags & libc::MSG_PEEK == 0 {
+            message.mark = Mark::Taken;
+            message.data.clear();
+            if at == 0 {
+                gone = state.inbox.pop_front();
+            }
+            state.unread = state.unread.saturating_sub(1);
+        }
+        msg.out_flags |= libc::MSG_OOB;
+        msg.from = Some(Vec::new());
+        let taken = if msg.data.remaining() == 0 { Ok(0) } else { msg.data.write(&[byte]) };
+        drop(state);
+        drop(gone);
+        taken
     }
 
     /// Where a datagram goes: to the address given, else to the peer.
@@ -259,7 +320,8 @@ impl Core {
         };
         let charge = Charge::new(&me, len + OVERHEAD);
         state.unread += len;
-        state.inbox.push_back(Message { data, read: 0, from, creds, rights, charge });
+        let mark = Mark::None;
+        state.inbox.push_back(Message { data, read: 0, from, creds, rights, charge, mark });
         drop(state);
         *msg.data = look;
         target.queue.notify(Events::READABLE);
@@ -334,6 +396,9 @@ impl Core {
             if !state.inbox.is_empty() || pending {
                 events |= Events::READABLE;
             }
+            if self.kind == Kind::Stream && state.inbox.iter().any(|m| m.mark == Mark::Urgent) {
+                events |= Events::PRI;
+            }
             if self.kind.connects() && !state.connected && state.listening.is_none() {
                 events |= Events::HUP;
             }
@@ -369,6 +434,11 @@ impl Core {
                     _ => state.inbox.front().map_or(0, |m| m.data.len()),
                 }
             }
+            SIOCATMARK if self.kind != Kind::Stream => return Err(Errno::EOPNOTSUPP),
+            SIOCATMARK => {
+                let state = self.state.lock();
+                usize::from(state.inbox.front().is_some_and(|message| message.mark != Mark::None))
+            }
             SIOCOUTQ => self.sent.load(core::sync::atomic::Ordering::Relaxed),
             _ => return netdev::ioctl(&self.ns.inet, caller, command, arg),
         };
@@ -378,6 +448,16 @@ impl Core {
 
     pub(super) fn peer_credentials(&self) -> Ucred {
         self.state.lock().peer_creds.unwrap_or(Ucred { pid: 0, uid: u32::MAX, gid: u32::MAX })
+    }
+}
+
+impl State {
+    /// The urgent byte becomes one like any other: another has come, or they are read in line.
+    fn forget_urgent(&mut self) {
+        self.inbox.retain(|message| message.mark != Mark::Taken);
+        for message in &mut self.inbox {
+            message.mark = Mark::None;
+        }
     }
 }
 
