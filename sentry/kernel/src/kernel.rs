@@ -236,7 +236,7 @@ impl Kernel {
             futexes: FutexTable::default(),
             host_deaths: Mutex::new(Vec::new()),
             aio: Arc::default(),
-            dead_cpu: Default::default(),
+            dead_cpu: (AtomicU64::new(0), AtomicU64::new(0)),
             load: Load::new(mono_now()),
         })
     }

@@ -199,30 +199,27 @@ pub fn notify(
     }
     let _ = file.owner().compare_exchange(0, pid, Ordering::Relaxed, Ordering::Relaxed);
     let known = file.attachment().and_then(|any| any.downcast::<Notify>().ok());
-    let (notify, asked) = match known {
-        Some(notify) => {
-            let asked = {
-                let mut now = notify.asked.lock();
-                *now |= asked;
-                *now
-            };
-            (notify, asked)
-        }
-        None => {
-            let ino = at.inode().attr()?.ino;
-            let notify = Arc::new_cyclic(|me| Notify {
-                me: Weak::clone(me),
-                kernel: Arc::downgrade(kernel),
-                file: Arc::downgrade(file),
-                fd,
-                sb: Arc::downgrade(at.mount.superblock()),
-                ino,
-                asked: Mutex::new(asked),
-            });
-            let any: Arc<dyn Any + Send + Sync> = Arc::clone(&notify) as _;
-            file.attach(Some(any));
-            (notify, asked)
-        }
+    let (notify, asked) = if let Some(notify) = known {
+        let asked = {
+            let mut now = notify.asked.lock();
+            *now |= asked;
+            *now
+        };
+        (notify, asked)
+    } else {
+        let ino = at.inode().attr()?.ino;
+        let notify = Arc::new_cyclic(|me| Notify {
+            me: Weak::clone(me),
+            kernel: Arc::downgrade(kernel),
+            file: Arc::downgrade(file),
+            fd,
+            sb: Arc::downgrade(at.mount.superblock()),
+            ino,
+            asked: Mutex::new(asked),
+        });
+        let any: Arc<dyn Any + Send + Sync> = Arc::clone(&notify) as _;
+        file.attach(Some(any));
+        (notify, asked)
     };
     let mask = NOTICES.iter().filter(|(bit, _)| asked & bit != 0).fold(0, |mask, (_, events)| mask | events);
     let sink: Arc<dyn WatchSink> = notify;
