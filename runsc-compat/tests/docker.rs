@@ -11,9 +11,8 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
 use serde_json::json;
-use xtask::engine::{self, Did, LIMIT, busybox_layer, eventually, installed, limited, signal};
+use xtask::engine::{self, Did, LIMIT, busybox_layer, installed, limited};
 use xtask::place::TempDir;
 use xtask::programs;
 use xtask::trial::{Running, Trial};

@@ -180,7 +180,8 @@ fn scope(id: &str, asked: Option<&str>) -> Result<PathBuf> {
             path.push(format!("{upto}.slice"));
         }
     }
-    let unit = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
+    let is_slice = name.rsplit_once('.').is_some_and(|(_, kind)| kind == "slice");
+    let unit = if is_slice { name.to_owned() } else { format!("{prefix}-{name}.scope") };
     if name.is_empty() || !plain(&unit) {
         return wrong(format!("invalid unit name: {unit}"));
     }
