@@ -50,8 +50,10 @@ impl Peer {
     /// Every way that this machine has. `casemate` is the binary to measure, if it is built.
     pub fn all(casemate: &Path) -> Result<Vec<Self>> {
         let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-        let mut peers =
-            vec![Self::new("native", Kind::Native, shell::output(Command::new("uname").arg("-r"))?)?];
+        let release = shell::output(Command::new("uname").arg("-r"))?;
+        // What follows the first two numbers names a build, not a kernel.
+        let kernel = release.split('.').take(2).collect::<Vec<_>>().join(".");
+        let mut peers = vec![Self::new("native", Kind::Native, format!("Linux {kernel}"))?];
         let version = |program: &Path, arg: &str| {
             let text = shell::output(Command::new(program).arg(arg)).unwrap_or_default();
             text.lines().next().unwrap_or_default().to_owned()
@@ -67,7 +69,8 @@ impl Peer {
         let own = Some(home.join("go/bin/runsc")).filter(|path| path.is_file());
         let newest = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
         if let Some(runsc) = shell::find("runsc").into_iter().chain(own).max_by_key(newest) {
-            let said = version(&runsc, "--version");
+            // A build by `go install` does not know which it is.
+            let said = version(&runsc, "--version").replace("VERSION_MISSING", "without a number, platform systrap");
             let flags = ["--platform=systrap", "--network=none", "--ignore-cgroups"].map(OsString::from);
             let words = [vec![runsc.into()], flags.to_vec()].concat();
             peers.push(Self::new("runsc", Kind::Runtime(words), said)?);

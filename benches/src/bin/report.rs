@@ -1,7 +1,7 @@
 //! `report [--rows PART] [--peers NAME,...] [--repeat N] [--out DIR]`: runs every row on every peer and prints the table.
 //!
-//! Purpose: the figures of the README, and with `--out` the page in `docs/performance`. Invariants: the peers take turns within each repetition, so that a slow spell
-//! of the machine meets all of them. Lock ranks: none. Threat: none.
+//! Purpose: the figures of the README, and with `--out` the page in `docs/performance`. Invariants: the peers take turns
+//! within each repetition, so that a slow spell of the machine meets all of them. Lock ranks: none. Threat: none.
 #![allow(clippy::indexing_slicing, reason = "a developer's tool; its input is its own")]
 
 use std::process::ExitCode;
