@@ -70,7 +70,8 @@ impl Peer {
         let newest = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
         if let Some(runsc) = shell::find("runsc").into_iter().chain(own).max_by_key(newest) {
             // A build by `go install` does not know which it is.
-            let said = version(&runsc, "--version").replace("VERSION_MISSING", "without a number, platform systrap");
+            let said =
+                version(&runsc, "--version").replace("VERSION_MISSING", "without a number, platform systrap");
             let flags = ["--platform=systrap", "--network=none", "--ignore-cgroups"].map(OsString::from);
             let words = [vec![runsc.into()], flags.to_vec()].concat();
             peers.push(Self::new("runsc", Kind::Runtime(words), said)?);

@@ -142,7 +142,9 @@ impl Connection {
             let _ = sockopt::set_socket_linger(&self.socket, Some(std::time::Duration::ZERO));
             return Verdict::Over;
         }
-        if self.flow.is_over() || self.flow.state() == TcpState::TimeWait {
+        // The sandbox may be done long before the host's socket has taken what it said last.
+        let is_told = self.at == self.pending.len() && self.flow.readable() == 0;
+        if is_told && (self.flow.is_over() || self.flow.state() == TcpState::TimeWait) {
             return Verdict::Over;
         }
         Verdict::Goes
