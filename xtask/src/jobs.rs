@@ -106,8 +106,11 @@ pub fn pair_with(name: &str, script: &str, limit: Duration, data: Option<&Path>)
     Ok(Pair { host, inside })
 }
 
-/// The command line `jobs [--short] [--all] [NAME...]`.
+/// The command line `jobs [--short] [NAME...]`.
 pub fn main(args: &[String]) -> Result<()> {
+    if let Some(flag) = args.iter().find(|arg| arg.starts_with('-') && *arg != "--short") {
+        bail!("jobs: there is no {flag}: --short and names of jobs are all that it takes");
+    }
     rootfs::need_root("the jobs")?;
     let short = args.iter().any(|arg| arg == "--short");
     let names: Vec<&String> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
