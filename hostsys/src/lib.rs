@@ -29,6 +29,7 @@ pub mod pidfd;
 pub mod polling;
 pub mod process;
 pub mod random;
+pub mod reserve;
 pub mod sealed;
 pub mod seccomp;
 pub mod signals;

@@ -330,6 +330,11 @@ impl Process {
         let _ = self.with_pid(|pid| hostsys::process::kill(pid, libc::SIGKILL));
     }
 
+    /// Whether the platform itself wants it dead, or knows it to be.
+    pub fn is_condemned(&self) -> bool {
+        self.cause.lock().is_some()
+    }
+
     /// Notes that the process is dead. The first cause stays.
     pub fn mark_gone(&self, cause: Cause) {
         self.cause.lock().get_or_insert(cause);

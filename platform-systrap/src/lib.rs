@@ -272,6 +272,7 @@ impl Platform for Systrap {
         let space: Arc<dyn AddressSpace> = Arc::clone(space);
         let any: Arc<dyn std::any::Any + Send + Sync> = space;
         let space = any.downcast::<Space>().map_err(|_| SpaceError::BadRange)?;
+        self.inner.reaper.refill();
         Ok(Box::new(space.context()?))
     }
 

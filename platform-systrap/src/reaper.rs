@@ -1,6 +1,10 @@
 //! The thread that reaps stub processes and tells their spaces.
 //!
 //! Stubs raise no `SIGCHLD`, so the wait for them (`__WCLONE`) takes no other child of the Sentry.
+//!
+//! It also holds a reserve of memory for the case that the host kills a stub for want of it while a worker copies into
+//! that very stub. The copy keeps the dead stub's memory in being and waits for a page of its own; a kernel that finds
+//! none takes the next victim, which may be the Sentry. So the reserve is given back as soon as the death is seen.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,11 +12,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hostsys::process::{self, Exit};
+use hostsys::reserve::Reserve;
 use parking_lot::Mutex;
 use platform::Cause;
 
 use crate::Inner;
 use crate::agent::{Call, Process};
+
+/// How much memory is held for the end of a copy, in bytes.
+const RESERVE: usize = 64 << 10;
 
 /// The living stub processes.
 #[derive(Debug, Default)]
@@ -20,6 +28,7 @@ pub struct Registry {
     processes: Mutex<HashMap<i32, Arc<Process>>>,
     /// Processes that are being cloned and not registered yet.
     nr_births: AtomicUsize,
+    reserve: Mutex<Option<Reserve>>,
 }
 
 /// While it lives, an unknown child that died may still be registered.
@@ -46,6 +55,14 @@ impl Registry {
         self.processes.lock().get(&pid).cloned()
     }
 
+    /// Takes the reserve if there is none. Not before the Sentry is in its control group, which is to be charged.
+    pub fn refill(&self) {
+        let mut reserve = self.reserve.lock();
+        if reserve.is_none() {
+            *reserve = Reserve::take(RESERVE).ok();
+        }
+    }
+
     /// Kills every stub.
     pub fn kill_all(&self) {
         let all: Vec<_> = self.processes.lock().values().cloned().collect();
@@ -68,6 +85,10 @@ pub fn run(inner: &Arc<Inner>) {
             // It may be about to be registered.
             std::thread::sleep(Duration::from_micros(200));
             continue;
+        }
+        let by_host = process.as_ref().is_some_and(|process| !process.is_condemned());
+        if by_host && exit == Exit::Signal(libc::SIGKILL) {
+            inner.reaper.reserve.lock().take();
         }
         if let Some(process) = &process {
             bury(inner, process, exit);

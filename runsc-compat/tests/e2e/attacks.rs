@@ -134,6 +134,29 @@ fn t02_running_out_of_memory_is_one_event() -> Result<()> {
     trial.finish()
 }
 
+/// The host kills the reader whose memory the Sentry was filling. Where the machine is busy, it may find no page for
+/// the copy all the same and take the sandbox too; so not every round has to end well.
+#[test]
+fn t02_a_reader_that_runs_out_of_memory_ends_alone() -> Result<()> {
+    const ROUNDS: usize = 5;
+    let trial = Trial::new("t02-reader")?;
+    let script = "dd if=/dev/zero of=/dev/null bs=200M count=1; echo $? and on";
+    let bundle = Bundle::new(busybox()?, ["sh", "-c", script]);
+    let limit = json!({ "memory": { "limit": 64 << 20, "swap": 64 << 20 } });
+    let mut alone = 0;
+    for _ in 0..ROUNDS {
+        let out = limited(&trial, &bundle, limit.clone())?.run()?;
+        if out.code() == 0 {
+            out.expect_out("137 and on\n")?;
+            alone += 1;
+        } else {
+            ensure!(out.code() == 137, "{out}");
+        }
+    }
+    ensure!(alone * 2 > ROUNDS, "only {alone} of {ROUNDS} sandboxes outlived their reader");
+    trial.finish()
+}
+
 /// Mappings, queued signals, timers and IPC objects without end.
 #[test]
 fn t03_bombs_of_kernel_objects_are_refused() -> Result<()> {
