@@ -17,6 +17,9 @@ use xtask::place::TempDir;
 use xtask::programs;
 use xtask::trial::{Running, Trial};
 
+#[path = "docker/network.rs"]
+mod network;
+
 /// A daemon of our own, stopped when dropped.
 struct Daemon(engine::Daemon);
 

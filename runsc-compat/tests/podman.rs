@@ -1,25 +1,29 @@
 //! podman with casemate as its runtime: what people do with containers, end to end.
 //!
-//! Images, containers and sockets are in a temporary directory; no network is used.
+//! Images, containers and sockets are in a temporary directory; networks are made in a network namespace of the test's own.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "test code")]
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
 use xtask::engine::{Did, busybox_layer, eventually, installed, limited};
 use xtask::place::TempDir;
 use xtask::programs;
+use xtask::shell;
 
 struct Podman {
     dir: TempDir,
     runtime: PathBuf,
+    /// The network namespace that stands for the host's.
+    host: Option<String>,
 }
 
 impl Podman {
-    fn new() -> Result<Self> {
-        let podman = Self { dir: TempDir::new("podman")?, runtime: programs::get()?.casemate.clone() };
+    fn new(host: Option<String>) -> Result<Self> {
+        let podman = Self { dir: TempDir::new("podman")?, runtime: programs::get()?.casemate.clone(), host };
         let image = busybox_layer(podman.dir.path())?;
         podman.run([OsString::from("import"), image.into(), "busybox".into()])?.ok()?;
         Ok(podman)
@@ -27,7 +31,15 @@ impl Podman {
 
     fn run<S: Into<OsString>>(&self, args: impl IntoIterator<Item = S>) -> Result<Did> {
         let at = |name: &str| self.dir.path().join(name);
-        let mut command = limited("podman");
+        let mut command = match &self.host {
+            None => limited("podman"),
+            Some(name) => {
+                let mut command = limited("nsenter");
+                command.arg(format!("--net=/run/netns/{name}")).arg("podman");
+                command.arg("--network-config-dir").arg(at("networks"));
+                command
+            }
+        };
         // conmon notes in its working directory that memory ran out.
         command.current_dir(self.dir.path());
         for (flag, name) in [("--root", "root"), ("--runroot", "runroot"), ("--tmpdir", "tmp")] {
@@ -54,6 +66,9 @@ impl Drop for Podman {
     fn drop(&mut self) {
         let _ = self.words("pod rm -t 0 -fa");
         let _ = self.words("rm -t 0 -fa");
+        if let Some(name) = &self.host {
+            let _ = Command::new("ip").args(["netns", "del", name]).output();
+        }
     }
 }
 
@@ -62,10 +77,45 @@ fn podman_runs_containers_in_the_sandbox() -> Result<()> {
     if !installed(&["podman", "conmon"]) {
         return Ok(());
     }
-    let podman = Podman::new()?;
+    let podman = Podman::new(None)?;
     foreground(&podman)?;
     background(&podman)?;
     pod(&podman)
+}
+
+/// A network by CNI's bridge: to the host, to another container, and in by a published port.
+#[test]
+fn podman_connects_containers() -> Result<()> {
+    if !installed(&["podman", "conmon", "ip", "nsenter", "iptables"])
+        || !Path::new("/usr/lib/cni/bridge").exists()
+    {
+        println!("skipped: the bridge of CNI is not installed");
+        return Ok(());
+    }
+    let name = format!("cmp{}", std::process::id());
+    let ip = |words: &str| shell::run(Command::new("ip").args(words.split(' ')));
+    ip(&format!("netns add {name}"))?;
+    ip(&format!("-n {name} link set lo up"))?;
+    let podman = Podman::new(Some(name))?;
+    let v6 = Path::new("/proc/sys/net/ipv6").exists();
+    let second = if v6 { " --subnet fd83::/64 --ipv6" } else { "" };
+    podman.words(&format!("network create --subnet 10.83.0.0/24{second} mine"))?.ok()?;
+    let serve = "mkdir /www; echo served >/www/f; exec httpd -f -p 80 -h /www";
+    let words = "run -d --name web --network mine --ip 10.83.0.5 -p 8080:80 busybox sh -c".split(' ');
+    podman.run(words.chain([serve]))?.ok()?;
+    let on = |script: &str| {
+        podman.run("run --rm --network mine --cap-add NET_RAW busybox sh -c".split(' ').chain([script]))
+    };
+    eventually("a container serves another one", Duration::from_secs(30), || {
+        Ok(on("wget -q -O - http://10.83.0.5/f")?.out == "served\n")
+    })?;
+    let script =
+        "ping -c 1 -W 10 10.83.0.1 | grep -o '1 packets received'; wget -q -O - http://10.83.0.1:8080/f";
+    on(script)?.expect(0, "1 packets received\nserved\n")?;
+    if v6 {
+        on("ping -c 1 -W 10 fd83::1 | grep -o '1 packets received'")?.expect(0, "1 packets received\n")?;
+    }
+    Ok(())
 }
 
 fn foreground(podman: &Podman) -> Result<()> {

@@ -21,6 +21,7 @@ pub mod detached;
 mod drive;
 mod error;
 mod filestore;
+mod filter;
 mod foreground;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -10,6 +10,7 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
@@ -18,6 +19,7 @@ const RTM_GETROUTE: u16 = 26;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
+const IFLA_IFALIAS: u16 = 20;
 const HEADER: usize = 16;
 
 /// `ARPHRD_ETHER`, `IFF_UP`, `RT_TABLE_MAIN`, `RTN_UNICAST`, `RTM_F_CLONED`.
@@ -45,6 +47,8 @@ pub(crate) struct Interface {
     pub hardware: [u8; 6],
     pub is_ethernet: bool,
     pub is_up: bool,
+    /// The name that somebody has given it besides (`ip link set alias`).
+    pub alias: Option<String>,
 }
 
 /// An address and its interface.
@@ -150,6 +154,17 @@ impl Routing {
         Ok(dump.iter().filter_map(|body| route(body)).collect())
     }
 
+    pub fn set_alias(&self, index: u32, alias: &str) -> io::Result<()> {
+        let mut body = vec![0; 16];
+        if let Some(field) = body.get_mut(4..8) {
+            field.copy_from_slice(&index.to_ne_bytes());
+        }
+        body.extend_from_slice(&u16::try_from(alias.len() + 4).unwrap_or(0).to_ne_bytes());
+        body.extend_from_slice(&IFLA_IFALIAS.to_ne_bytes());
+        body.extend_from_slice(alias.as_bytes());
+        self.ask(RTM_SETLINK, ACK, &body, 0).map(drop)
+    }
+
     pub fn remove(&self, address: &Address) -> io::Result<()> {
         let octets = match address.ip {
             IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -168,10 +183,14 @@ impl Routing {
 
 fn interface(body: &[u8]) -> Option<Interface> {
     let all = attributes(body, 16);
-    let name = find(&all, 3)?.split(|byte| *byte == 0).next()?;
+    let text = |kind| {
+        let bytes = find(&all, kind)?.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(bytes).into_owned())
+    };
     Some(Interface {
         index: word(body, 4)?,
-        name: String::from_utf8_lossy(name).into_owned(),
+        name: text(3)?,
+        alias: text(IFLA_IFALIAS),
         mtu: find(&all, 4).and_then(|data| word(data, 0)).unwrap_or(1500),
         hardware: find(&all, 1).and_then(<[u8]>::first_chunk).copied().unwrap_or_default(),
         is_ethernet: short(body, 2)? == ETHERNET,

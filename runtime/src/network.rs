@@ -3,7 +3,7 @@
 //!
 //! The host's kernel answers for an address only as long as it has it. So the addresses go, and the routes with them; the
 //! interface stays up, and what comes in by it reaches the Sentry through a packet socket. The loopback of the namespace
-//! is left as it is: an engine's resolver may be there.
+//! is left as it is: an engine's resolver may be there. Where it is, the IPv4 addresses stay for it, behind a filter.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,6 +17,7 @@ use control_protocol::{Address, Link, MAX_LINKS, Network, Request};
 use hostsys::packet;
 
 use crate::error::{Context, Error, Result, show};
+use crate::filter;
 use crate::log::{Level, Log};
 use crate::netlink::Routing;
 use crate::session;
@@ -59,7 +60,7 @@ pub(crate) fn take_over(namespace: &Path, log: &Log) -> Result<Option<Taken>> {
     let taken = thread::scope(|scope| {
         let inside = scope.spawn(|| {
             packet::enter_network(file.as_fd())?;
-            take_all()
+            take_all(log)
         });
         inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
     });
@@ -70,14 +71,20 @@ pub(crate) fn take_over(namespace: &Path, log: &Log) -> Result<Option<Taken>> {
     }
 }
 
-fn take_all() -> io::Result<Option<Taken>> {
+fn take_all(log: &Log) -> io::Result<Option<Taken>> {
     let routing = Routing::open()?;
     let addresses = routing.addresses()?;
     let mut network = Network { routes: routing.routes()?, ..Network::default() };
     let mut descriptors = Vec::new();
     for interface in routing.interfaces()? {
         let own: Vec<_> = addresses.iter().filter(|address| address.index == interface.index).collect();
-        if !interface.is_ethernet || !interface.is_up || own.is_empty() || network.links.len() >= MAX_LINKS {
+        let taken = interface.alias.as_deref() == Some(TAKEN);
+        if !interface.is_ethernet
+            || !interface.is_up
+            || taken
+            || own.is_empty()
+            || network.links.len() >= MAX_LINKS
+        {
             continue;
         }
         descriptors.push(packet::link_socket(interface.index, LINK_BUFFER)?);
@@ -99,8 +106,24 @@ fn take_all() -> io::Result<Option<Taken>> {
         network.resolver = true;
         descriptors.push(socket);
     }
+    let mut filtered = false;
+    if network.resolver {
+        match filter::set_rules() {
+            Ok(()) => filtered = true,
+            Err(error) => {
+                let text = format!("the engine's resolver finds no names outside: {error}");
+                log.write(Level::Warning, &text);
+            }
+        }
+    }
     // From here on the host's kernel answers for none of them.
+    for link in network.links.iter().filter(|_| filtered) {
+        routing.set_alias(link.index, TAKEN)?;
+    }
     for address in addresses.iter().filter(|a| network.links.iter().any(|link| link.index == a.index)) {
+        if filtered && address.ip.is_ipv4() {
+            continue;
+        }
         match routing.remove(address) {
             // Gone with another one: the secondaries of an address go with it.
             Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
@@ -109,6 +132,9 @@ fn take_all() -> io::Result<Option<Taken>> {
     }
     Ok(Some(Taken { network, descriptors }))
 }
+
+/// Other name of an interface whose addresses are still there and yet a sandbox's.
+const TAKEN: &str = "casemate";
 
 /// `RTPROT_KERNEL`.
 const BY_KERNEL: u8 = 2;

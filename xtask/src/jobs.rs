@@ -15,7 +15,7 @@ use crate::bundle::Bundle;
 use crate::native::Native;
 use crate::place;
 use crate::trial::{Outcome, Trial};
-use crate::{python, rootfs, suites};
+use crate::{gonet, python, rootfs, suites};
 
 const PRELUDE: &str = include_str!("../jobs/prelude.sh");
 
@@ -116,6 +116,7 @@ pub fn main(args: &[String]) -> Result<()> {
     let names: Vec<&String> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
     match names.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         Some(("python", modules)) => return python::main(modules),
+        Some(("gonet", packages)) => return gonet::main(packages),
         Some(("stress", classes)) => return suites::stress(classes, short),
         Some(("posix", areas)) => return suites::posix(areas),
         Some(("perl", dirs)) => return suites::perl(dirs),

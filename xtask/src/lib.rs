@@ -14,6 +14,7 @@ pub mod bundle;
 pub mod crates;
 pub mod demo;
 pub mod engine;
+pub mod gonet;
 pub mod jobs;
 pub mod layers;
 pub mod native;

@@ -18,6 +18,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                                the same with every stressor of stress-ng's classes, verifying
   jobs posix [AREA...]         the same with the POSIX test suite
   jobs perl [DIRECTORY...]     the same with Perl's own tests
+  jobs gonet [PACKAGE...]      the same with the tests of Go's network packages
   rootfs debian|busybox|jobs       build a root filesystem in the cache and print its path
   bundle DIR [--rootfs ROOT] [--bind SOURCE:INSIDE:ro|rw] [--tty] -- PROGRAM...
                                write a bundle; ROOT is debian, busybox or a path

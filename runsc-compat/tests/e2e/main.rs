@@ -43,6 +43,7 @@ mod pods;
 mod posture;
 mod rootless;
 mod seccomp;
+mod servers;
 mod shell;
 mod stress;
 mod terminal;

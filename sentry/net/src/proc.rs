@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use netstack::iface::InterfaceAddress;
 
+use crate::inet::groups;
 use crate::inet::report::Row;
 use crate::{Domain, Inet, NetworkNamespace};
 
@@ -60,9 +61,10 @@ impl NetworkNamespace {
         Some(match name {
             "arp" => arp(inet),
             "dev" => dev(inet),
-            "dev_mcast" | "igmp6" | "wireless" => String::new(),
+            "dev_mcast" | "wireless" => String::new(),
             "if_inet6" => if_inet6(inet),
-            "igmp" => "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n".into(),
+            "igmp" => groups::igmp(inet),
+            "igmp6" => groups::igmp6(inet),
             "ipv6_route" => ipv6_route(inet),
             "netlink" => {
                 "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n"

@@ -553,7 +553,16 @@ async fn sendfile(cx: &mut Current, out_fd: i32, in_fd: i32, offset: Ptr, count:
     if !offset.is_null() && !input.ops().seekable() {
         return Err(Errno::ESPIPE.into());
     }
-    if as_dir(input.ops()).is_some() || (input.inode().is_none() && !input.ops().seekable()) {
+    if as_dir(input.ops()).is_some() {
+        return Err(Errno::EINVAL.into());
+    }
+    if count > 0
+        && let Some(moved) = crate::sys_pipe::send_to_pipe(cx, &input, &output, offset, count).await
+    {
+        return moved;
+    }
+    // What is read goes through a pipe of the kernel's own: a stream would lose what the output does not take.
+    if !input.ops().seekable() {
         return Err(Errno::EINVAL.into());
     }
     let own_position = offset.is_null();

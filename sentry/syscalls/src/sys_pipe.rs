@@ -204,20 +204,59 @@ async fn splice(
                 return Err(Errno::ESPIPE.into());
             }
             let mut at = place(cx, &input, off_in)?;
-            let room = wait_for_room(cx, &output, nonblock_out, len.min(STEP)).await?;
-            let mut data = vec![0; room];
-            let io_flags = input.flags();
-            let n = wait(cx, &input, Events::READABLE, nonblock_in, |task| {
-                let io = IoCtx { caller: task, flags: io_flags };
-                at.at(&input, |pos| input.ops().try_read(&io, &mut UserWriter::buffer(&mut data), pos))
-            })
-            .await?;
-            to.append(data.get(..n).unwrap_or_default());
+            let n = file_to_pipe(cx, &input, &output, to, &mut at, len, (nonblock_in, nonblock_out)).await?;
             at.store(cx, off_in)?;
             Ok(n)
         }
         (None, None) => Err(Errno::EINVAL.into()),
     }
+}
+
+/// sendfile(2) into a pipe: a splice, which takes what the file gives at once and what the pipe has room for. `None`
+/// if `output` is no pipe.
+pub(crate) async fn send_to_pipe(
+    cx: &mut Current,
+    input: &Arc<FileDescription>,
+    output: &Arc<FileDescription>,
+    offset: Ptr,
+    len: usize,
+) -> Option<SysResult> {
+    let to = pipe_end(output)?;
+    if pipe_end(input).is_some() {
+        return Some(Err(Errno::EINVAL.into()));
+    }
+    let nonblock = [input, output].map(|file| file.flags().contains(OpenFlags::NONBLOCK));
+    let mut at = match place(cx, input, offset) {
+        Ok(at) => at,
+        Err(errno) => return Some(Err(errno.into())),
+    };
+    let moved = match file_to_pipe(cx, input, output, to, &mut at, len, (nonblock[0], nonblock[1])).await {
+        Ok(moved) => moved,
+        Err(end) => return Some(Err(end.into())),
+    };
+    Some(at.store(cx, offset).map(|()| moved as u64).map_err(Into::into))
+}
+
+/// Moves what a file gives at once, up to `len` bytes and the room in the pipe; waits for the first of each.
+async fn file_to_pipe(
+    cx: &mut Current,
+    input: &Arc<FileDescription>,
+    output: &Arc<FileDescription>,
+    to: &PipeEnd,
+    at: &mut Place,
+    len: usize,
+    (nonblock_in, nonblock_out): (bool, bool),
+) -> Result<usize, BlockEnd> {
+    let room = wait_for_room(cx, output, nonblock_out, len.min(STEP)).await?;
+    let mut data = vec![0; room];
+    let io_flags = input.flags();
+    let n = wait(cx, input, Events::READABLE, nonblock_in, |task| {
+        let io = IoCtx { caller: task, flags: io_flags };
+        at.at(input, |pos| input.ops().try_read(&io, &mut UserWriter::buffer(&mut data), pos))
+    })
+    .await?;
+    to.append(data.get(..n).unwrap_or_default());
+    Ok(n)
 }
 
 /// Moves up to `len` bytes from a pipe to a file: waits for the first, then takes what is there.

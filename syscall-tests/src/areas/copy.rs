@@ -11,6 +11,8 @@ cases![
     sendfile_stops_at_the_end,
     sendfile_errors,
     sendfile_to_a_socket,
+    sendfile_takes_no_stream,
+    sendfile_into_a_pipe_is_a_splice,
     splice_file_to_pipe_and_back,
     splice_with_offsets,
     splice_errors,
@@ -103,6 +105,54 @@ fn sendfile_to_a_socket() -> Outcome {
         sent += ok!(sendfile(s.as_raw_fd(), a.as_raw_fd(), std::ptr::null_mut(), 100_000));
     }
     kid.ok()
+}
+
+/// Only what can seek is sent to what is not a pipe: the rest would be lost if the target took less.
+fn sendfile_takes_no_stream() -> Outcome {
+    let null: *mut off_t = std::ptr::null_mut();
+    let (s, t) = sys::socketpair(SOCK_STREAM)?;
+    let (r, w) = sys::pipe()?;
+    let file = sys::create("b")?;
+    sys::fd_write(&t, b"socket")?;
+    sys::fd_write(&w, b"pipe")?;
+    let (mut master, mut slave) = (0, 0);
+    ok!(openpty(&raw mut master, &raw mut slave, null.cast(), null.cast(), null.cast()));
+    let (master, slave) = (sys::own(master), sys::own(slave));
+    sys::fd_write(&master, b"line\n")?;
+    for from in [s.as_raw_fd(), r.as_raw_fd(), slave.as_raw_fd()] {
+        fails!(EINVAL, sendfile(file.as_raw_fd(), from, null, 3));
+        fails!(EINVAL, sendfile(t.as_raw_fd(), from, null, 3));
+    }
+    same!(sys::fd_read(&s, 10)?, b"socket");
+    same!(sys::fd_read(&r, 10)?, b"pipe");
+    same!(sys::fd_read(&slave, 10)?, b"line\n");
+    Ok(())
+}
+
+fn sendfile_into_a_pipe_is_a_splice() -> Outcome {
+    let null = std::ptr::null_mut();
+    let (s, t) = sys::socketpair(SOCK_STREAM)?;
+    let (r, w) = sys::pipe()?;
+    sys::fd_write(&t, b"socket")?;
+    same!(ok!(sendfile(w.as_raw_fd(), s.as_raw_fd(), null, 100)), 6);
+    same!(sys::fd_read(&r, 10)?, b"socket");
+    // From a pipe to a pipe it is not.
+    let (r2, w2) = sys::pipe()?;
+    sys::fd_write(&w2, b"pipe")?;
+    fails!(EINVAL, sendfile(w.as_raw_fd(), r2.as_raw_fd(), null, 4));
+    // What fits into the pipe, and then nothing of it.
+    put("a", &vec![7; 100_000])?;
+    let a = sys::open("a", O_RDONLY)?;
+    same!(ok!(sendfile(w.as_raw_fd(), a.as_raw_fd(), null, 100_000)), 65536);
+    same!(ok!(lseek(a.as_raw_fd(), 0, SEEK_CUR)), 65536);
+    ok!(fcntl(w.as_raw_fd(), F_SETFL, O_NONBLOCK));
+    fails!(EAGAIN, sendfile(w.as_raw_fd(), a.as_raw_fd(), null, 1));
+    let mut off: off_t = 10;
+    sys::fd_read(&r, 65536)?;
+    same!(ok!(sendfile(w.as_raw_fd(), a.as_raw_fd(), &raw mut off, 20)), 20);
+    same!(off, 30);
+    same!(ok!(lseek(a.as_raw_fd(), 0, SEEK_CUR)), 65536);
+    Ok(())
 }
 
 fn splice_file_to_pipe_and_back() -> Outcome {

@@ -2,6 +2,7 @@
 
 use crate::harness::Outcome;
 use crate::inet::*;
+use crate::sys;
 use libc::*;
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,6 +23,7 @@ cases![
     a_group_can_be_bound_to,
     a_membership_without_an_interface_is_refused,
     a_membership_ends_with_its_socket,
+    memberships_are_listed,
     memberships_are_limited,
     a_group_is_no_stream,
 ];
@@ -222,6 +224,39 @@ fn a_membership_ends_with_its_socket() -> Outcome {
     drop(a);
     same!(say(&sender()?, group(), port, b"late"), 4);
     hears_nothing(&b)
+}
+
+/// Lines of `/proc/net/igmp` or `igmp6` on a group, without the number of members.
+fn listed(file: &str, group: &str) -> Result<Vec<String>, String> {
+    let text = std::fs::read_to_string(format!("/proc/net/{file}")).map_err(|e| format!("{file}: {e}"))?;
+    Ok(text.lines().filter(|line| line.contains(group)).map(str::to_owned).collect())
+}
+
+fn memberships_are_listed() -> Outcome {
+    let name = format!("{:08X}", u32::from_ne_bytes(group()));
+    let none: [String; 0] = [];
+    same!(listed("igmp", &name)?, none);
+    let (a, b) = (udp()?, udp()?);
+    same!(membership(&a, group(), true), 0);
+    same!(listed("igmp", &name)?, [format!("\t\t\t\t{name}     1 0:00000000\t\t0")]);
+    same!(membership(&b, group(), true), 0);
+    same!(listed("igmp", &name)?, [format!("\t\t\t\t{name}     2 0:00000000\t\t0")]);
+    same!(membership(&a, group(), false), 0);
+    drop(b);
+    same!(listed("igmp", &name)?, none);
+
+    let [.., high, low] = group();
+    let mut mreq: ipv6_mreq = unsafe { std::mem::zeroed() };
+    mreq.ipv6mr_multiaddr.s6_addr = [0xff, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x77, 0x77, high, low];
+    mreq.ipv6mr_interface = 1;
+    let s = sys::own(ok!(socket(AF_INET6, SOCK_DGRAM, 0)));
+    ok!(setsockopt(s.as_raw_fd(), IPPROTO_IPV6, IPV6_ADD_MEMBERSHIP, (&raw const mreq).cast(), 20));
+    let name = format!("ff01000000000000000000007777{high:02x}{low:02x}");
+    same!(listed("igmp6", &name)?, [format!("1    lo              {name}     1 00000008 0")]);
+    drop(s);
+    same!(listed("igmp6", &name)?, none);
+    same!(listed("igmp6", "lo ")?.len() >= 2, true);
+    Ok(())
 }
 
 fn memberships_are_limited() -> Outcome {

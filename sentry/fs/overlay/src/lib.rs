@@ -140,7 +140,13 @@ impl FileSystem for OverlayFs {
     }
 
     fn statfs(&self) -> Result<StatFs> {
-        Ok(StatFs { magic: MAGIC, ..self.upper.statfs()? })
+        let mut all = self.upper.statfs()?;
+        // A layer in memory without a limit of its own has no size. Programs that look for room first, as apt does,
+        // would find none: they see what the files below it have.
+        if all.blocks == 0 {
+            all = StatFs { flags: all.flags, ..self.lower.statfs()? };
+        }
+        Ok(StatFs { magic: MAGIC, ..all })
     }
 
     fn dev(&self) -> u64 {

@@ -6,6 +6,7 @@
 pub(crate) mod addr;
 mod control;
 mod flow;
+pub(crate) mod groups;
 mod icmp_errors;
 mod info;
 pub(crate) mod netdev;
@@ -50,6 +51,7 @@ pub struct Inet {
     /// All TCP sockets that are open, by inode number, for `/proc/net/tcp`.
     tcp_sockets: Mutex<BTreeMap<u64, Weak<TcpCore>>, { rank::LEAF }>,
     raws: RawTable,
+    pub(crate) groups: groups::Groups,
     pub(crate) netlink: NetlinkTable,
     buffers: Mutex<BufferPool, { rank::LEAF }>,
     /// Bytes that wait in TCP streams.
@@ -76,6 +78,7 @@ impl Default for Inet {
             interfaces: Mutex::default(),
             tcp_sockets: Mutex::default(),
             raws: Mutex::default(),
+            groups: groups::Groups::default(),
             netlink: NetlinkTable::default(),
             buffers: Mutex::default(),
             queued: AtomicUsize::new(0),

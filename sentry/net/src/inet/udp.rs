@@ -362,10 +362,12 @@ impl UdpCore {
             (true, None) if state.groups.len() >= MAX_GROUPS => Err(Errno::ENOBUFS),
             (true, None) => {
                 state.groups.push(group);
+                self.net.groups.join(group);
                 Ok(())
             }
             (false, Some(at)) => {
                 state.groups.swap_remove(at);
+                self.net.groups.leave(group);
                 Ok(())
             }
             (false, None) => Err(Errno::EADDRNOTAVAIL),
@@ -405,11 +407,15 @@ impl UdpCore {
     }
 
     fn release(&self) {
-        let (binding, inbox) = {
+        let (binding, inbox, groups) = {
             let mut state = self.state.lock();
             let empty = DatagramQueue::new(0);
-            (state.binding.take(), core::mem::replace(&mut state.inbox, empty))
+            let groups = core::mem::take(&mut state.groups);
+            (state.binding.take(), core::mem::replace(&mut state.inbox, empty), groups)
         };
+        for group in groups {
+            self.net.groups.leave(group);
+        }
         if let Some(id) = binding {
             self.net.udp.lock().release(id);
         }
