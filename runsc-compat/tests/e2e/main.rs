@@ -45,5 +45,6 @@ mod rootless;
 mod seccomp;
 mod shell;
 mod stress;
+mod systemd;
 mod terminal;
 mod tools;
