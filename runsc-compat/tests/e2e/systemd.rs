@@ -23,6 +23,17 @@ printf '[Unit]\nDefaultDependencies=no\nRequires=dbus.service\n' >$1/units/test.
 for name in basic sysinit shutdown sockets timers slices; do
     printf '[Unit]\nDefaultDependencies=no\n' >$1/units/$name.target
 done
+if [ ! -e /sys/fs/cgroup/cgroup.procs ]; then
+    # systemd makes directories beside the hierarchies of version 1, and takes the right to write from their file system.
+    mkdir $1/groups
+    mount -t tmpfs tmpfs $1/groups
+    for hierarchy in /sys/fs/cgroup/*; do
+        mountpoint -q $hierarchy || continue
+        mkdir $1/groups/${hierarchy##*/}
+        mount --bind $hierarchy $1/groups/${hierarchy##*/}
+    done
+    mount --rbind $1/groups /sys/fs/cgroup
+fi
 mount -t tmpfs tmpfs /run
 mkdir -p /run/dbus /run/systemd
 mount --bind $1/units /lib/systemd/system
@@ -44,7 +55,9 @@ END
     outer=$!
     end() {
         kill -KILL $outer 2>/dev/null; wait $outer 2>/dev/null || true
-        for group in $groups; do
+        # In version 1 systemd has made some in other hierarchies, too.
+        for group in /sys/fs/cgroup/$id.test /sys/fs/cgroup/*/$id.test; do
+            [ -e $group ] || continue
             for i in $(seq 300); do
                 find $group -depth -type d -exec rmdir {} + 2>/dev/null && break; sleep 0.01
             done
