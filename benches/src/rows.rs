@@ -29,6 +29,8 @@ enum Work {
     Micro { name: &'static str, count: u64 },
     /// A shell script that prints the nanoseconds that its own main part took.
     Script(&'static str),
+    /// The same, in the root filesystem of network servers.
+    Servers(&'static str),
     /// From the start of the command to its end.
     StartToExit,
     /// Memory of every process while the program sleeps.
@@ -44,6 +46,37 @@ macro_rules! timed_script {
             "\nt0=$EPOCHREALTIME\n",
             $timed,
             "\nt1=$EPOCHREALTIME\necho $(( (${t1/./} - ${t0/./}) * 1000 ))\n"
+        )
+    };
+}
+
+/// `redis-benchmark` with 50 clients: the call, the depth of the pipeline, the number of requests. Prints nanoseconds for
+/// each request.
+macro_rules! redis {
+    ($call:literal, $depth:literal, $count:literal) => {
+        concat!(
+            "set -e; redis-server --port 7000 --save '' --appendonly no --dir /work >/dev/null & \
+             for n in $(seq 100); do sleep 0.1; redis-cli -p 7000 ping >out 2>&1 && grep -q PONG out && break; done; \
+             redis-benchmark -p 7000 --csv -r 1000 -t ",
+            $call, " -P ", $depth, " -n ", $count,
+            " >out; kill $!; awk -F '\"' '$2 ~ /^[GS]ET/ { printf \"%d\\n\", 1e9 / $4 }' out"
+        )
+    };
+}
+
+/// `wrk` with 16 connections against one worker of nginx: the size of the file. Prints nanoseconds for each request.
+macro_rules! nginx {
+    ($size:literal) => {
+        concat!(
+            "set -e; head -c ", $size, " /dev/zero >file; mkdir log; chmod 755 .; \
+             echo 'daemon off; master_process off; pid /work/pid; error_log /work/log/error; events {} http { \
+             access_log off; sendfile on; keepalive_requests 1000000; client_body_temp_path /work/log; \
+             proxy_temp_path /work/log; fastcgi_temp_path /work/log; uwsgi_temp_path /work/log; scgi_temp_path /work/log; \
+             server { listen 7080; root /work; } }' >conf; \
+             nginx -c /work/conf 2>/dev/null & \
+             for n in $(seq 100); do sleep 0.1; wrk -t 1 -c 1 -d 0 http://127.0.0.1:7080/file >out 2>&1 && break; done; \
+             wrk -t 1 -c 16 -d 2 http://127.0.0.1:7080/file >out; kill $!; \
+             grep -q Non-2xx out && exit 1; awk '/^Requests.sec/ { printf \"%d\\n\", 1e9 / $2 }' out"
         )
     };
 }
@@ -87,6 +120,20 @@ pub const ROWS: &[Row] = &[
             "make -s -j2 prog; ./prog"
         ),
     ),
+    micro("net: TCP ping-pong of two processes", "tcp", 10_000),
+    micro("net: TCP connect + ping + close", "tcp-connect", 1_000),
+    servers("net: redis GET, a request", redis!("get", "1", "30000")),
+    servers("net: redis SET, a request", redis!("set", "1", "30000")),
+    servers("net: redis GET, a request of 16 in a pipeline", redis!("get", "16", "200000")),
+    servers("net: redis SET, a request of 16 in a pipeline", redis!("set", "16", "200000")),
+    servers("net: nginx, a request of 1 KiB", nginx!("1024")),
+    servers("net: nginx, a request of 1 MiB", nginx!("1048576")),
+    servers(
+        "net: iperf3, a MiB",
+        "set -e; iperf3 -s -1 >/dev/null & \
+         for n in $(seq 50); do sleep 0.1; iperf3 -c 127.0.0.1 -t 2 -f k >out 2>&1 && break; done; \
+         awk '/receiver/ { for (n = 2; n <= NF; n++) if ($n == \"Kbits/sec\") printf \"%d\\n\", 8388.608e9 / $(n - 1) }' out",
+    ),
     Row { title: "start to exit of true", unit: Unit::Nanoseconds, work: Work::StartToExit },
     Row { title: "idle memory (PSS of all processes)", unit: Unit::KiB, work: Work::Idle },
 ];
@@ -97,6 +144,10 @@ const fn micro(title: &'static str, name: &'static str, count: u64) -> Row {
 
 const fn script(title: &'static str, script: &'static str) -> Row {
     Row { title, unit: Unit::Nanoseconds, work: Work::Script(script) }
+}
+
+const fn servers(title: &'static str, script: &'static str) -> Row {
+    Row { title, unit: Unit::Nanoseconds, work: Work::Servers(script) }
 }
 
 impl Row {
@@ -113,6 +164,10 @@ impl Row {
                 number(&peer.run(place, &[&guest, "bench", name, &count.to_string()])?)
             }
             Work::Script(script) => number(&peer.run(place, &["bash", "-c", script])?),
+            Work::Servers(script) => {
+                let place = Place { rootfs: xtask::rootfs::servers()?, ..place.clone() };
+                number(&peer.run(&place, &["bash", "-c", script])?)
+            }
             Work::StartToExit => Ok(peer.start_to_exit(place, "/bin/true")?.as_nanos() as f64),
             Work::Idle => idle(peer, place),
         }

@@ -230,6 +230,7 @@ impl Context for SystrapContext {
 
     fn answer(&mut self, identity: Option<Identity>) {
         let window = &self.thread.channel.window;
+        let identity = identity.filter(|_| self.space.platform().answers.load(Ordering::Relaxed));
         let Some(Identity { pid, tid, uid, euid, gid, egid }) = identity else {
             window.store32(word::RESIDENT, 0);
             return;

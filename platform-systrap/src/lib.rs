@@ -95,6 +95,7 @@ pub(crate) struct Inner {
     patches: AtomicBool,
     /// Seed of the calls of patched code that take a trap all the same; zero for none.
     slow: AtomicU64,
+    answers: AtomicBool,
     reaper: Registry,
 }
 
@@ -178,6 +179,7 @@ impl Starting {
             running,
             patches: AtomicBool::new(options.patch),
             slow: AtomicU64::new(0),
+            answers: AtomicBool::new(true),
             reaper: Registry::default(),
         });
         let stock = Arc::new(Stock {
@@ -207,6 +209,11 @@ impl Systrap {
     /// Has calls of patched code take a trap now and then, by chance that `seed` decides: for tests. Zero for none.
     pub fn set_slow(&self, seed: u64) {
         self.inner.slow.store(seed, Ordering::Relaxed);
+    }
+
+    /// Whether stubs answer the calls of [`platform::ANSWERED`] themselves, where the Sentry lets them.
+    pub fn set_answers(&self, answers: bool) {
+        self.inner.answers.store(answers, Ordering::Relaxed);
     }
 }
 

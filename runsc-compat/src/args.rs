@@ -67,6 +67,9 @@ pub struct Global {
     /// Has calls of changed text take a trap now and then, as this seed decides; for tests
     #[arg(long, value_name = "SEED", hide = true, default_value_t = 0)]
     pub patch_slow: u64,
+    /// Whether calls of changed text may be answered without the Sentry; for tests
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"], hide = true, default_value = "on")]
+    pub resident: String,
     /// Print the version
     #[arg(long, short = 'v')]
     pub version: bool,

@@ -205,16 +205,16 @@ fn inside_with(flags: &[&str], areas: &[&str]) -> Result<Verdicts> {
 }
 
 /// Calls of changed text that take the trap all the same, by chance, and returns to such text by way of the host: the two
-/// ways in and the two ways out mix, and nobody can tell. With `CASEMATE_TEST_LONG=1`, every area, and with text left
-/// alone too.
+/// ways in and the two ways out mix, and nobody can tell. The same with a Sentry that answers every call itself. With
+/// `CASEMATE_TEST_LONG=1`, every area, and with text left alone too.
 #[test]
 fn the_way_of_a_call_does_not_show() -> Result<()> {
     let seed = std::env::var("CASEMATE_TEST_SEED").unwrap_or_else(|_| "11".to_owned());
     let slow = ["--patch-slow", seed.as_str()];
-    let off = ["--patch", "off"];
+    let (off, asks) = (["--patch", "off"], ["--resident", "off"]);
     let long = std::env::var("CASEMATE_TEST_LONG").is_ok_and(|long| long == "1");
     let (ways, areas): (&[&[&str]], &[&str]) =
-        if long { (&[&slow, &off], &["--all"]) } else { (&[&slow], CLOSE_LOOKS) };
+        if long { (&[&slow, &off, &asks], &["--all"]) } else { (&[&slow, &asks], CLOSE_LOOKS) };
     let usual = inside_with(&[], areas)?;
     for way in ways {
         let found = inside_with(way, areas)?;

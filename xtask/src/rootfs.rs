@@ -27,6 +27,8 @@ pub const DEBIAN_PACKAGES: &[&str] = &[
     "stress-ng",
     "strace",
 ];
+/// What the root filesystem of [`servers`] holds besides the same set.
+const SERVER_PACKAGES: &[&str] = &["redis-server", "redis-tools", "nginx-light", "wrk", "iperf3"];
 const SUITE: &str = "bookworm";
 /// Raised when the recipe changes in a way that the package list does not show.
 const RECIPE: u32 = 2;
@@ -36,13 +38,22 @@ const MOUNT_POINTS: &[&str] = &["opt/programs", "work", "data"];
 /// The Debian root filesystem; built by debootstrap at the first call, which needs root and a Debian mirror
 /// (`$CASEMATE_DEBIAN_MIRROR`, else debootstrap's own).
 pub fn debian() -> Result<PathBuf> {
-    let recipe = format!("{RECIPE} {SUITE} {}", DEBIAN_PACKAGES.join(" "));
-    cached("debian", &recipe, |dir| {
+    bootstrapped("debian", DEBIAN_PACKAGES)
+}
+
+/// A Debian root filesystem of network servers and of the programs that put load on them; see [`debian`].
+pub fn servers() -> Result<PathBuf> {
+    bootstrapped("servers", SERVER_PACKAGES)
+}
+
+fn bootstrapped(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let recipe = format!("{RECIPE} {SUITE} {}", packages.join(" "));
+    cached(name, &recipe, |dir| {
         shell::need("debootstrap", "debootstrap")?;
         need_root("debootstrap")?;
-        eprintln!("building the Debian root filesystem with debootstrap, once, in {}", dir.display());
+        eprintln!("building a Debian root filesystem with debootstrap, once, in {}", dir.display());
         let mut command = Command::new("debootstrap");
-        command.arg("--variant=minbase").arg(format!("--include={}", DEBIAN_PACKAGES.join(",")));
+        command.arg("--variant=minbase").arg(format!("--include={}", packages.join(",")));
         command.arg(SUITE).arg(dir);
         if let Some(mirror) = std::env::var_os("CASEMATE_DEBIAN_MIRROR") {
             command.arg(mirror);

@@ -22,6 +22,8 @@
     reason = "counts are small, and times are noisier than a double"
 )]
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
 use std::time::Instant;
@@ -62,6 +64,8 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("clock", clock),
     ("pipe", pipe_write_read),
     ("pingpong", ping_pong),
+    ("tcp", tcp_ping_pong),
+    ("tcp-connect", tcp_connect_ping),
     ("fork", fork_exit_wait),
     ("exec", fork_exec_wait),
     ("open", open_fstat_close),
@@ -145,6 +149,48 @@ fn ping_pong(count: u64) -> f64 {
     });
     unsafe { libc::close(there_w) };
     wait(child);
+    ns
+}
+
+/// A process that sends every byte back, connection after connection, and the address it does so at.
+fn echo_server() -> (i32, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen on loopback");
+    let address = listener.local_addr().expect("the listener's address");
+    let child = checked(unsafe { libc::fork() }.into(), "fork") as i32;
+    if child == 0 {
+        while let Ok((mut stream, _)) = listener.accept() {
+            stream.set_nodelay(true).expect("TCP_NODELAY");
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+        }
+    }
+    (child, address)
+}
+
+fn end_server(child: i32) {
+    checked(unsafe { libc::kill(child, libc::SIGKILL) }.into(), "kill");
+    checked(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }.into(), "waitpid");
+}
+
+fn ping(stream: &mut TcpStream) {
+    let mut byte = [7];
+    stream.write_all(&byte).expect("write to the server");
+    stream.read_exact(&mut byte).expect("read from the server");
+}
+
+fn tcp_ping_pong(count: u64) -> f64 {
+    let (child, address) = echo_server();
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.set_nodelay(true).expect("TCP_NODELAY");
+    let ns = timed(count, || ping(&mut stream));
+    end_server(child);
+    ns
+}
+
+fn tcp_connect_ping(count: u64) -> f64 {
+    let (child, address) = echo_server();
+    let ns = timed(count, || ping(&mut TcpStream::connect(address).expect("connect")));
+    end_server(child);
     ns
 }
 

@@ -77,6 +77,7 @@ fn options(global: &Global, log: &Log) -> Options {
         log_json: log.format() == Format::Json,
         patch: global.patch == "on",
         slow: global.patch_slow,
+        no_answers: global.resident == "off",
         ..Options::default()
     }
 }

@@ -208,4 +208,7 @@ pub struct Options {
     /// Seed of the calls of such text that take a trap all the same, for tests; 0 for none.
     #[serde(default)]
     pub slow: u64,
+    /// The stub answers no call itself, for tests.
+    #[serde(default)]
+    pub no_answers: bool,
 }

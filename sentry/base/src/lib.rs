@@ -13,6 +13,7 @@ pub mod executor;
 pub mod hash;
 pub mod lock;
 pub mod rand;
+pub mod relay;
 pub mod timer;
 pub mod wait;
 
@@ -23,5 +24,6 @@ pub use errno::{Errno, Result};
 pub use executor::{Executor, Reactor};
 pub use hash::{KeyedMap, KeyedSet, KeyedState};
 pub use lock::{Mutex, MutexGuard, RwLock};
+pub use relay::Relay;
 pub use timer::{TimerId, TimerTarget, Timers};
 pub use wait::{Events, Observer, Sleeper, WaitClass, WaitEnd, WaitId, WaitQueue};

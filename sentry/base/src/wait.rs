@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use crate::clock::{Nanos, mono_now};
 use crate::lock::{Mutex, rank};
+use crate::relay;
 use crate::timer::{TimerTarget, Timers};
 
 bitflags::bitflags! {
@@ -85,13 +86,33 @@ struct Entry {
     id: WaitId,
     mask: Events,
     exclusive: bool,
-    observer: Arc<dyn Observer>,
+    /// `None` once it is removed.
+    observer: Option<Arc<dyn Observer>>,
 }
 
+/// Ids only grow, so the list is in their order. What is removed leaves a gap until half of the list is gaps: a call
+/// that waits for very many files must not move the list once for each of them.
 #[derive(Default)]
 struct Entries {
     next_id: u64,
+    nr_gaps: usize,
     list: Vec<Entry>,
+}
+
+impl Entries {
+    fn remove(&mut self, id: WaitId) -> Option<Arc<dyn Observer>> {
+        let at = self.list.binary_search_by_key(&id.0, |entry| entry.id.0).ok()?;
+        let gone = self.list.get_mut(at)?.observer.take()?;
+        self.nr_gaps += 1;
+        while self.list.pop_if(|last| last.observer.is_none()).is_some() {
+            self.nr_gaps -= 1;
+        }
+        if self.nr_gaps > self.list.len() / 2 {
+            self.list.retain(|entry| entry.observer.is_some());
+            self.nr_gaps = 0;
+        }
+        Some(gone)
+    }
 }
 
 /// The observers of one object, in order of arrival.
@@ -108,7 +129,7 @@ impl core::fmt::Debug for WaitQueue {
 
 impl WaitQueue {
     pub const fn new() -> Self {
-        Self { entries: Mutex::new(Entries { next_id: 0, list: Vec::new() }) }
+        Self { entries: Mutex::new(Entries { next_id: 0, nr_gaps: 0, list: Vec::new() }) }
     }
 
     /// Adds an observer for the events in `mask` (`ERR` and `HUP` always count).
@@ -124,29 +145,34 @@ impl WaitQueue {
 
     fn insert(&self, mask: Events, observer: Arc<dyn Observer>, exclusive: bool) -> WaitId {
         let mut entries = self.entries.lock();
-        entries.next_id = entries.next_id.wrapping_add(1);
+        entries.next_id += 1;
         let id = WaitId(entries.next_id);
-        entries.list.push(Entry { id, mask: mask | Events::ALWAYS, exclusive, observer });
+        let mask = mask | Events::ALWAYS;
+        entries.list.push(Entry { id, mask, exclusive, observer: Some(observer) });
         id
     }
 
     /// Removes an observer; a notification that is already under way may still reach it.
     pub fn remove(&self, id: WaitId) {
-        let mut entries = self.entries.lock();
-        if let Some(at) = entries.list.iter().position(|e| e.id == id) {
-            entries.list.remove(at);
-        }
+        let gone = self.entries.lock().remove(id);
+        // What goes with the observer needs no lock of ours.
+        drop(gone);
     }
 
-    /// Tells the observers of any of `events`. Call it after the object's own lock is released.
+    /// Tells the observers of any of `events`, and whoever they pass it on to. Call it after the object's own lock is
+    /// released.
     pub fn notify(&self, events: Events) {
+        relay::during(|| self.tell(events));
+    }
+
+    fn tell(&self, events: Events) {
         let mut due: Vec<Arc<dyn Observer>> = Vec::new();
         let mut exclusive: Vec<Arc<dyn Observer>> = Vec::new();
         {
             let entries = self.entries.lock();
             for entry in entries.list.iter().filter(|entry| entry.mask.intersects(events)) {
                 let list = if entry.exclusive { &mut exclusive } else { &mut due };
-                list.push(Arc::clone(&entry.observer));
+                list.extend(entry.observer.clone());
             }
         }
         for observer in due {

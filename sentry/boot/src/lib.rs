@@ -133,6 +133,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
         control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
     platform.set_patch(boot.options.patch);
     platform.set_slow(boot.options.slow);
+    platform.set_answers(!boot.options.no_answers);
     let ground = Ground {
         platform,
         memory,

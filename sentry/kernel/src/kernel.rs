@@ -18,7 +18,6 @@ use crate::accounting::Load;
 use crate::aio::AioUsage;
 use crate::no_space::NoSpace;
 use crate::ns::{Extensions, FirstNamespaces, NsFs};
-use crate::signal::Origin;
 use crate::task_set::TaskSet;
 use crate::{FdTable, FsContext, FutexTable, MountNamespace, PidNs, SyscallTable, Task, ThreadGroup, Vfs};
 
@@ -543,12 +542,5 @@ impl SignalSink for Kernel {
 
     fn signal_owner(&self, file: &sentry_vfs::FileDescription, fd: i32) {
         crate::sigio::tell_owner(self, file, fd);
-    }
-
-    fn signal_process(&self, pid: i32, signal: i32) {
-        if let Some(process) = self.process(pid) {
-            let _ =
-                process.send(abi::signal::SigInfo::kernel(signal, abi::signal::SI_KERNEL), Origin::Inside);
-        }
     }
 }

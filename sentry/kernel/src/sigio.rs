@@ -1,5 +1,5 @@
-//! Signals of files: `O_ASYNC` and directory notification (`fcntl(2)` with `F_SETFL`, `F_SETOWN`, `F_SETSIG` and
-//! `F_NOTIFY`; `fs/fcntl.c`, `fs/notify/dnotify`).
+//! Signals of files: `O_ASYNC`, urgent data of sockets and directory notification (`fcntl(2)` with `F_SETFL`,
+//! `F_SETOWN`, `F_SETSIG` and `F_NOTIFY`; `fs/fcntl.c`, `fs/notify/dnotify`).
 //!
 //! What happens to a file is told under locks of that file, so that the signal itself is sent by a future of its own.
 
@@ -26,8 +26,8 @@ const REASONS: [(Events, i32, u32); 4] = [
 const POLL_MSG: i32 = 3;
 const POLL_MSG_BAND: u32 = 0x441;
 
-/// Tells the owner of a file (`F_SETOWN`) of an event on it (`send_sigio`).
-fn send(kernel: &Kernel, file: &FileDescription, fd: i32, code: i32, band: u32) {
+/// Has `send` called with each process that owns a file (`F_SETOWN`) and that whoever set the owner may signal.
+fn to_owners(kernel: &Kernel, file: &FileDescription, send: impl Fn(&Arc<ThreadGroup>)) {
     let owner = file.owner().load(Ordering::Relaxed);
     let to: Vec<Arc<ThreadGroup>> = match owner {
         0 => return,
@@ -35,15 +35,20 @@ fn send(kernel: &Kernel, file: &FileDescription, fd: i32, code: i32, band: u32) 
         owner => kernel.process(owner).into_iter().collect(),
     };
     let (uid, euid) = file.owner_set_by();
-    let plain = SigInfo::kernel(libc::SIGIO, SI_KERNEL);
     for process in to {
         let Some(leader) = process.threads().first().map(Arc::clone) else { continue };
         let creds = leader.creds();
         // `sigio_perm`
-        let allowed = euid == 0 || [euid, uid].iter().any(|id| *id == creds.uid || *id == creds.suid);
-        if !allowed {
-            continue;
+        if euid == 0 || [euid, uid].iter().any(|id| *id == creds.uid || *id == creds.suid) {
+            send(&process);
         }
+    }
+}
+
+/// Tells the owner of a file of an event on it (`send_sigio`).
+fn send(kernel: &Kernel, file: &FileDescription, fd: i32, code: i32, band: u32) {
+    let plain = SigInfo::kernel(libc::SIGIO, SI_KERNEL);
+    to_owners(kernel, file, |process| {
         let sent = match file.signal().load(Ordering::Relaxed) {
             0 => process.send(plain, Origin::Inside),
             // A queue that is full loses the reason and not the event.
@@ -53,7 +58,14 @@ fn send(kernel: &Kernel, file: &FileDescription, fd: i32, code: i32, band: u32) 
         };
         // One that is on its way out hears nothing any more.
         let _ = sent;
-    }
+    });
+}
+
+/// Tells the owner of a socket of urgent data (`send_sigurg`).
+fn send_urgent(kernel: &Kernel, file: &FileDescription) {
+    to_owners(kernel, file, |process| {
+        let _ = process.send(SigInfo::kernel(libc::SIGURG, SI_KERNEL), Origin::Inside);
+    });
 }
 
 /// The lease on a file is to be given up.
@@ -61,17 +73,35 @@ pub(crate) fn tell_owner(kernel: &Kernel, file: &FileDescription, fd: i32) {
     send(kernel, file, fd, POLL_MSG, POLL_MSG_BAND);
 }
 
-/// Sits in the queue of a file with `O_ASYNC`.
-struct Async {
-    me: Weak<Async>,
+/// Sits in the queue of a file whose owner hears of events.
+struct Watch {
+    me: Weak<Watch>,
     kernel: Weak<Kernel>,
     file: Weak<FileDescription>,
     fd: i32,
+    /// Of every event (`O_ASYNC`), not of urgent data alone.
+    every: bool,
     /// Events that are to be told.
     due: AtomicU32,
 }
 
-impl Observer for Async {
+impl Watch {
+    fn tell(&self, kernel: &Kernel, events: Events) {
+        let Some(file) = self.file.upgrade() else { return };
+        if events.contains(Events::PRI) && file.ops().kind() == FileKind::Socket {
+            send_urgent(kernel, &file);
+        }
+        for (which, code, band) in REASONS.iter().filter(|_| self.every) {
+            // Urgent data has a signal of its own, and this one if it was chosen (`kill_fasync`).
+            let has_own = *which == Events::PRI && file.signal().load(Ordering::Relaxed) == 0;
+            if events.intersects(*which) && !has_own {
+                send(kernel, &file, self.fd, *code, *band);
+            }
+        }
+    }
+}
+
+impl Observer for Watch {
     fn notify(&self, events: Events) {
         if self.due.fetch_or(events.bits(), Ordering::SeqCst) != 0 {
             return;
@@ -79,13 +109,7 @@ impl Observer for Async {
         let (Some(me), Some(kernel)) = (self.me.upgrade(), self.kernel.upgrade()) else { return };
         let executor = Arc::clone(kernel.executor());
         executor.spawn(async move {
-            let events = Events::from_bits_truncate(me.due.swap(0, Ordering::SeqCst));
-            let Some(file) = me.file.upgrade() else { return };
-            for (which, code, band) in REASONS {
-                if events.intersects(which) {
-                    send(&kernel, &file, me.fd, code, band);
-                }
-            }
+            me.tell(&kernel, Events::from_bits_truncate(me.due.swap(0, Ordering::SeqCst)));
         });
     }
 }
@@ -98,22 +122,36 @@ pub fn can_signal(file: &FileDescription) -> bool {
     ops.wait_queue().is_some() && (by_kind || ops.as_any().is::<Inotify>())
 }
 
-/// Turns the signals of a file on or off; `fd` is what they name it by.
-pub fn set_async(kernel: &Arc<Kernel>, file: &Arc<FileDescription>, fd: i32, on: bool) {
+/// Has the owner of a file hear of its events: of every one with `O_ASYNC`, else of urgent data if it is a socket.
+/// `fd` is what they name it by.
+fn watch(kernel: &Arc<Kernel>, file: &Arc<FileDescription>, fd: i32, every: bool) {
     let mut mask = Events::empty();
-    mask.set(Events::READABLE | Events::PRI | Events::RDHUP, file.flags().reads());
-    mask.set(Events::WRITABLE, file.flags().writes());
-    let observer = on.then(|| {
-        let observer: Arc<dyn Observer> = Arc::new_cyclic(|me| Async {
+    if every {
+        mask.set(Events::READABLE | Events::PRI | Events::RDHUP, file.flags().reads());
+        mask.set(Events::WRITABLE, file.flags().writes());
+    }
+    if file.ops().kind() == FileKind::Socket && file.owner().load(Ordering::Relaxed) != 0 {
+        mask |= Events::PRI;
+    }
+    let observer = (!mask.is_empty()).then(|| {
+        let observer: Arc<dyn Observer> = Arc::new_cyclic(|me| Watch {
             me: Weak::clone(me),
             kernel: Arc::downgrade(kernel),
             file: Arc::downgrade(file),
             fd,
+            every,
             due: AtomicU32::new(0),
         });
         (mask, observer)
     });
     file.watch_readiness(observer);
+}
+
+/// The file has got another owner.
+pub fn settle_owner(kernel: &Arc<Kernel>, file: &Arc<FileDescription>, fd: i32) {
+    if !file.flags().contains(OpenFlags::ASYNC) {
+        watch(kernel, file, fd, false);
+    }
 }
 
 /// `DN_*` and the events that each stands for.
@@ -239,7 +277,7 @@ pub fn settle_async(
     }
     let on = wanted.contains(OpenFlags::ASYNC);
     if on != file.flags().contains(OpenFlags::ASYNC) {
-        set_async(kernel, file, fd, on);
+        watch(kernel, file, fd, on);
     }
     wanted
 }

@@ -39,5 +39,6 @@ mod sys_sysv;
 mod sys_time;
 mod sys_timer;
 mod table;
+mod turn;
 
 pub use table::Table;

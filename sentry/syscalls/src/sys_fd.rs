@@ -304,7 +304,7 @@ fn file_control(
         }
         libc::F_SETOWN => {
             let id = resolve_owner(cx, int)?;
-            set_owner(cx, file, id);
+            set_owner(cx, file, fd, id);
         }
         libc::F_GETOWN => {
             return Ok(i64::from(show_owner(cx, file.owner().load(Ordering::Relaxed))).cast_unsigned());
@@ -318,7 +318,7 @@ fn file_control(
                 _ => return Err(Errno::EINVAL.into()),
             };
             let id = resolve_owner(cx, id)?;
-            set_owner(cx, file, id);
+            set_owner(cx, file, fd, id);
         }
         F_GETOWN_EX => {
             let id = show_owner(cx, file.owner().load(Ordering::Relaxed));
@@ -510,11 +510,11 @@ fn resolve_owner(cx: &Current, id: i32) -> Result<i32> {
 }
 
 /// `f_setown`
-fn set_owner(cx: &Current, file: &Arc<FileDescription>, id: i32) {
+fn set_owner(cx: &Current, file: &Arc<FileDescription>, fd: i32, id: i32) {
     let creds = cx.creds();
     file.note_owner_set_by(creds.uid, creds.euid);
     file.owner().store(id, Ordering::Relaxed);
-    file.tell_owner(Arc::clone(cx.task.kernel()) as _);
+    sigio::settle_owner(cx.task.kernel(), file, fd);
 }
 
 /// The same where the file may have an owner already, who stays.
@@ -643,7 +643,7 @@ fn control(cx: &mut Current, fd: i32, command: Bits, arg: u64) -> SysResult {
         FIOASYNC => set(OpenFlags::ASYNC)?,
         FIOSETOWN | SIOCSPGRP if file.ops().kind() == FileKind::Socket => {
             let id: i32 = cx.read_obj(arg)?;
-            set_owner(cx, &file, resolve_owner(cx, id)?);
+            set_owner(cx, &file, fd, resolve_owner(cx, id)?);
         }
         FIOGETOWN | SIOCGPGRP if file.ops().kind() == FileKind::Socket => {
             cx.write_obj(arg, &show_owner(cx, file.owner().load(Ordering::Relaxed)))?;

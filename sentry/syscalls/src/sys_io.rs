@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use abi::fs::rwf;
-use sentry_base::{Errno, Events, Result, mono_now};
-use sentry_kernel::{BlockEnd, Call, Current, Restart, Stop, SysResult, Task};
+use sentry_base::{Errno, Events, Result, Sleeper, mono_now};
+use sentry_kernel::{BlockEnd, Call, CallerMemory, Current, Restart, Stop, SysResult, Task};
 use sentry_memory::{IoSeg, UserReader, UserWriter};
 use sentry_vfs::watch::event;
 use sentry_vfs::{FileDescription, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence, as_dir};
@@ -13,6 +13,7 @@ use sentry_vfs::{FileDescription, FileKind, FileOps, IoCtx, IoStart, OpenFlags, 
 use crate::args::{Bits, Ptr};
 use crate::fs_args::{MAX_RW, cut, segments, total};
 use crate::table::syscalls;
+use crate::turn::{PIECE, Turn};
 
 syscalls! {
     0 read(fd: i32, buf: Ptr, count: usize) [call];
@@ -25,7 +26,7 @@ syscalls! {
     40 sendfile(out_fd: i32, in_fd: i32, offset: Ptr, count: usize) [wait];
     295 preadv(fd: i32, iov: Ptr, count: usize, offset: i64) [call];
     296 pwritev(fd: i32, iov: Ptr, count: usize, offset: i64) [call];
-    326 copy_file_range(in_fd: i32, in_offset: Ptr, out_fd: i32, out_offset: Ptr, len: usize, flags: Bits) [sync];
+    326 copy_file_range(in_fd: i32, in_offset: Ptr, out_fd: i32, out_offset: Ptr, len: usize, flags: Bits) [wait];
     327 preadv2(fd: i32, iov: Ptr, count: usize, offset: i64, high: u64, flags: i32) [call];
     328 pwritev2(fd: i32, iov: Ptr, count: usize, offset: i64, high: u64, flags: i32) [call];
 }
@@ -92,6 +93,11 @@ impl Transfer {
             status |= OpenFlags::APPEND;
         }
         Ok(Self { file, at, flags: status, no_append: flags & rwf::NOAPPEND != 0 })
+    }
+
+    /// Whether a transfer of `len` bytes would keep a worker for long, and can be done in pieces: the file never blocks.
+    fn is_long(&self, len: u64) -> bool {
+        len > PIECE && self.file.ops().wait_queue().is_none()
     }
 
     fn blocks(&self) -> bool {
@@ -161,11 +167,9 @@ impl Transfer {
         }
     }
 
-    /// How many of `len` bytes `RLIMIT_FSIZE` lets a write to a regular file have: `EFBIG` and SIGXFSZ for none.
+    /// How many of `len` bytes [`size_limit`] lets a write have.
     fn size_limit(&self, task: &Task, len: u64) -> Result<u64> {
-        let limit = task.rlimit(libc::RLIMIT_FSIZE);
-        if limit == u64::MAX || len == 0 || !self.file.inode().is_some_and(|i| i.kind() == FileKind::Regular)
-        {
+        if task.rlimit(libc::RLIMIT_FSIZE) == u64::MAX {
             return Ok(len);
         }
         let start = match self.at {
@@ -173,12 +177,30 @@ impl Transfer {
             Some(at) => at,
             None => *self.file.position().lock(),
         };
-        if start >= limit {
-            sentry_vfs::Caller::signal_self(task, libc::SIGXFSZ);
-            return Err(Errno::EFBIG);
-        }
-        Ok(len.min(limit - start))
+        size_limit(task, &self.file, start, len)
     }
+
+    /// Writes the bytes that the limit lets it have.
+    fn write_limited(&self, task: &Task, bytes: &[u8]) -> Result<IoStart<usize>> {
+        let allowed = usize::try_from(self.size_limit(task, bytes.len() as u64)?).unwrap_or(usize::MAX);
+        let bytes = bytes.get(..allowed).unwrap_or(bytes);
+        self.write_once(task, &mut UserReader::buffer(bytes))
+    }
+}
+
+/// How many of `len` bytes `RLIMIT_FSIZE` lets a write to a regular file have from `start` on: `EFBIG` and SIGXFSZ for
+/// none (`generic_write_check_limits`).
+pub(crate) fn size_limit(task: &Task, file: &FileDescription, start: u64, len: u64) -> Result<u64> {
+    let limit = task.rlimit(libc::RLIMIT_FSIZE);
+    let counts = || file.inode().is_some_and(|inode| inode.kind() == FileKind::Regular);
+    if limit == u64::MAX || len == 0 || !counts() {
+        return Ok(len);
+    }
+    if start >= limit {
+        sentry_vfs::Caller::signal_self(task, libc::SIGXFSZ);
+        return Err(Errno::EFBIG);
+    }
+    Ok(len.min(limit - start))
 }
 
 /// A read: answered at once if it can be.
@@ -191,6 +213,14 @@ fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&
         return done(Err(e));
     }
     cx.task.io().count_read();
+    if transfer.is_long(total(segs)) {
+        return Call::Wait(Box::pin(in_pieces(
+            cx,
+            transfer,
+            segs.to_vec(),
+            |transfer, task, memory, segs| transfer.read_once(task, &mut UserWriter::user(memory, segs)),
+        )));
+    }
     let memory = cx.memory();
     match transfer.read_once(&cx.task, &mut UserWriter::user(&memory, segs)) {
         Ok(IoStart::Done(n)) => done(Ok(n)),
@@ -201,6 +231,39 @@ fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&
         Ok(IoStart::WouldBlock) => done(Err(Errno::EAGAIN)),
         Err(e) => done(Err(e)),
     }
+}
+
+/// Moves much, a piece at a time: other tasks have their turn in between. A signal ends it for a device, and for a file
+/// one that kills (`read_iter_zero`, `generic_perform_write`). A task that shares the position may have its turn as well.
+async fn in_pieces(
+    cx: &mut Current,
+    mut transfer: Transfer,
+    segs: Vec<IoSeg>,
+    once: fn(&Transfer, &Task, &CallerMemory, &[IoSeg]) -> Result<IoStart<usize>>,
+) -> SysResult {
+    let len = total(&segs);
+    let mut moved = 0;
+    let mut turn = Turn::new();
+    let device = transfer.kind() == FileKind::CharDevice;
+    let ends = |sleeper: &Sleeper| sleeper.is_killed() || (device && sleeper.is_interrupted());
+    while moved < len && !(moved > 0 && ends(cx.sleeper())) {
+        turn.took(moved).await;
+        let piece = cut(&segs, moved, PIECE.min(len - moved));
+        let n = match once(&transfer, &cx.task, &cx.memory(), &piece) {
+            Ok(IoStart::Done(n)) => n as u64,
+            Ok(IoStart::WouldBlock) if moved == 0 => return Err(Errno::EAGAIN.into()),
+            Err(errno) if moved == 0 => return Err(errno.into()),
+            Ok(IoStart::WouldBlock) | Err(_) => break,
+        };
+        moved += n;
+        if let Some(at) = &mut transfer.at {
+            *at += n;
+        }
+        if n < total(&piece) {
+            break;
+        }
+    }
+    Ok(moved)
 }
 
 async fn read_waiting(cx: &mut Current, transfer: Transfer, segs: Vec<IoSeg>) -> SysResult {
@@ -260,6 +323,12 @@ fn write_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<
         Ok(allowed) => allowed,
         Err(e) => return done(Err(e)),
     };
+    if transfer.is_long(allowed) && !transfer.flags.contains(OpenFlags::APPEND) {
+        let segs = cut(segs, 0, allowed);
+        return Call::Wait(Box::pin(in_pieces(cx, transfer, segs, |transfer, task, _, segs| {
+            transfer.write_once(task, &mut UserReader::user(task, segs))
+        })));
+    }
     let shorter;
     if allowed < len {
         shorter = cut(segs, 0, allowed);
@@ -285,13 +354,15 @@ fn write_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<
 }
 
 impl Transfer {
+    fn kind(&self) -> FileKind {
+        self.file.inode().map_or_else(|| self.file.ops().kind(), |inode| inode.kind())
+    }
+
     /// Whether a write of `len` bytes that moved `n` goes on.
     fn is_partial(&self, n: usize, len: u64) -> bool {
-        let kind = match self.file.inode() {
-            Some(inode) => inode.kind(),
-            None => self.file.ops().kind(),
-        };
-        (n as u64) < len && n > 0 && matches!(kind, FileKind::Fifo | FileKind::Socket | FileKind::CharDevice)
+        (n as u64) < len
+            && n > 0
+            && matches!(self.kind(), FileKind::Fifo | FileKind::Socket | FileKind::CharDevice)
     }
 }
 
@@ -497,10 +568,13 @@ async fn sendfile(cx: &mut Current, out_fd: i32, in_fd: i32, offset: Ptr, count:
     let mut left = count.min(MAX_RW);
     let mut sent = 0_u64;
     let mut piece = vec![0; left.min(COPY_PIECE)];
+    let mut turn = Turn::new();
     let result = 'copy: loop {
-        if left == 0 {
+        // A signal ends it between two pieces (`splice_from_pipe_next`).
+        if left == 0 || (sent > 0 && cx.sleeper().is_interrupted()) {
             break Ok(());
         }
+        turn.took(sent).await;
         let part = piece.get_mut(..left.min(COPY_PIECE)).unwrap_or_default();
         let got = match peek(&task, &input, at, part) {
             Ok(IoStart::Done(0)) => break Ok(()),
@@ -511,10 +585,10 @@ async fn sendfile(cx: &mut Current, out_fd: i32, in_fd: i32, offset: Ptr, count:
         let mut written = 0;
         while written < got {
             let bytes = part.get(written..got).unwrap_or_default();
-            let start = match out.write_once(&task, &mut UserReader::buffer(bytes)) {
+            let start = match out.write_limited(&task, bytes) {
                 Ok(IoStart::WouldBlock) if out.blocks() => {
                     let Some(queue) = output.ops().wait_queue() else { break 'copy Ok(()) };
-                    let attempt = |_: &Task| out.write_once(&task, &mut UserReader::buffer(bytes));
+                    let attempt = |_: &Task| out.write_limited(&task, bytes);
                     match cx.block_on(queue, Events::WRITABLE, None, attempt).await {
                         Ok(n) => n,
                         Err(end) => break 'copy Err(end.or_restart(Restart::Sys)),
@@ -552,7 +626,7 @@ fn copy_offset(cx: &Current, file: &FileDescription, at: Ptr) -> Result<u64> {
     u64::try_from(cx.read_obj::<i64>(at.0)?).map_err(|_| Errno::EINVAL)
 }
 
-fn copy_file_range(
+async fn copy_file_range(
     cx: &mut Current,
     in_fd: i32,
     in_offset: Ptr,
@@ -585,7 +659,9 @@ fn copy_file_range(
     let task = Arc::clone(&cx.task);
     let mut piece = vec![0; len.min(COPY_PIECE)];
     let mut moved = 0;
-    while moved < len {
+    let mut turn = Turn::new();
+    while moved < len && !(moved > 0 && cx.sleeper().is_interrupted()) {
+        turn.took(moved as u64).await;
         let part = piece.get_mut(..(len - moved).min(COPY_PIECE)).unwrap_or_default();
         let IoStart::Done(got) = peek(&task, &input, from + moved as u64, part)? else { break };
         if got == 0 {
@@ -597,8 +673,7 @@ fn copy_file_range(
             at: Some(to + moved as u64),
             no_append: true,
         };
-        let mut src = UserReader::buffer(part.get(..got).unwrap_or_default());
-        match out.write_once(&task, &mut src) {
+        match out.write_limited(&task, part.get(..got).unwrap_or_default()) {
             Ok(IoStart::Done(n)) => {
                 moved += n;
                 if n < got {

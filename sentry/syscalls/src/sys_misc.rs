@@ -234,15 +234,7 @@ fn target(cx: &Current, pid: i32) -> Result<Arc<Task>> {
 }
 
 async fn sched_yield(_cx: &mut Current) -> Result<()> {
-    let mut yielded = false;
-    core::future::poll_fn(|waker| {
-        if core::mem::replace(&mut yielded, true) {
-            return core::task::Poll::Ready(());
-        }
-        waker.waker().wake_by_ref();
-        core::task::Poll::Pending
-    })
-    .await;
+    crate::turn::give_up().await;
     Ok(())
 }
 
@@ -427,7 +419,7 @@ fn getrandom(cx: &mut Current, buf: Ptr, len: usize, flags: Bits) -> Result<usiz
     let len = len.min(0x1ff_ffff);
     let mut done = 0;
     let mut chunk = vec![0; len.min(64 * 1024)];
-    while done < len {
+    while done < len && !(done > 0 && cx.sleeper().is_interrupted()) {
         let part = chunk.get_mut(..(len - done).min(64 * 1024)).unwrap_or_default();
         rand::fill(part)?;
         match sentry_memory::UserMemory::copy_out_partial(

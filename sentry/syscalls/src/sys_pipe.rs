@@ -11,6 +11,7 @@ use sentry_vfs::{FileDescription, FileOps, IoCtx, IoStart, OpenFlags, Pos};
 use crate::args::{Bits, Ptr};
 use crate::files::add_file;
 use crate::fs_args::segments;
+use crate::sys_io::size_limit;
 use crate::table::syscalls;
 
 syscalls! {
@@ -247,7 +248,14 @@ async fn pipe_to_file(
             let rest = data.get(written..).unwrap_or_default();
             let step = wait(cx, output, Events::WRITABLE, nonblock_out, |task| {
                 let io = IoCtx { caller: task, flags: io_flags };
-                at.at(output, |pos| output.ops().try_write(&io, &mut UserReader::buffer(rest), pos))
+                at.at(output, |pos| {
+                    let allowed = match pos {
+                        Pos::At(start) => size_limit(task, output, start, rest.len() as u64)?,
+                        _ => u64::MAX,
+                    };
+                    let rest = usize::try_from(allowed).ok().and_then(|n| rest.get(..n)).unwrap_or(rest);
+                    output.ops().try_write(&io, &mut UserReader::buffer(rest), pos)
+                })
             })
             .await;
             match step {

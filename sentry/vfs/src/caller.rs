@@ -71,10 +71,6 @@ pub trait Terminal: Send + Sync {
 /// Where a line discipline sends its signals when no task is at hand (input that arrives from the host).
 pub trait SignalSink: Send + Sync {
     fn signal_group(&self, pgid: i32, signal: i32);
-    /// Signals one process, if it is still there.
-    fn signal_process(&self, pid: i32, signal: i32) {
-        let _ = (pid, signal);
-    }
     /// Tells the owner of a file (`F_SETOWN`) that its lease is to be given up.
     fn signal_owner(&self, file: &crate::FileDescription, fd: i32) {
         let _ = (file, fd);

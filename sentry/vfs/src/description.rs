@@ -38,12 +38,10 @@ pub struct FileDescription {
     signal: AtomicI32,
     /// Real and effective user of who set the owner.
     owner_set_by: AtomicU64,
-    /// In the file's queue, for the signals of `O_ASYNC`.
+    /// In the file's queue, for the signals to its owner.
     waiter: Mutex<Option<WaitId>, { rank::LEAF }>,
     attachment: Mutex<Option<Arc<dyn Any + Send + Sync>>, { rank::LEAF }>,
     watchers: Mutex<Vec<Weak<dyn CloseWatcher>>, { rank::LEAF }>,
-    /// Its place in the queue of its file, where its owner is to hear of events.
-    pub(crate) notice: OnceLock<sentry_base::WaitId>,
     /// Counts it among the users of its file.
     in_use: Option<InUse>,
 }
@@ -61,11 +59,6 @@ impl Drop for FileDescription {
         }
         if let Some(locks) = self.locks.get() {
             locks.release(self.lock_owner());
-        }
-        if let Some(id) = self.notice.get()
-            && let Some(queue) = self.ops.wait_queue()
-        {
-            queue.remove(*id);
         }
         self.watch_readiness(None);
         for watcher in core::mem::take(self.watchers.get_mut()) {
@@ -102,7 +95,6 @@ impl FileDescription {
             waiter: Mutex::new(None),
             attachment: Mutex::new(None),
             watchers: Mutex::new(Vec::new()),
-            notice: OnceLock::new(),
             in_use,
         })
     }

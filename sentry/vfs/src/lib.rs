@@ -32,7 +32,6 @@ mod inotify;
 mod lock_table;
 mod modify;
 mod mount;
-mod notice;
 mod open;
 mod usage;
 mod user_ns;

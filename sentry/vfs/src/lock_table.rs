@@ -152,14 +152,16 @@ impl FileLocks {
 
 /// Cuts a range out of the owner's locks; true if there was something to cut.
 fn carve(ranges: &mut Vec<RangeLock>, owner: LockOwner, start: u64, end: u64) -> bool {
-    let mut changed = false;
+    let beside = |lock: &RangeLock| lock.owner != owner || lock.start >= end || start >= lock.end;
+    if ranges.iter().all(beside) {
+        return false;
+    }
     let mut out = Vec::with_capacity(ranges.len() + 1);
     for lock in ranges.drain(..) {
-        if lock.owner != owner || lock.start >= end || start >= lock.end {
+        if beside(&lock) {
             out.push(lock);
             continue;
         }
-        changed = true;
         if lock.start < start {
             out.push(RangeLock { end: start, ..lock });
         }
@@ -168,21 +170,20 @@ fn carve(ranges: &mut Vec<RangeLock>, owner: LockOwner, start: u64, end: u64) ->
         }
     }
     *ranges = out;
-    changed
+    true
 }
 
 /// Adds a lock, joined with the owner's neighbours of the same kind.
 fn merge(ranges: &mut Vec<RangeLock>, mut lock: RangeLock) {
-    ranges.retain(|l| {
-        let joins = l.owner == lock.owner
-            && l.exclusive == lock.exclusive
-            && (l.end == lock.start || lock.end == l.start);
-        if joins {
-            lock.start = lock.start.min(l.start);
-            lock.end = lock.end.max(l.end);
-        }
-        !joins
-    });
+    let (owner, exclusive, start, end) = (lock.owner, lock.exclusive, lock.start, lock.end);
+    let joins =
+        |l: &RangeLock| l.owner == owner && l.exclusive == exclusive && (l.end == start || end == l.start);
+    // One before it and one behind it at most: locks of one owner do not overlap.
+    while let Some(at) = ranges.iter().position(joins) {
+        let joined = ranges.remove(at);
+        lock.start = lock.start.min(joined.start);
+        lock.end = lock.end.max(joined.end);
+    }
     let at = ranges.partition_point(|l| l.start <= lock.start);
     ranges.insert(at, lock);
 }

@@ -29,6 +29,7 @@ mod inet_wait;
 mod inotify;
 mod limits;
 mod lock;
+mod long;
 mod membarrier;
 mod memfd;
 mod mm;
@@ -110,6 +111,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "tree", cases: tree::CASES },
     Area { name: "openat2", cases: openat2::CASES },
     Area { name: "fileio", cases: fileio::CASES },
+    Area { name: "long", cases: long::CASES },
     Area { name: "copy", cases: copy::CASES },
     Area { name: "lock", cases: lock::CASES },
     Area { name: "xattr", cases: xattr::CASES },

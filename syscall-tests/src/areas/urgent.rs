@@ -23,6 +23,7 @@ cases![
     urgent_data_is_a_signal_over_tcp,
     urgent_data_without_an_owner_is_none,
     urgent_data_signals_a_group,
+    who_set_the_owner_must_be_allowed_to_signal_it,
     readable_sockets_signal_their_owner,
     readable_tcp_signals_its_owner,
     readable_datagrams_signal_their_owner,
@@ -260,6 +261,25 @@ fn urgent_data_signals_a_group() -> Outcome {
     let group = unsafe { getpgrp() };
     ok!(fcntl(b.as_raw_fd(), F_SETOWN, -group));
     same!(unsafe { fcntl(b.as_raw_fd(), F_GETOWN) }, -group);
+    same!(send_flags(&a, b"y", MSG_OOB), 1);
+    comes(SIGURG)
+}
+
+fn who_set_the_owner_must_be_allowed_to_signal_it() -> Outcome {
+    let (a, b) = local()?;
+    block(&[SIGURG])?;
+    let (me, urgent) = (unsafe { getpid() }, b.as_raw_fd());
+    let stranger = sys::fork(move || {
+        sys::drop_root()?;
+        ok!(fcntl(urgent, F_SETOWN, me));
+        Ok(())
+    })?;
+    stranger.ok()?;
+    same!(unsafe { fcntl(urgent, F_GETOWN) }, me);
+    same!(send_flags(&a, b"y", MSG_OOB), 1);
+    sys::sleep_ms(20);
+    same!(pending(SIGURG)?, false);
+    ok!(fcntl(urgent, F_SETOWN, me));
     same!(send_flags(&a, b"y", MSG_OOB), 1);
     comes(SIGURG)
 }

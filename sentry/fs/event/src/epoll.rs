@@ -6,12 +6,12 @@
 
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::sync::{Arc, Weak};
 
 use abi::poll::{EPOLLET, EPOLLEXCLUSIVE, EPOLLONESHOT, EPOLLWAKEUP, EpollEvent};
-use sentry_base::{Errno, Events, Mutex, Observer, Result, WaitId, WaitQueue, lock::rank};
+use sentry_base::{Errno, Events, Mutex, Observer, Relay, Result, WaitId, WaitQueue, lock::rank, relay};
 use sentry_vfs::{Attr, CloseWatcher, FileDescription, FileOps};
 
 /// Bits of an item's event word that are no events.
@@ -26,8 +26,8 @@ const WITH_EXCLUSIVE: u32 = Events::IN.bits()
     | EPOLLEXCLUSIVE;
 /// Instances below one another, the outermost included.
 const MAX_NESTS: usize = 5;
-/// Instances that may watch one instance: bounds the ways that one event travels upwards.
-const MAX_PARENTS: usize = 16;
+/// Instances that may watch one instance (`path_limits` of `fs/eventpoll.c`, for one step).
+const MAX_PARENTS: usize = 500;
 
 /// Held while instances are put into one another, so that two such calls cannot close a loop together.
 static TOPOLOGY: Mutex<(), 47> = Mutex::new(());
@@ -87,7 +87,9 @@ impl Observer for Item {
         }
         let Some(epoll) = self.epoll.upgrade() else { return };
         epoll.make_ready(self);
-        epoll.queue.notify(Events::READABLE);
+        if !epoll.told.swap(true, Ordering::SeqCst) {
+            relay::pass_on(epoll);
+        }
     }
 
     /// An instance on which nobody waits lets the next one be told (`ep_poll_callback`, `fs/eventpoll.c`).
@@ -104,6 +106,8 @@ pub struct Epoll {
     interest: Mutex<BTreeMap<Key, Arc<Item>>, { rank::EPOLL_INTEREST }>,
     ready: Mutex<VecDeque<Arc<Item>>, { rank::LEAF }>,
     queue: WaitQueue,
+    /// Whether its observers are about to be told.
+    told: AtomicBool,
     /// The instances that watch this one, each once for every item.
     parents: Mutex<Vec<Weak<Epoll>>, { rank::LEAF }>,
 }
@@ -121,6 +125,7 @@ impl Epoll {
             interest: Mutex::new(BTreeMap::new()),
             ready: Mutex::new(VecDeque::new()),
             queue: WaitQueue::new(),
+            told: AtomicBool::new(false),
             parents: Mutex::new(Vec::new()),
         })
     }
@@ -182,10 +187,10 @@ impl Epoll {
     ) -> Result<()> {
         let topology = inner.map(|_| TOPOLOGY.lock());
         if let Some(inner) = inner {
-            if inner.reaches(self, MAX_NESTS)? {
+            if inner.reaches(self, &mut BTreeSet::new()) {
                 return Err(Errno::ELOOP);
             }
-            if self.height(MAX_NESTS)? + inner.depth(MAX_NESTS)? > MAX_NESTS {
+            if self.height(&mut BTreeMap::new()) + inner.depth(&mut BTreeMap::new()) > MAX_NESTS {
                 return Err(Errno::ELOOP);
             }
             if inner.parents.lock().len() >= MAX_PARENTS {
@@ -241,43 +246,46 @@ impl Epoll {
         self.interest.lock().values().filter(|i| i.nested).filter_map(|i| i.file.upgrade()).collect()
     }
 
-    /// Whether `target` is this instance or below it.
-    fn reaches(&self, target: &Self, left: usize) -> Result<bool> {
-        if core::ptr::eq(self, target) {
-            return Ok(true);
-        }
-        let left = left.checked_sub(1).ok_or(Errno::ELOOP)?;
-        for file in self.children() {
-            if let Some(child) = file.ops().as_any().downcast_ref::<Self>()
-                && child.reaches(target, left)?
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    fn address(&self) -> usize {
+        core::ptr::from_ref(self).addr()
     }
 
-    /// Instances from this one down, itself included.
-    fn depth(&self, left: usize) -> Result<usize> {
-        let left = left.checked_sub(1).ok_or(Errno::ELOOP)?;
+    /// Whether `target` is this instance or below it; `seen` are those known not to lead there. There are no circles, and
+    /// no more than [`MAX_NESTS`] steps.
+    fn reaches(&self, target: &Self, seen: &mut BTreeSet<usize>) -> bool {
+        if core::ptr::eq(self, target) {
+            return true;
+        }
+        seen.insert(self.address())
+            && self.children().iter().any(|file| {
+                file.ops().as_any().downcast_ref::<Self>().is_some_and(|child| child.reaches(target, seen))
+            })
+    }
+
+    /// Instances from this one down, itself included; `known` are those that were asked before.
+    fn depth(&self, known: &mut BTreeMap<usize, usize>) -> usize {
+        if let Some(depth) = known.get(&self.address()) {
+            return *depth;
+        }
         let mut deepest = 0;
         for file in self.children() {
             if let Some(child) = file.ops().as_any().downcast_ref::<Self>() {
-                deepest = deepest.max(child.depth(left)?);
+                deepest = deepest.max(child.depth(known));
             }
         }
-        Ok(deepest + 1)
+        known.insert(self.address(), deepest + 1);
+        deepest + 1
     }
 
-    /// Instances from this one up, itself included.
-    fn height(&self, left: usize) -> Result<usize> {
-        let left = left.checked_sub(1).ok_or(Errno::ELOOP)?;
-        let parents: Vec<Arc<Self>> = self.parents.lock().iter().filter_map(Weak::upgrade).collect();
-        let mut highest = 0;
-        for parent in parents {
-            highest = highest.max(parent.height(left)?);
+    /// Instances from this one up, itself included; `known` as above.
+    fn height(&self, known: &mut BTreeMap<usize, usize>) -> usize {
+        if let Some(height) = known.get(&self.address()) {
+            return *height;
         }
-        Ok(highest + 1)
+        let parents: Vec<Arc<Self>> = self.parents.lock().iter().filter_map(Weak::upgrade).collect();
+        let highest = parents.iter().map(|parent| parent.height(known)).max().unwrap_or(0);
+        known.insert(self.address(), highest + 1);
+        highest + 1
     }
 
     /// Takes up to `max` events that are due now (`ep_send_events`).
@@ -323,6 +331,14 @@ impl Epoll {
         drop(interest);
         drop(held);
         out
+    }
+}
+
+impl Relay for Epoll {
+    fn pass_on(&self) {
+        // First, so that whoever comes after this is passed on again.
+        self.told.store(false, Ordering::SeqCst);
+        self.queue.notify(Events::READABLE);
     }
 }
 
@@ -513,6 +529,37 @@ mod tests {
         // Out of the chain, the inner one may be put elsewhere.
         chain[4].control(0, &files[3], EpollOp::Delete).unwrap();
         chain[5].control(0, &files[3], EpollOp::Add(event(IN, 0))).unwrap();
+    }
+
+    /// Counts how often it is told.
+    #[derive(Default)]
+    struct Counter(AtomicU32);
+
+    impl Observer for Counter {
+        fn notify(&self, _events: Events) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn many_ways_to_an_instance_tell_it_once() {
+        let file = open(EventFd::new(0, false));
+        let counter = Arc::new(Counter::default());
+        let mut layers = vec![vec![Arc::clone(&file)]];
+        for at in 0..4 {
+            let layer: Vec<_> = (0..20).map(|_| Epoll::new()).collect();
+            for instance in &layer {
+                for (fd, watched) in (0..).zip(&layers[at]) {
+                    instance.control(fd, watched, EpollOp::Add(event(IN, 0))).unwrap();
+                }
+            }
+            layers.push(layer.into_iter().map(|epoll| open(epoll as Arc<dyn FileOps>)).collect());
+        }
+        let top = &layers[4][0];
+        top.ops().wait_queue().unwrap().add(Events::IN, Arc::clone(&counter) as Arc<dyn Observer>);
+        add(&file, 1);
+        assert_eq!(counter.0.load(Ordering::Relaxed), 1);
+        assert_eq!(top.ops().readiness(), Events::READABLE);
     }
 
     #[test]
