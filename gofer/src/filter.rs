@@ -80,10 +80,15 @@ fn program() -> Result<BpfProgram, seccompiler::Error> {
         fcntl.extend(when(1, Op::Eq, word(command))?);
     }
     rules.insert(libc::SYS_fcntl, fcntl);
-    // No device node is made: FIFOs and socket names at most.
+    // No device node is made: FIFOs, socket names and marks of removed files, which have the number of no device.
     let mut mknod = Vec::new();
-    for kind in [libc::S_IFIFO, libc::S_IFSOCK] {
-        mknod.extend(when(2, Op::MaskedEq(u64::from(libc::S_IFMT)), u64::from(kind))?);
+    for kind in [libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFCHR] {
+        let of_kind = Op::MaskedEq(u64::from(libc::S_IFMT));
+        let conditions = vec![
+            Cond::new(2, Width::Dword, of_kind, u64::from(kind))?,
+            Cond::new(3, Width::Dword, Op::Eq, 0)?,
+        ];
+        mknod.push(SeccompRule::new(conditions)?);
     }
     rules.insert(libc::SYS_mknodat, mknod);
     let filter =

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod cpu;
 pub mod credentials;
 pub mod empty_root;
+pub mod fanotify;
 pub mod fd;
 pub mod fs;
 pub mod futex;

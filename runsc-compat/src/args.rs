@@ -48,7 +48,7 @@ pub struct Global {
     /// Directory of the containers' state
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Take control group paths of the form slice:prefix:name; groups are written directly
+    /// Take control group paths of the form slice:prefix:name, and have systemd make the scopes; directories where none answers
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Accepted for crun's callers

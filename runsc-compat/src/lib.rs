@@ -73,7 +73,9 @@ fn fail(log: &Log, message: &str, code: u8) -> ExitCode {
     let message = message.trim().replace('\n', " ");
     if !message.is_empty() {
         log.write(Level::Error, &message);
-        if log.has_file() { eprintln!("{message}") } else { eprintln!("casemate: {message}") }
+        // Some of runc's sentences begin with the name already.
+        let named = log.has_file() || message.starts_with("casemate: ");
+        if named { eprintln!("{message}") } else { eprintln!("casemate: {message}") }
     }
     ExitCode::from(code)
 }

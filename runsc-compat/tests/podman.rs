@@ -149,8 +149,14 @@ fn background(podman: &Podman) -> Result<()> {
         .run(["exec", "-u", "5", "-w", "/tmp", "-e", "Q=1", "one", "sh", "-c", "id -u; pwd; echo $Q"])?
         .expect(0, "5\n/tmp\n1\n")?;
     podman.run(["exec", "-t", "one", "sh", "-c", "test -t 0 && echo terminal"])?.expect(0, "terminal\n")?;
-    // Without options it looks into a namespace that the host does not have of a sandbox.
     podman.words("top one -ef")?.out_has("PID")?;
+    // Without options of ps it enters the mount namespace of init and reads /proc there.
+    for _ in 0..2 {
+        podman
+            .words("top one user pid ppid args")?
+            .out_has("root        1           0           sh -c trap")?;
+    }
+    podman.words("top one")?.out_has("ELAPSED")?;
     podman.words("pause one")?.expect(0, "one\n")?;
     podman.words("inspect -f {{.State.Status}} one")?.expect(0, "paused\n")?;
     podman.words("unpause one")?.expect(0, "one\n")?;

@@ -1,11 +1,13 @@
 //! The control group of a sandbox, in either version of the host's interface (`cgroups(7)`).
 //!
-//! Groups are made and written directly. What cannot be written is left out, and said: a caller without the right to
-//! limit anything can still run a container.
+//! Groups are made by systemd where that is asked for and answers, and otherwise directly; either way they are written
+//! directly. What cannot be written is left out, and said: a caller without the right to limit anything can still run a
+//! container.
 //!
 //! A sandbox has threads and processes of its own besides those of the container, so the host's limit on their number
 //! is wider than the one that was asked for; the exact one is kept by the Sentry.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +20,10 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Context, Result, words};
+use crate::log::{Level, Log};
 use crate::plan::Limits;
+use crate::systemd::{self, Manager, Property, Scope, Unit};
 
 mod settings;
 
@@ -34,6 +39,9 @@ const USED_V2: [&str; 5] = ["cpu", "cpuset", "memory", "pids", "io"];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaf {
     place: PathBuf,
+    /// Where its hierarchy is mounted.
+    #[serde(default)]
+    mount: PathBuf,
     /// Controllers of a version 1 hierarchy; empty for version 2.
     controllers: Vec<String>,
     #[serde(skip)]
@@ -59,12 +67,26 @@ pub struct Group {
     pub leaves: Vec<Leaf>,
     /// Leaves that were made, and not found. Directories above them may be others' by now, and stay.
     pub made: Vec<PathBuf>,
+    /// The unit that the group is of, if systemd made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
 }
 
 /// A group that was made for a container. Dropped, it is removed.
 #[derive(Debug, Default)]
 pub struct ControlGroup {
     group: Group,
+    /// A scope has a process from its beginning: it is made when the first one is to be added.
+    pending: RefCell<Option<Pending>>,
+}
+
+/// A scope that systemd is to make.
+#[derive(Debug)]
+struct Pending {
+    manager: Manager,
+    scope: Scope,
+    id: String,
+    resources: Option<LinuxResources>,
 }
 
 struct Hierarchy {
@@ -103,74 +125,97 @@ fn hierarchies() -> Vec<Hierarchy> {
 }
 
 impl ControlGroup {
-    /// Makes the group that `limits` ask for, and gives sentences about what could not be had.
-    pub fn create(limits: &Limits) -> (Self, Vec<String>) {
-        let mut group = Self::default();
+    /// Finds what is to be made for `limits`, and makes nothing yet: [`Self::group`] can be written down before, so that it
+    /// is removed whatever happens.
+    pub fn plan(id: &str, limits: &Limits, log: &Log) -> Result<Self> {
+        let mut planned = Self::default();
+        let Some(path) = &limits.path else { return Ok(planned) };
+        let mut path = path.clone();
+        if let Some(scope) = &limits.scope {
+            match Manager::connect() {
+                Ok(mut manager) => {
+                    // It would be another container's that is stopped with this one.
+                    manager
+                        .make_room(&scope.unit)
+                        .context(|| format!("have systemd start {}", scope.unit))?;
+                    path = manager.place(&path);
+                    planned.group.unit = Some(manager.unit(scope));
+                    let resources = limits.resources.clone();
+                    let pending = Pending { manager, scope: scope.clone(), id: id.to_owned(), resources };
+                    planned.pending = RefCell::new(Some(pending));
+                }
+                Err(error) => {
+                    let message = format!(
+                        "no systemd answers, so {} is made as a directory: {}",
+                        scope.unit,
+                        words(&error)
+                    );
+                    log.write(Level::Debug, &message);
+                }
+            }
+        }
+        for Hierarchy { mount, controllers } in hierarchies() {
+            let place = mount.join(&path);
+            if !place.exists() {
+                planned.group.made.push(place.clone());
+            }
+            planned.group.leaves.push(Leaf { place, mount, controllers, held: Held::default() });
+        }
+        Ok(planned)
+    }
+
+    /// Makes the group that was planned, and gives sentences about what could not be had. A scope is made by [`Self::add`].
+    pub fn make(&mut self, limits: &Limits) -> Vec<String> {
+        if self.pending.borrow().is_some() {
+            return Vec::new();
+        }
         let mut warnings = Vec::new();
-        let Some(path) = &limits.path else { return (group, warnings) };
-        for hierarchy in hierarchies() {
-            if let Err(error) = group.create_in(hierarchy, path) {
-                warnings.push(error);
+        let planned = std::mem::take(&mut self.group);
+        for leaf in planned.leaves {
+            match leaf.make(true) {
+                Ok(made) => {
+                    self.group.made.extend(made.then(|| leaf.place.clone()));
+                    self.group.leaves.push(leaf);
+                }
+                Err(error) => warnings.push(error),
             }
         }
         if let Some(resources) = &limits.resources {
-            warnings.extend(group.group.apply(resources));
+            warnings.extend(self.group.apply_directly(resources));
         }
-        (group, warnings)
+        warnings
     }
 
-    /// What [`Self::create`] is about to make: written down before, so that it can be removed whatever happens.
-    pub fn planned(limits: &Limits) -> Group {
-        let mut group = Group::default();
-        let Some(path) = &limits.path else { return group };
-        for Hierarchy { mount, controllers } in hierarchies() {
-            let place = mount.join(path);
-            if !place.exists() {
-                group.made.push(place.clone());
-            }
-            group.leaves.push(Leaf { place, controllers, held: Held::default() });
-        }
-        group
-    }
-
-    fn create_in(&mut self, hierarchy: Hierarchy, path: &Path) -> Result<(), String> {
-        let Hierarchy { mount: mut place, controllers } = hierarchy;
-        let named = |place: &Path, error: &io::Error| format!("control group {}: {error}", place.display());
-        let mut made = false;
-        for part in path.components() {
-            if controllers.is_empty() {
-                for controller in USED_V2 {
-                    // Refused for a controller that the group does not have; the write of the limit then says so.
-                    let _ = fs::write(place.join("cgroup.subtree_control"), format!("+{controller}"));
-                }
-            }
-            let parent = place.clone();
-            place.push(part);
-            made = match fs::create_dir(&place) {
-                Ok(()) => true,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-                Err(error) => return Err(named(&place, &error)),
-            };
-            if controllers.iter().any(|controller| controller == "cpuset") {
-                inherit_cpuset(&parent, &place).map_err(|error| named(&place, &error))?;
-            }
-        }
-        if made {
-            self.group.made.push(place.clone());
-        }
-        self.group.leaves.push(Leaf { place, controllers, held: Held::default() });
-        Ok(())
-    }
-
-    /// Moves a process, and what it will start, into the group.
-    pub fn add(&self, pid: u32) -> Vec<String> {
+    /// Moves a process, and what it will start, into the group. The first one is what a scope is made with.
+    pub fn add(&self, pid: u32) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
+        let mut pending = self.pending.borrow_mut();
+        if let Some(scope) = pending.as_mut() {
+            warnings = self.start_scope(scope, pid)?;
+            *pending = None;
+        }
         for leaf in &self.group.leaves {
             if let Err(error) = fs::write(leaf.place.join("cgroup.procs"), pid.to_string()) {
                 warnings.push(format!("control group {}: {error}", leaf.place.display()));
             }
         }
-        warnings
+        Ok(warnings)
+    }
+
+    fn start_scope(&self, pending: &mut Pending, pid: u32) -> Result<Vec<String>> {
+        let Pending { manager, scope, id, resources } = pending;
+        let limits = resources.as_ref().map(|resources| self.group.properties(resources)).unwrap_or_default();
+        let started = manager.start(scope, id, pid, &limits);
+        started.context(|| format!("have systemd start {}", scope.unit))?;
+        let mut warnings = Vec::new();
+        for leaf in &self.group.leaves {
+            // In version 2 it is there; in version 1 systemd leaves out hierarchies that it does not use.
+            warnings.extend(leaf.make(false).err());
+        }
+        if let Some(resources) = resources {
+            warnings.extend(self.group.apply_directly(resources));
+        }
+        Ok(warnings)
     }
 
     pub fn group(&self) -> &Group {
@@ -195,11 +240,42 @@ fn inherit_cpuset(parent: &Path, place: &Path) -> io::Result<()> {
 
 impl Drop for ControlGroup {
     fn drop(&mut self) {
+        if self.pending.get_mut().is_some() {
+            // It was not made: one of this name is another's.
+            self.group.unit = None;
+        }
         self.group.remove();
     }
 }
 
 impl Leaf {
+    /// Makes the directory and those above it, and with `enable` switches controllers on for them. Says whether it was made,
+    /// and not there before.
+    fn make(&self, enable: bool) -> std::result::Result<bool, String> {
+        let named = |place: &Path, error: &io::Error| format!("control group {}: {error}", place.display());
+        let mut place = self.mount.clone();
+        let mut made = false;
+        for part in self.place.strip_prefix(&self.mount).unwrap_or(Path::new("")).components() {
+            if self.is_v2() && enable {
+                for controller in USED_V2 {
+                    // Refused for a controller that the group does not have; the write of the limit then says so.
+                    let _ = fs::write(place.join("cgroup.subtree_control"), format!("+{controller}"));
+                }
+            }
+            let parent = place.clone();
+            place.push(part);
+            made = match fs::create_dir(&place) {
+                Ok(()) => true,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+                Err(error) => return Err(named(&place, &error)),
+            };
+            if self.controllers.iter().any(|controller| controller == "cpuset") {
+                inherit_cpuset(&parent, &place).map_err(|error| named(&place, &error))?;
+            }
+        }
+        Ok(made)
+    }
+
     fn is_v2(&self) -> bool {
         self.controllers.is_empty()
     }
@@ -224,8 +300,35 @@ impl Leaf {
 }
 
 impl Group {
-    /// Writes limits; gives sentences about those that could not be written.
+    /// The limits that systemd has properties for.
+    fn properties(&self, resources: &LinuxResources) -> Vec<Property> {
+        let mut settings: Vec<(&str, String)> = Vec::new();
+        for leaf in &self.leaves {
+            settings.extend(leaf.settings(resources));
+            if leaf.is_v2() {
+                let unified = resources.unified().iter().flatten();
+                settings.extend(unified.map(|(file, value)| (file.as_str(), value.clone())));
+            }
+        }
+        systemd::properties(settings.iter().map(|(file, value)| (*file, value.as_str())))
+    }
+
+    /// Changes limits; gives sentences about what could not be changed.
     pub fn apply(&self, resources: &LinuxResources) -> Vec<String> {
+        let mut warnings = Vec::new();
+        // A systemd that does not answer writes nothing over what is written here.
+        if let Some(unit) = &self.unit
+            && let Ok(mut manager) = unit.manager()
+            && let Err(error) = manager.set(&unit.name, &self.properties(resources))
+        {
+            warnings.push(format!("have systemd set limits of {}: {error}", unit.name));
+        }
+        warnings.extend(self.apply_directly(resources));
+        warnings
+    }
+
+    /// Writes limits; gives sentences about those that could not be written.
+    fn apply_directly(&self, resources: &LinuxResources) -> Vec<String> {
         let mut warnings = Vec::new();
         for leaf in &self.leaves {
             let write = |(file, value): &Setting| fs::write(leaf.place.join(file), value);
@@ -361,8 +464,14 @@ impl Group {
         }
     }
 
-    /// Removes the directories that were made. A group stays busy for a moment after its last process has gone.
+    /// Ends the unit, and removes the directories that were made. A group stays busy for a moment after its last process has gone.
     pub fn remove(&self) {
+        if let Some(unit) = &self.unit
+            && let Ok(mut manager) = unit.manager()
+        {
+            // Left over, it is an empty one that nobody looks at.
+            let _ = manager.stop(&unit.name);
+        }
         let until = Instant::now() + Duration::from_secs(2);
         for place in &self.made {
             while let Err(error) = fs::remove_dir(place) {

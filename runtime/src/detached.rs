@@ -17,9 +17,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use control_protocol::{Channel, ChannelError, Descriptor, Report, Status};
+use control_protocol::{Channel, ChannelError, Descriptor, Process, Report, Status};
 use hostsys::credentials::{self, Limit};
 use hostsys::launch::Command;
 use hostsys::polling::Interest;
@@ -37,6 +37,7 @@ use crate::plan::Plan;
 use crate::pod::Member;
 use crate::relay::Relay;
 use crate::sandbox::{Gofer, Guarded, Sandbox, program};
+use crate::shown::{self, Shown};
 use crate::{pty, session};
 
 /// The name under which the binary runs a monitor.
@@ -81,6 +82,8 @@ pub(crate) enum Role {
     Sandbox,
     /// A connection to the caller's notify socket.
     Notify,
+    /// The state directory.
+    State,
 }
 
 /// From the monitor to the command that creates.
@@ -118,7 +121,7 @@ fn null() -> Result<File> {
 }
 
 fn start(
-    name: &str,
+    arguments: Vec<CString>,
     namespaces: u64,
     errand: &OwnedFd,
     channel: &Channel,
@@ -130,14 +133,29 @@ fn start(
     descriptors.extend_from_slice(others);
     let command = Command {
         program: program.as_fd(),
-        arguments: vec![CString::new(name).unwrap_or_default()],
+        arguments,
         environment: Vec::new(),
         namespaces,
         descriptors: &descriptors,
         become_root: false,
         outlives: true,
     };
-    command.start().context(|| format!("start {name}"))
+    command.start().context(|| "start a process that stands for the container's".into())
+}
+
+/// The name of a process, and for those who list the host's processes the program that it stands for.
+fn arguments(name: &str, process: &Process) -> Vec<CString> {
+    /// What is shown of one, and how many are.
+    const LONGEST: usize = 256;
+    const MOST: usize = 32;
+    let shown = process.args.iter().take(MOST).map(|word| {
+        let bytes = word.as_bytes();
+        bytes.get(..LONGEST).unwrap_or(bytes).to_vec()
+    });
+    std::iter::once(name.as_bytes().to_vec())
+        .chain(shown)
+        .filter_map(|word| CString::new(word).ok())
+        .collect()
 }
 
 impl Monitor {
@@ -150,6 +168,7 @@ impl Monitor {
         cgroup: &ControlGroup,
         log: &Log,
     ) -> Result<Self> {
+        let shown = arguments(MONITOR_NAME, &plan.boot.process);
         let errand = Errand {
             plan,
             roles: descriptors.iter().map(|(role, _)| *role).collect(),
@@ -172,11 +191,11 @@ impl Monitor {
         let network = if is_root && *network == Network::New { libc::CLONE_NEWNET } else { 0 };
         let mounts = if is_root { libc::CLONE_NEWNS } else { 0 };
         let namespaces = u64::from((network | mounts).cast_unsigned());
-        let child = start(MONITOR_NAME, namespaces, &text, &theirs, &others)?;
+        let child = start(shown, namespaces, &text, &theirs, &others)?;
         let mut process = Guarded::new(child);
         drop((theirs, descriptors));
         // Everything that the monitor starts begins its life in the group.
-        log.warnings(cgroup.add(process.pid()));
+        log.warnings(cgroup.add(process.pid())?);
         process.release().context(|| "start the monitor".into())?;
         match channel.receive::<Told>(true) {
             Ok(Some(Told::Ready { sandbox, gofer })) => Ok(Self { process, channel, sandbox, gofer }),
@@ -207,7 +226,8 @@ pub(crate) fn launch_proxy(channel: &Channel, terminal: Option<(OwnedFd, OwnedFd
     let text = serde_json::to_vec(&terminal.is_some()).map_err(|error| Error::Config(error.to_string()))?;
     let text = sealed::of_bytes(&text).context(|| "memfd_create".into())?;
     let others: Vec<_> = terminal.iter().flat_map(|(ours, socket)| [ours.as_fd(), socket.as_fd()]).collect();
-    let mut process = Guarded::new(start(PROXY_NAME, 0, &text, channel, &others)?);
+    let name = vec![CString::new(PROXY_NAME).unwrap_or_default()];
+    let mut process = Guarded::new(start(name, 0, &text, channel, &others)?);
     process.release().context(|| "start the proxy".into())?;
     Ok(process)
 }
@@ -252,10 +272,12 @@ fn relay_of(terminal: OwnedFd, socket: OwnedFd) -> Result<Relay> {
 
 /// Makes the container's root that of our mount namespace: engines find a container's files by its init, and a process that
 /// has nothing to do with the host's files has no need to see them.
-fn show_root(plan: &Plan) {
-    let Some(root) = plan.attachments.first().map(|root| root.source.as_path()) else { return };
+///
+/// Says whether it is so now. Without, who wants to look at the container's files finds them all the same by its bundle.
+fn show_root(plan: &Plan) -> bool {
+    let Some(root) = plan.attachments.first().map(|root| root.source.as_path()) else { return false };
     if credentials::effective_uid() != 0 {
-        return;
+        return false;
     }
     let enter = || -> io::Result<()> {
         // First of all, so that nothing of what follows is seen outside.
@@ -267,8 +289,7 @@ fn show_root(plan: &Plan) {
         rustix::mount::unmount(".", UnmountFlags::DETACH)?;
         Ok(rustix::process::chdir("/")?)
     };
-    // Who wants to look at the container's files finds them all the same by its bundle.
-    let _ = enter();
+    enter().is_ok()
 }
 
 /// Holds on to nothing of the host, and to no right but that to signal the sandbox.
@@ -311,7 +332,7 @@ pub fn monitor_main() -> ExitCode {
     };
     let format = if errand.json { Format::Json } else { Format::Text };
     let debug = errand.debug;
-    let mut creator = Creator { channel: Some(channel) };
+    let mut creator = Creator { channel: Some(channel), shown: None };
     let mut log_file = None;
     let ended = monitor(errand, &mut creator, &mut log_file);
     let log = Log::of_file(log_file, format, debug);
@@ -347,11 +368,14 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
     let mut relay = None;
     let mut pod = None;
     let mut notifier = None;
+    let mut state = None;
+    let boot = shown::boot_time();
     for (role, number) in roles.into_iter().zip(FIRST_FD..) {
         let fd = inherited(number)?;
         match role {
             Role::Sentry(role) => descriptors.push((role, fd)),
             Role::Log => *log_file = Some(fd.into()),
+            Role::State => state = Some(fd),
             Role::Sandbox => pod = Some(Channel::from_socket(fd)),
             Role::Notify => {
                 let (ours, theirs) = Notifier::new(fd).context(|| "socketpair".into())?;
@@ -380,14 +404,14 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
     if let Some(sentry) = pod {
         let mut gofer = Gofer::start(&plan)?;
         Member::ask(&sentry, &mut plan, &mut gofer, descriptors, own_pids)?;
-        show_root(&plan);
+        creator.show(&plan, state, boot);
         settle_down();
         return Member { gofer, sentry, relay, pending, notifier, overseer: creator }.attend();
     }
     // The group is this process's own already, and children begin in it.
     let (sandbox, _) = Sandbox::start(&mut plan, descriptors, &ControlGroup::default())?;
     group.hold();
-    show_root(&plan);
+    creator.show(&plan, state, boot);
     settle_down();
     let mut run = Run {
         sandbox,
@@ -404,6 +428,19 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
 /// The command that creates the container, until it has written everything down.
 struct Creator {
     channel: Option<Channel>,
+    /// After that: those who look at the container's processes.
+    shown: Option<Shown>,
+}
+
+impl Creator {
+    /// Shows engines the container's root and processes where they look for them.
+    fn show(&mut self, plan: &Plan, state: Option<OwnedFd>, boot: Option<SystemTime>) {
+        // Mounts are made in no other tree than the container's, which is ours alone here.
+        if show_root(plan) {
+            // A kernel without it, or a user namespace, shows no processes.
+            self.shown = state.zip(boot).and_then(|(state, boot)| Shown::new(state, boot).ok());
+        }
+    }
 }
 
 impl Overseer for Creator {
@@ -419,11 +456,20 @@ impl Overseer for Creator {
     }
 
     fn interest(&self) -> Interest {
-        self.channel.as_ref().map_or(Interest::none(), |channel| Interest::new(channel.as_fd(), libc::POLLIN))
+        match (&self.channel, &self.shown) {
+            (Some(channel), _) => Interest::new(channel.as_fd(), libc::POLLIN),
+            (None, Some(shown)) => shown.interest(),
+            (None, None) => Interest::none(),
+        }
     }
 
     fn turn(&mut self) -> Result<()> {
-        let Some(channel) = &self.channel else { return Ok(()) };
+        let Some(channel) = &self.channel else {
+            if let Some(shown) = &mut self.shown {
+                shown.turn();
+            }
+            return Ok(());
+        };
         match channel.receive::<Commit>(false) {
             Ok(None) => Ok(()),
             Ok(Some(Commit)) => {

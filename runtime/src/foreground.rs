@@ -47,8 +47,11 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
         Some(registration) => Some(registration.root.create(&plan.boot.id)?),
         None => None,
     };
-    let (mut cgroup, warnings) = ControlGroup::create(&plan.limits);
-    log.warnings(warnings);
+    let mut cgroup = ControlGroup::plan(&plan.boot.id, &plan.limits, log)?;
+    if let Some(dir) = &dir {
+        dir.write_group(cgroup.group())?;
+    }
+    log.warnings(cgroup.make(&plan.limits));
 
     let taken =
         registration.as_mut().map_or(Vec::new(), |registration| std::mem::take(&mut registration.preserved));

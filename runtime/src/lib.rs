@@ -41,8 +41,10 @@ mod relay;
 mod sandbox;
 mod seccomp;
 mod session;
+mod shown;
 pub mod signal_names;
 mod state;
+mod systemd;
 pub mod timestamp;
 mod validate;
 

@@ -65,9 +65,9 @@ pub fn create(
     signals::block_ordinary().context(|| "block signals".into())?;
     let pod = pod::sandbox_of(root, config)?;
     let mut dir = root.create(&plan.boot.id)?;
-    dir.write_group(&ControlGroup::planned(&plan.limits))?;
-    let (mut cgroup, warnings) = ControlGroup::create(&plan.limits);
-    log.warnings(warnings);
+    let mut cgroup = ControlGroup::plan(&plan.boot.id, &plan.limits, log)?;
+    dir.write_group(cgroup.group())?;
+    log.warnings(cgroup.make(&plan.limits));
     dir.write_group(cgroup.group())?;
 
     let mut to_sentry: Vec<_> = preserved(creation.preserved).collect();
@@ -77,6 +77,7 @@ pub fn create(
         _ => standard(&mut to_sentry)?,
     }
     to_sentry.push((Descriptor::Listener, dir.listen()?));
+    descriptors.push((Role::State, dir.open()?));
     let strace = plan.boot.options.strace;
     if let Some(file) = log.descriptor(strace).context(|| "duplicate the log".into())? {
         let copy = file.try_clone().context(|| "duplicate the log".into())?;
@@ -134,6 +135,8 @@ pub fn create(
 
 /// Lets the program of a created container run.
 pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
+    // Hooks run, and a network is handed over, once.
+    let _alone = root.lock_start(id)?;
     let state = root.load(id)?;
     match state.status() {
         Status::Created => {}
@@ -257,9 +260,16 @@ pub fn processes(root: &StateRoot, id: &str) -> Result<(State, Vec<ProcessInfo>)
 
 /// Removes a stopped container; with `force` also a running one, a half-made one, or none at all.
 pub fn delete(root: &StateRoot, id: &str, force: bool, log: &Log) -> Result<()> {
-    let state = match root.load(id) {
-        Err(Error::DoesNotExist) if force => return root.remove_half_made(id),
-        state => state?,
+    let claimed = root.lock_removal(id).and_then(|claim| match claim {
+        Some(claim) => Ok(Some((claim, root.load(id)?))),
+        None => Ok(None),
+    });
+    let (_claim, state) = match claimed {
+        // It was left half-made, or its state cannot be read.
+        Err(Error::DoesNotExist | Error::Config(_)) if force => return root.remove_half_made(id),
+        // Another command has removed it meanwhile.
+        Ok(None) if force => return Ok(()),
+        claimed => claimed?.ok_or(Error::DoesNotExist)?,
     };
     match state.status() {
         Status::Stopped => {}

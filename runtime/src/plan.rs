@@ -17,6 +17,8 @@ use crate::filestore::Filestore;
 use crate::mounts::{self, Attachment};
 use crate::pod;
 use crate::seccomp;
+use crate::state::is_rootless;
+use crate::systemd::Scope;
 use crate::validate::resource_number;
 
 /// What to run and what of the host it sees.
@@ -57,6 +59,8 @@ impl Plan {
 pub struct Limits {
     /// A path below each hierarchy's mount; none makes no group.
     pub path: Option<PathBuf>,
+    /// The scope whose group `path` is, if systemd is to make it.
+    pub scope: Option<Scope>,
     pub resources: Option<LinuxResources>,
 }
 
@@ -135,16 +139,20 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
 
 pub(crate) fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Result<Limits> {
     let asked = linux.cgroups_path().as_ref().filter(|path| !path.as_os_str().is_empty());
-    let path = match asked {
-        _ if systemd => scope(id, asked.map(|path| path.to_string_lossy()).as_deref())?,
-        Some(path) => relative(path),
-        None => PathBuf::from(id),
+    let (path, scope) = match asked {
+        _ if systemd => {
+            let default = if is_rootless() { "user.slice" } else { "system.slice" };
+            scope(id, asked.map(|path| path.to_string_lossy()).as_deref(), default)?
+        }
+        Some(path) => (relative(path), None),
+        None => (PathBuf::from(id), None),
     };
-    Ok(Limits { path: Some(path), resources: linux.resources().clone() })
+    Ok(Limits { path: Some(path), scope, resources: linux.resources().clone() })
 }
 
-/// Where systemd puts the scope that `slice:prefix:name` stands for (`systemd.slice(5)`), by the rules of runc.
-fn scope(id: &str, asked: Option<&str>) -> Result<PathBuf> {
+/// Where systemd puts the scope that `slice:prefix:name` stands for (`systemd.slice(5)`), by the rules of runc, and that scope.
+/// A slice in its place is a directory alone: no process can be put into a slice by way of systemd.
+fn scope(id: &str, asked: Option<&str>, default: &str) -> Result<(PathBuf, Option<Scope>)> {
     let wrong = |problem: String| Err(Error::field("linux.cgroupsPath", problem));
     let (slice, prefix, name) = match asked {
         None => ("", "runc", id),
@@ -158,7 +166,7 @@ fn scope(id: &str, asked: Option<&str>) -> Result<PathBuf> {
             (slice, prefix, name)
         }
     };
-    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let slice = if slice.is_empty() { default } else { slice };
     // A slash in any of them would lead to a directory that is not systemd's.
     let plain = |word: &str| !word.contains('/') && word != "." && word != "..";
     let stem = slice.strip_suffix(".slice").filter(|stem| !stem.is_empty() && plain(stem));
@@ -185,8 +193,9 @@ fn scope(id: &str, asked: Option<&str>) -> Result<PathBuf> {
     if name.is_empty() || !plain(&unit) {
         return wrong(format!("invalid unit name: {unit}"));
     }
-    path.push(unit);
-    Ok(path)
+    path.push(&unit);
+    let scope = (!is_slice).then(|| Scope { slice: slice.to_owned(), unit });
+    Ok((path, scope))
 }
 
 fn relative(path: &Path) -> PathBuf {
@@ -329,7 +338,11 @@ mod tests {
 
     #[test]
     fn scopes_lie_where_systemd_puts_them() {
-        let at = |asked| scope("id", asked).map(|path| path.display().to_string()).map_err(|e| e.to_string());
+        let of = |asked| scope("id", asked, "system.slice");
+        let at = |asked| of(asked).map(|(path, _)| path.display().to_string()).map_err(|e| e.to_string());
+        let unit = |asked| of(Some(asked)).unwrap().1.map(|scope| (scope.slice, scope.unit));
+        assert_eq!(unit("a-b.slice:p:n"), Some(("a-b.slice".into(), "p-n.scope".into())));
+        assert_eq!(unit("a.slice::b.slice"), None);
         let ok = |path: &str| Ok(path.to_owned());
         assert_eq!(at(None), ok("system.slice/runc-id.scope"));
         assert_eq!(at(Some(":docker:abc")), ok("system.slice/docker-abc.scope"));

@@ -285,7 +285,7 @@ mod tests {
         cpu.set_shares(Some(2));
         let mut resources = LinuxResources::default();
         resources.set_cpu(Some(cpu));
-        let mut limits = Limits { path: None, resources: Some(resources) };
+        let mut limits = Limits { resources: Some(resources), ..Limits::default() };
         let pod = [
             ("io.kubernetes.cri.sandbox-cpu-period", "100000"),
             ("io.kubernetes.cri.sandbox-cpu-quota", "0"),

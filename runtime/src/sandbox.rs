@@ -158,12 +158,12 @@ impl Sandbox {
         let sentry = start_sentry(&sentry_control, sentry_stderr.as_fd(), cgroup, &mut warnings)?;
         drop((sentry_control, sentry_stderr));
         let Gofer { process: gofer, says: gofer_says, connections } = Gofer::start(plan)?;
-        warnings.extend(cgroup.add(gofer.pid()));
+        warnings.extend(cgroup.add(gofer.pid())?);
 
         let mut nat = None;
         if let Some(policy) = &plan.nat {
             let (process, link) = crate::nat::start(policy)?;
-            warnings.extend(cgroup.add(process.pid()));
+            warnings.extend(cgroup.add(process.pid())?);
             plan.boot.network = Some(crate::nat::network());
             descriptors.push((Descriptor::Link, link));
             nat = Some(process);
@@ -212,7 +212,7 @@ fn start_sentry(
             .map_root_to(uid, gid, false)
             .context(|| "write the identity map of the sandbox process".into())?;
     }
-    warnings.extend(cgroup.add(child.pid));
+    warnings.extend(cgroup.add(child.pid)?);
     let mut sentry = Guarded::new(child);
     sentry.child.release().context(|| "start the sandbox process".into())?;
     Ok(sentry)

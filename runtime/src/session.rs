@@ -96,11 +96,15 @@ pub(crate) fn leave(dir: &Path, request: &Request) -> Result<()> {
 
 /// The container's processes.
 pub(crate) fn processes(dir: &Path) -> Result<Vec<ProcessInfo>> {
-    let channel = connect(dir)?;
+    processes_on(&connect(dir)?)
+}
+
+/// The same on a connection of its own.
+pub(crate) fn processes_on(channel: &Channel) -> Result<Vec<ProcessInfo>> {
     channel.send_sealed(&Request::Processes, &[])?;
     let mut all = Vec::new();
     loop {
-        match answer(&channel)? {
+        match answer(channel)? {
             Answer::Processes(some) if all.len() < 100_000 => all.extend(some),
             other => {
                 settle(other)?;

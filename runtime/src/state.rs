@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Hooks;
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,7 @@ pub fn default_root() -> PathBuf {
 
 /// Whether this command runs without the rights of the host's root: as somebody else, or as the root of a user namespace
 /// that somebody else has made.
-fn is_rootless() -> bool {
+pub(crate) fn is_rootless() -> bool {
     if hostsys::credentials::effective_uid() != 0 {
         return true;
     }
@@ -199,8 +200,32 @@ impl StateRoot {
         Ok(state)
     }
 
-    /// Every container, by ID.
-    pub fn list(&self) -> Result<Vec<State>> {
+    /// Keeps other commands from starting this container until the lock is dropped.
+    pub(crate) fn lock_start(&self, id: &str) -> Result<File> {
+        check_id(id)?;
+        Self::lock(&self.path.join(id))
+    }
+
+    /// Claims a container for its removal; `None` if another command has removed it while this one waited for that. Without,
+    /// the second one could remove another container that has got the ID since.
+    pub(crate) fn lock_removal(&self, id: &str) -> Result<Option<File>> {
+        check_id(id)?;
+        let lock = Self::lock(&self.path.join(id).join(STATE))?;
+        let links = lock.metadata().context(|| format!("stat the state of container {id}"))?.nlink();
+        Ok((links > 0).then_some(lock))
+    }
+
+    fn lock(path: &Path) -> Result<File> {
+        let lock = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::DoesNotExist),
+            file => file.context(|| format!("open {}", show(path)))?,
+        };
+        lock.lock().context(|| format!("lock {}", show(path)))?;
+        Ok(lock)
+    }
+
+    /// Every container, by ID. One whose state cannot be read is told by `skipped`, and hides no other one.
+    pub fn list(&self, mut skipped: impl FnMut(&str, &Error)) -> Result<Vec<State>> {
         let entries = match fs::read_dir(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.context(|| format!("open {}", show(&self.path)))?,
@@ -212,7 +237,8 @@ impl StateRoot {
             match self.load(&id) {
                 // Not a container, one that is being made, or one that has just gone.
                 Err(Error::DoesNotExist | Error::InvalidId(_)) => {}
-                state => states.push(state?),
+                Ok(state) => states.push(state),
+                Err(error) => skipped(&id, &error),
             }
         }
         states.sort_by(|a, b| a.id.cmp(&b.id));
@@ -270,6 +296,17 @@ pub(crate) fn connect(dir: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// The same where there is no procfs by which a directory could be named. For a process of one thread, whose working
+/// directory is `/`.
+pub(crate) fn connect_at(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::process::fchdir(dir)?;
+    let connected = net::connect(&socket, &SocketAddrUnix::new(SOCKET)?);
+    rustix::process::chdir("/")?;
+    connected?;
+    Ok(socket)
+}
+
 /// The directory of a container that this process has made; dropped, it is removed.
 #[derive(Debug)]
 pub struct ContainerDir {
@@ -300,6 +337,13 @@ impl ContainerDir {
     pub fn mark_held(&self) -> Result<()> {
         let mark = self.path.join(HELD);
         File::create(&mark).map(drop).context(|| format!("create {}", show(&mark)))
+    }
+
+    /// A descriptor for the directory, by which the socket in it can be found.
+    pub fn open(&self) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&self.path, flags, Mode::empty()).map_err(io::Error::from);
+        opened.context(|| format!("open {}", show(&self.path)))
     }
 
     /// Makes the socket that the Sentry is to listen on.
@@ -409,9 +453,26 @@ mod tests {
         assert_eq!(state.status(), Status::Running);
         let reused = HostProcess { start_time: state.init.start_time + 1, ..state.init };
         assert!(!reused.is_alive());
-        assert_eq!(root.list().unwrap().len(), 1);
+        let quiet = |_: &str, _: &Error| panic!("nothing is wrong with it");
+        assert_eq!(root.list(quiet).unwrap().len(), 1);
+        // Another one's state is broken: it hides nothing, and is not there to be used.
+        let broken = root.create("broken").unwrap();
+        fs::write(broken.path().join(STATE), "{").unwrap();
+        let mut skipped = Vec::new();
+        let states = root.list(|id, error| skipped.push(format!("{id}: {error}"))).unwrap();
+        assert_eq!((states.len(), skipped.len()), (1, 1));
+        assert!(skipped[0].starts_with("broken: "));
+        drop(broken);
+        // The second one to remove it finds it gone, whoever has its ID by then.
+        let claim = root.lock_removal("one").unwrap();
+        assert!(claim.is_some());
+        let waits = File::open(dir.path().join(STATE)).unwrap();
+        assert!(waits.try_lock().is_err());
+        drop(claim);
+        waits.lock().unwrap();
+        drop(waits);
         drop(dir);
-        assert!(root.list().unwrap().is_empty());
+        assert!(root.list(quiet).unwrap().is_empty());
         fs::remove_dir(&base).unwrap();
     }
 }

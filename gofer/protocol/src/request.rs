@@ -52,7 +52,8 @@ pub enum Request<'a> {
         uid: u32,
         gid: u32,
     },
-    /// Makes a FIFO (`S_IFIFO`) or the node of a socket (`S_IFSOCK`) where the mount allows it.
+    /// Makes a FIFO (`S_IFIFO`), the node of a socket (`S_IFSOCK`), or an overlay's mark of a removed file (`S_IFCHR`, with the
+    /// device number 0) where the mount allows it.
     MakeNode {
         at: Place<'a>,
         mode: u32,
@@ -196,7 +197,7 @@ impl<'a> Request<'a> {
             MAKE_NODE => {
                 let at = entry(r)?;
                 let mode = within(r.u32()?, libc::S_IFMT | 0o7777)?;
-                if !matches!(mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK) {
+                if !matches!(mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR) {
                     return Err(DecodeError::Field);
                 }
                 Self::MakeNode { at, mode, uid: r.u32()?, gid: r.u32()? }
@@ -416,7 +417,7 @@ mod tests {
         // An entry without a name, a device node, an open mode of nothing, a truncation of a file opened to read.
         assert_eq!(Request::decode(&message(&[UNLINK, 0, 0, 0], b"")), Err(DecodeError::Name));
         let mut node = message(&[MAKE_NODE, 0, 1], b"x");
-        node.extend(message(&[libc::S_IFCHR | 0o666, 0, 0], b""));
+        node.extend(message(&[libc::S_IFBLK | 0o666, 0, 0], b""));
         assert_eq!(Request::decode(&node), Err(DecodeError::Field));
         for how in [0, FileHow::READ.bits() | FileHow::TRUNCATE.bits(), 1 << 20] {
             assert_eq!(Request::decode(&message(&[OPEN_FILE, 0, 0, how], b"")), Err(DecodeError::Field));

@@ -78,6 +78,9 @@ pub fn uninstall(install: &Install) -> Result<()> {
 fn say(engine: Engine, file: &Path, done: Done, what: &str) {
     let (name, file) = (engine.name(), file.display());
     let line = match done {
+        Done::Unchanged if what == "uninstalled" => {
+            format!("{name}: nothing to do, {file} has nothing of casemate's\n")
+        }
         Done::Unchanged => format!("{name}: nothing to do, {file} is as it should be\n"),
         Done::Written => format!("{name}: {what} in {file}\n  then: {}\n", engine.reload()),
         Done::Removed => format!(

@@ -39,7 +39,7 @@ pub fn run(arguments: Arguments, preserved: Vec<OwnedFd>, log: &Log) -> Result<u
             let state = root()?.load(&id)?;
             output::print(&serde_json::to_string_pretty(&Shown::new(&state, false))?);
         }
-        Command::List(list) => show_list(&list, &root()?)?,
+        Command::List(list) => show_list(&list, &root()?, log)?,
         Command::Ps(ps) => ps::show(&ps, &root()?)?,
         Command::Events(events) => events::show(&events, &root()?)?,
         Command::Kill(kill) => {
@@ -166,8 +166,11 @@ fn conclude(report: &Report, log: &Log) -> u8 {
     report.status.code()
 }
 
-fn show_list(list: &List, root: &StateRoot) -> Result<()> {
-    let states = root.list()?;
+fn show_list(list: &List, root: &StateRoot, log: &Log) -> Result<()> {
+    let states = root.list(|id, error| {
+        log.write(Level::Warning, &format!("load container {id}: {error}"));
+        eprintln!("load container {id}: {error}");
+    })?;
     if list.quiet {
         let ids: Vec<_> = states.iter().map(|state| format!("{}\n", state.id)).collect();
         output::print(&ids.concat());

@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// An engine that runs containers by a runtime of its user's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,12 +125,23 @@ impl Engine {
             return Ok(Done::Unchanged);
         };
         if after.is_empty() {
-            fs::remove_file(file).with_context(|| format!("remove {shown}"))?;
+            fs::remove_file(file).map_err(|error| refusal("remove", file, &error.into()))?;
             return Ok(Done::Removed);
         }
-        replace(file, &after).with_context(|| format!("write {shown}"))?;
+        replace(file, &after).map_err(|error| refusal("write", file, &error))?;
         Ok(Done::Written)
     }
+}
+
+/// Why a file stays as it is, and what to do about it.
+fn refusal(what: &str, file: &Path, error: &anyhow::Error) -> anyhow::Error {
+    let file = file.display();
+    let Some(error) = error.downcast_ref::<io::Error>() else { return anyhow!("{what} {file}: {error:#}") };
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied => "; it takes root, or --config with a file of your own",
+        _ => "",
+    };
+    anyhow!("{what} {file}: {}{hint}", runtime::words(error))
 }
 
 /// Puts a new file in the place of the old one, with its owner and mode, at once.

@@ -211,6 +211,45 @@ fn hooks() -> Result<()> {
     trial.finish()
 }
 
+/// Of commands that do the same at the same time one does it, with its hooks, and the others say why not.
+#[test]
+fn at_the_same_time() -> Result<()> {
+    let trial = Trial::new("life-together")?;
+    let note = trial.path().join("scratch/note");
+    let hook = |name: &str| {
+        let text = format!("echo {name} >> {}; sleep 0.2", note.display());
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", text], "env": ["PATH=/usr/bin:/bin"] }])
+    };
+    let mut config = Bundle::new(busybox()?, ["sleep", "1000"]).config();
+    config["hooks"] = json!({ "createRuntime": hook("created"), "poststart": hook("started"), "poststop": hook("stopped") });
+    write_config(&trial.path().join("bundle"), &config)?;
+    let out = script_in(
+        &trial,
+        "many() { for i in 1 2 3 4; do (\"$@\" </dev/null >>$dir/said 2>&1; echo $? >>$dir/codes) & done; wait
+             echo $1 $2 $(sort $dir/codes | uniq -c) $(grep . $dir/said | sort -u); rm $dir/codes $dir/said; }
+         many rt create --bundle $bundle $id
+         many rt start $id
+         many rt delete -f $id
+         rt list -q; cat $dir/note",
+    )?
+    .expect(0)?;
+    out.expect_out(
+        "rt create 1 0 3 1 casemate: casemate create failed: container with given ID already exists\n\
+         rt start 1 0 3 1 casemate: cannot start an already running container\n\
+         rt delete 4 0\ncreated\nstarted\nstopped\n",
+    )?;
+    // A state that nobody can read hides no other container, and can be removed.
+    let out = script_in(
+        &trial,
+        "mkdir -p ${rt##* }/broken; echo '{' >${rt##* }/broken/state.json
+         rt list -q 2>$dir/err; grep -o '^load container broken' $dir/err
+         rt delete broken 2>/dev/null || echo refused; rt delete -f broken && rt list -q",
+    )?
+    .expect(0)?;
+    out.expect_out("load container broken\nrefused\n")?;
+    trial.finish()
+}
+
 #[test]
 fn limits_hold() -> Result<()> {
     let trial = Trial::new("life-limits")?;

@@ -46,5 +46,6 @@ mod seccomp;
 mod servers;
 mod shell;
 mod stress;
+mod systemd;
 mod terminal;
 mod tools;

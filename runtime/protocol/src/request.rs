@@ -63,6 +63,7 @@ pub struct ProcessInfo {
     pub pid: i32,
     pub ppid: i32,
     pub uid: u32,
+    pub gid: u32,
     /// Milliseconds since the process was made.
     pub age_ms: u64,
     /// User and system time, in milliseconds.

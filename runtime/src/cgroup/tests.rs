@@ -16,7 +16,16 @@ fn resources() -> LinuxResources {
 
 fn leaf(place: &str, controllers: &[&str]) -> Leaf {
     let controllers = controllers.iter().map(|name| (*name).to_owned()).collect();
-    Leaf { place: place.into(), controllers, held: Held::default() }
+    Leaf { place: place.into(), mount: PathBuf::new(), controllers, held: Held::default() }
+}
+
+/// A group of version 2 that is made at `path` below `mount`.
+fn made(mount: &Path, path: &str) -> std::result::Result<ControlGroup, String> {
+    let leaf = Leaf { mount: mount.into(), ..leaf(&mount.join(path).display().to_string(), &[]) };
+    let mut group = ControlGroup::default();
+    group.group.made.extend(leaf.make(true)?.then(|| leaf.place.clone()));
+    group.group.leaves.push(leaf);
+    Ok(group)
 }
 
 #[test]
@@ -64,9 +73,7 @@ fn a_group_of_version_2() {
     let scratch = Scratch(std::env::temp_dir().join(format!("casemate-cgroup-{}", std::process::id())));
     let _ = fs::remove_dir_all(&scratch.0);
     fs::create_dir_all(&scratch.0).unwrap();
-    let mut group = ControlGroup::default();
-    let hierarchy = Hierarchy { mount: scratch.0.clone(), controllers: Vec::new() };
-    group.create_in(hierarchy, Path::new("a.slice/b.scope")).unwrap();
+    let mut group = made(&scratch.0, "a.slice/b.scope").unwrap();
     let place = scratch.0.join("a.slice/b.scope");
     assert_eq!(group.group().made, [place.as_path()]);
     // Each level hands its controllers down before the next one is made; the leaf, which has processes, does not.
@@ -84,7 +91,7 @@ fn a_group_of_version_2() {
     assert_eq!(read("memory.max"), "1048576");
     assert_eq!(read("cpu.max"), "50000 100000");
     assert_eq!(read("memory.high"), "900000");
-    assert!(group.add(7).is_empty());
+    assert!(group.add(7).unwrap().is_empty());
     assert_eq!(read("cgroup.procs"), "7");
 
     fs::write(place.join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
@@ -109,15 +116,11 @@ fn a_group_of_the_kernel() {
     let mount =
         table.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
     let Some(mount) = mount else { return };
-    let mut group = ControlGroup::default();
     let name = format!("casemate-test-{}", std::process::id());
-    let hierarchy = Hierarchy { mount: mount.into(), controllers: Vec::new() };
     // Without the right to make groups there is nothing to test.
-    if group.create_in(hierarchy, Path::new(&name)).is_err() {
-        return;
-    }
+    let Ok(group) = made(Path::new(mount), &name) else { return };
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    assert!(group.add(child.id()).is_empty());
+    assert!(group.add(child.id()).unwrap().is_empty());
     group.group().freeze(true).unwrap();
     assert!(group.group().is_frozen());
     group.group().freeze(false).unwrap();

@@ -384,6 +384,7 @@ fn list(factory: &Factory) -> Vec<ProcessInfo> {
             pid: factory.pid_ns.local(group.pid()),
             ppid: factory.pid_ns.local(group.ppid()),
             uid: task.creds().euid,
+            gid: task.creds().egid,
             age_ms: now.saturating_sub(group.started()) / 1_000_000,
             cpu_ms: utime.saturating_add(stime) / 1_000_000,
             resident: task.mm().resident().total(),

@@ -143,10 +143,12 @@ impl Inode for GoferInode {
         Ok(self.add(name, New::Symlink { target }, owner)?.0)
     }
 
-    fn mknod(&self, name: &[u8], mode: u32, _rdev: u64, owner: Owner) -> Result<Arc<dyn Inode>> {
+    fn mknod(&self, name: &[u8], mode: u32, rdev: u64, owner: Owner) -> Result<Arc<dyn Inode>> {
         match FileKind::from_mode(mode) {
             Some(FileKind::Regular) => self.create(name, mode, owner),
             Some(FileKind::Fifo | FileKind::Socket) => Ok(self.add(name, New::Node { mode }, owner)?.0),
+            // An overlay's mark of a removed file. Of devices the host gets no node, as from a container in a user namespace.
+            Some(FileKind::CharDevice) if rdev == 0 => Ok(self.add(name, New::Node { mode }, owner)?.0),
             _ => Err(Errno::EPERM),
         }
     }
