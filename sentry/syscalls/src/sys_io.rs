@@ -233,14 +233,12 @@ fn read_call<'a>(cx: &'a mut Current, transfer: Result<Transfer>, segs: Result<&
     }
 }
 
+/// A read or a write of some segments.
+type Once = fn(&Transfer, &Task, &CallerMemory, &[IoSeg]) -> Result<IoStart<usize>>;
+
 /// Moves much, a piece at a time: other tasks have their turn in between. A signal ends it for a device, and for a file
 /// one that kills (`read_iter_zero`, `generic_perform_write`). A task that shares the position may have its turn as well.
-async fn in_pieces(
-    cx: &mut Current,
-    mut transfer: Transfer,
-    segs: Vec<IoSeg>,
-    once: fn(&Transfer, &Task, &CallerMemory, &[IoSeg]) -> Result<IoStart<usize>>,
-) -> SysResult {
+async fn in_pieces(cx: &mut Current, mut transfer: Transfer, segs: Vec<IoSeg>, once: Once) -> SysResult {
     let len = total(&segs);
     let mut moved = 0;
     let mut turn = Turn::new();
