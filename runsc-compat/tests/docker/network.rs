@@ -88,7 +88,7 @@ while True:
 ";
 
 struct Daemon {
-    daemon: engine::Daemon,
+    engine: engine::Daemon,
     _names: Server,
     hosts: Hosts,
 }
@@ -119,13 +119,13 @@ impl Daemon {
             Did::by(command)
         })?;
         let image = busybox_layer(daemon.path("").as_path())?;
-        let all = Self { daemon, _names: names, hosts };
+        let all = Self { engine: daemon, _names: names, hosts };
         all.docker(&["import", &image.to_string_lossy(), "busybox"])?.ok()?;
         Ok(all)
     }
 
     fn docker(&self, words: &[&str]) -> Result<Did> {
-        let mut command = client(&self.daemon);
+        let mut command = client(&self.engine);
         command.args(words);
         Did::by(command)
     }
@@ -155,7 +155,7 @@ fn docker_connects_containers() -> Result<()> {
     bridge(&daemon)
         .and_then(|()| user_network(&daemon))
         .and_then(|()| compose(&daemon))
-        .with_context(|| format!("the daemon's log ends with\n{}", daemon.daemon.log()))
+        .with_context(|| format!("the daemon's log ends with\n{}", daemon.engine.log()))
 }
 
 /// Serves a file of three million bytes.
@@ -227,7 +227,7 @@ fn compose(daemon: &Daemon) -> Result<()> {
     if !installed(&["docker-compose"]) {
         return Ok(());
     }
-    let file = daemon.daemon.path("compose.yml");
+    let file = daemon.engine.path("compose.yml");
     let ask = "until wget -q -O - http://web/f | sha256sum; do sleep 0.2; done";
     // The file's own meaning of the dollar sign does not show up in these.
     let services = json!({ "version": "3", "services": {
@@ -237,7 +237,7 @@ fn compose(daemon: &Daemon) -> Result<()> {
     fs::write(&file, serde_json::to_vec(&services)?)?;
     let by = |words: &[&str]| {
         let mut command = limited("docker-compose");
-        command.env("DOCKER_HOST", format!("unix://{}", daemon.daemon.path("socket").display()));
+        command.env("DOCKER_HOST", format!("unix://{}", daemon.engine.path("socket").display()));
         command.arg("-f").arg(&file).args(["-p", "two", "--ansi", "never"]).args(words);
         Did::by(command)
     };
