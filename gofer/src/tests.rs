@@ -224,8 +224,8 @@ fn changes_do_what_they_say() {
     assert_eq!(fs::metadata(s.path("0/d")).unwrap().permissions().mode() & 0o7777, 0o1777);
     s.call(&Request::MakeNode { at: at(0, "p"), mode: libc::S_IFIFO | 0o640, uid, gid }).unwrap();
     let removed = Request::MakeNode { at: at(0, "w"), mode: libc::S_IFCHR, uid, gid };
-    let (answer, _) = s.call(&removed).unwrap();
-    assert_eq!((answer.attr().mode, answer.attr().rdev), (libc::S_IFCHR, 0));
+    let (mark, _) = s.call(&removed).unwrap();
+    assert_eq!((mark.attr().mode, mark.attr().rdev), (libc::S_IFCHR, 0));
     fs::remove_file(s.path("0/w")).unwrap();
     s.call(&Request::MakeSymlink { at: at(0, "l"), target: b"f", uid, gid }).unwrap();
     assert_eq!(fs::read(s.path("0/l")).unwrap(), b"hello");
