@@ -289,9 +289,9 @@ fn profile(daemon: &Daemon) -> Result<()> {
         .run(&["--rm", "--domainname", "example"], &["cat", "/proc/sys/kernel/domainname"])?
         .expect(0, "example\n")?;
     daemon.run(&["--rm"], &["sh", "-c", "mkfifo /f; test -p /f && echo pipe"])?.out_has("pipe\n")?;
-    // No device is made on the host, as from a user namespace; on a tmpfs it works, and so does an overlay's mark.
-    let nodes = "mknod /dev/n c 1 3 && echo x >/dev/n && wc -c </dev/n; mknod /w c 0 0 && stat -c %F-%t:%T /w; mknod /n c 1 3";
-    daemon.run(&["--rm"], &["sh", "-c", nodes])?.fails(1, "0\ncharacter special file-0:0\n")?;
+    // No device is made on the host, as from a user namespace; on a tmpfs it works.
+    let nodes = "mknod /dev/n c 1 3 && echo x >/dev/n && wc -c </dev/n; mknod /n c 1 3";
+    daemon.run(&["--rm"], &["sh", "-c", nodes])?.fails(1, "mknod: /n: Operation not permitted")?;
     Ok(())
 }
 

@@ -33,11 +33,11 @@ impl Hosts {
         let Self { host, outside } = &hosts;
         ip(&format!("netns add {host}"))?;
         ip(&format!("netns add {outside}"))?;
-        ip(&format!("-n {host} link add up type veth peer name up netns {outside}"))?;
+        ip(&format!("-n {host} link add wan type veth peer name wan netns {outside}"))?;
         for (ns, number) in [(outside, 1), (host, 2)] {
             ip(&format!("-n {ns} link set lo up"))?;
-            ip(&format!("-n {ns} link set up up"))?;
-            ip(&format!("-n {ns} addr add 10.79.0.{number}/24 dev up"))?;
+            ip(&format!("-n {ns} link set wan up"))?;
+            ip(&format!("-n {ns} addr add 10.79.0.{number}/24 dev wan"))?;
         }
         ip(&format!("-n {host} route add default via 10.79.0.1"))?;
         Ok(hosts)
