@@ -12,6 +12,7 @@ mod go_style;
 mod output;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -68,6 +69,12 @@ fn with_log(arguments: Arguments) -> ExitCode {
     }
 }
 
+/// Writes a line to the standard error, at once: engines run many of us on one pipe.
+pub(crate) fn say(line: &str) {
+    // There is nobody to tell when that is closed.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 /// Says what went wrong, in one line. A signal during the start has nothing to say.
 fn fail(log: &Log, message: &str, code: u8) -> ExitCode {
     let message = message.trim().replace('\n', " ");
@@ -75,7 +82,7 @@ fn fail(log: &Log, message: &str, code: u8) -> ExitCode {
         log.write(Level::Error, &message);
         // Some of runc's sentences begin with the name already.
         let named = log.has_file() || message.starts_with("casemate: ");
-        if named { eprintln!("{message}") } else { eprintln!("casemate: {message}") }
+        if named { say(&message) } else { say(&format!("casemate: {message}")) }
     }
     ExitCode::from(code)
 }

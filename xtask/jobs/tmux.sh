@@ -4,7 +4,7 @@ tmux -L t -f /dev/null new-session -d -x 80 -y 24 'bash --norc --noprofile'
 tmux -L t send-keys 'echo $((6*7)); stty size; tty | cut -c1-9' Enter
 for i in $(seq 100); do tmux -L t capture-pane -p | grep -q '^/dev/pts' && break; sleep 0.05; done
 tmux -L t capture-pane -p | grep -v -e '[$#]' -e '^$'
-tmux -L t split-window -h 'sleep 100' && tmux -L t list-panes -F '#{pane_index} #{pane_width}x#{pane_height} #{pane_current_command}'
+tmux -L t split-window -h 'sleep 100' && tmux -L t list-panes -F '#{pane_index} #{pane_width}x#{pane_height}'
 tmux -L t send-keys -t 0 'cat' Enter && sleep 0.3 && tmux -L t send-keys -t 0 C-c && tmux -L t send-keys -t 0 'sleep 50' Enter && sleep 0.3 && tmux -L t send-keys -t 0 C-z
 for i in $(seq 100); do tmux -L t capture-pane -p -t 0 | grep -q Stopped && break; sleep 0.05; done
 tmux -L t capture-pane -p -t 0 | grep Stopped | tr -s ' '

@@ -46,7 +46,7 @@ pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
     }
     let report = runtime::run(plan, None, log)?;
     for call in &report.unsupported {
-        eprintln!("casemate: {call}");
+        crate::say(&format!("casemate: {call}"));
     }
     drop(kept);
     log.warnings(report.unsupported.iter().map(ToString::to_string));

@@ -161,7 +161,7 @@ fn run_bundle(
 fn conclude(report: &Report, log: &Log) -> u8 {
     if let Some(cause) = &report.cause {
         log.write(Level::Error, cause);
-        eprintln!("casemate: {cause}");
+        crate::say(&format!("casemate: {cause}"));
     }
     report.status.code()
 }
@@ -169,7 +169,7 @@ fn conclude(report: &Report, log: &Log) -> u8 {
 fn show_list(list: &List, root: &StateRoot, log: &Log) -> Result<()> {
     let states = root.list(|id, error| {
         log.write(Level::Warning, &format!("load container {id}: {error}"));
-        eprintln!("load container {id}: {error}");
+        crate::say(&format!("load container {id}: {error}"));
     })?;
     if list.quiet {
         let ids: Vec<_> = states.iter().map(|state| format!("{}\n", state.id)).collect();
