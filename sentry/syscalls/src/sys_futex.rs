@@ -226,19 +226,6 @@ fn wake_op(
     Ok(woken as u64)
 }
 
-/// Lets the other tasks of this worker run.
-async fn let_others_run() {
-    let mut yielded = false;
-    core::future::poll_fn(|waker| {
-        if core::mem::replace(&mut yielded, true) {
-            return core::task::Poll::Ready(());
-        }
-        waker.waker().wake_by_ref();
-        core::task::Poll::Pending
-    })
-    .await;
-}
-
 async fn lock_pi(
     cx: &mut Current,
     addr: u64,
@@ -254,7 +241,7 @@ async fn lock_pi(
         match kernel.futexes().pi_lock(&waiter, try_only)? {
             PiAttempt::Acquired => return Ok(0),
             PiAttempt::Queued => return wait_for_pi(cx, &waiter, deadline).await,
-            PiAttempt::Again => let_others_run().await,
+            PiAttempt::Again => crate::turn::give_up().await,
         }
         if cx.sleeper().is_interrupted() || cx.sleeper().is_killed() {
             return Err(Stop::Restart(Restart::NoIntr));
