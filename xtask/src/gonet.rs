@@ -58,11 +58,6 @@ fn ends(text: &str) -> BTreeMap<String, String> {
     lines.collect()
 }
 
-fn reason(name: &str) -> Option<&'static str> {
-    let lines = KNOWN.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split_once(": ")).find(|(known, _)| *known == name).map(|(_, why)| why)
-}
-
 /// The command line `jobs gonet [PACKAGE...]`.
 pub fn main(packages: &[&String]) -> Result<()> {
     let chosen: Vec<&str> =
@@ -100,7 +95,7 @@ pub fn main(packages: &[&String]) -> Result<()> {
             // What fails on the host judges nobody.
             if got == end || end == "FAIL" {
                 equal += 1;
-            } else if reason(name).is_some() {
+            } else if jobs::reason(KNOWN, |known| known == name).is_some() {
                 known += 1;
             } else {
                 lines.push(format!("  {name}: host {end}, sandbox {got}"));

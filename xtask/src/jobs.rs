@@ -72,6 +72,12 @@ impl fmt::Display for Pair {
     }
 }
 
+/// The reason in a list of known differences, whose lines are `name: reason`, for the first name that `is_it`.
+pub fn reason(list: &'static str, is_it: impl Fn(&str) -> bool) -> Option<&'static str> {
+    let lines = list.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once(": ")).find(|(known, _)| is_it(known)).map(|(_, why)| why)
+}
+
 /// The job of this name.
 pub fn named(name: &str) -> Result<&'static Job> {
     JOBS.iter().find(|job| job.name == name).with_context(|| {

@@ -113,11 +113,7 @@ fn worse(host: &str, inside: &str) -> bool {
 
 /// The reason why a test may differ, if there is one. A line of the list is `test.name: reason`.
 fn reason(name: &str) -> Option<&'static str> {
-    let lines = KNOWN.lines().filter(|line| !line.starts_with('#'));
-    lines
-        .filter_map(|line| line.split_once(": "))
-        .find(|(known, _)| name.starts_with(known))
-        .map(|(_, why)| why)
+    jobs::reason(KNOWN, |known| name.starts_with(known))
 }
 
 /// The command line `jobs python [MODULE...]`.

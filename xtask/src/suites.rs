@@ -142,8 +142,7 @@ fn ends(text: &str) -> Ends {
 }
 
 fn reason(name: &str) -> Option<&'static str> {
-    let lines = KNOWN.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split_once(": ")).find(|(known, _)| *known == name).map(|(_, why)| why)
+    jobs::reason(KNOWN, |known| known == name)
 }
 
 /// `jobs stress`: five seconds each, or one in the short form.
