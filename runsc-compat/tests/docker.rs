@@ -26,26 +26,8 @@ struct Daemon(engine::Daemon);
 impl Daemon {
     fn start(casemate: &Path) -> Result<Self> {
         let dir = TempDir::new("docker")?;
-        let at = |name: &str| dir.path().join(name);
-        // Builds have no choice of a runtime but the daemon's default.
-        let config = json!({
-            "runtimes": { "casemate": { "path": casemate } }, "default-runtime": "casemate"
-        });
-        fs::write(at("daemon.json"), serde_json::to_vec(&config)?)?;
-        let mut command = Command::new("dockerd");
-        command.arg("--config-file").arg(at("daemon.json"));
-        for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
-            command.arg(flag).arg(at(name));
-        }
-        command.arg("-H").arg(format!("unix://{}", at("socket").display()));
-        command.args(["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none"]);
-        let mut daemon = engine::Daemon::start(dir, command)?;
-        daemon.await_service(|daemon| {
-            let mut command = client(daemon);
-            command.arg("version");
-            Did::by(command)
-        })?;
-        Ok(Self(daemon))
+        let networks = ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none"];
+        Ok(Self(daemon_in(dir, Command::new("dockerd"), casemate, &networks)?))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -81,6 +63,26 @@ impl Drop for Daemon {
 }
 
 /// The beginning of a `docker` command for this daemon.
+/// Starts `dockerd`, with its files in `dir` and casemate as its runtime, and waits until it serves.
+fn daemon_in(dir: TempDir, mut dockerd: Command, casemate: &Path, flags: &[&str]) -> Result<engine::Daemon> {
+    let at = |name: &str| dir.path().join(name);
+    // Builds have no choice of a runtime but the daemon's default.
+    let config = json!({ "runtimes": { "casemate": { "path": casemate } }, "default-runtime": "casemate" });
+    fs::write(at("daemon.json"), serde_json::to_vec(&config)?)?;
+    dockerd.arg("--config-file").arg(at("daemon.json"));
+    for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
+        dockerd.arg(flag).arg(at(name));
+    }
+    dockerd.arg("-H").arg(format!("unix://{}", at("socket").display())).args(flags);
+    let mut daemon = engine::Daemon::start(dir, dockerd)?;
+    daemon.await_service(|daemon| {
+        let mut command = client(daemon);
+        command.arg("version");
+        Did::by(command)
+    })?;
+    Ok(daemon)
+}
+
 fn client(daemon: &engine::Daemon) -> Command {
     let mut command = limited("docker");
     command.arg("-H").arg(format!("unix://{}", daemon.path("socket").display()));

@@ -14,7 +14,7 @@ use xtask::engine::{self, Did, busybox_layer, eventually, installed, limited};
 use xtask::place::TempDir;
 use xtask::{programs, shell};
 
-use super::client;
+use super::{client, daemon_in};
 
 /// The daemon's host and the world outside, joined by a link.
 struct Hosts {
@@ -100,24 +100,13 @@ impl Daemon {
         names.args(["-c", NAMES]).stdin(Stdio::null());
         let names = Server(names.spawn()?);
         let dir = TempDir::new("dockernet")?;
-        let at = |name: &str| dir.path().join(name);
-        let config =
-            json!({ "runtimes": { "casemate": { "path": casemate } }, "default-runtime": "casemate" });
-        fs::write(at("daemon.json"), serde_json::to_vec(&config)?)?;
-        let mut command = Hosts::enter(&hosts.host, "dockerd");
-        command.arg("--config-file").arg(at("daemon.json"));
-        for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
-            command.arg(flag).arg(at(name));
-        }
-        command.arg("-H").arg(format!("unix://{}", at("socket").display()));
-        command.args(["--bip", "10.80.0.1/24", "--default-address-pool", "base=10.81.0.0/16,size=24"]);
-        command.args(["--ip6tables=false", "--dns", "10.79.0.1"]);
-        let mut daemon = engine::Daemon::start(dir, command)?;
-        daemon.await_service(|daemon| {
-            let mut command = client(daemon);
-            command.arg("version");
-            Did::by(command)
-        })?;
+        let flags = [
+            ["--bip", "10.80.0.1/24"],
+            ["--default-address-pool", "base=10.81.0.0/16,size=24"],
+            ["--ip6tables=false", "--dns=10.79.0.1"],
+        ];
+        let dockerd = Hosts::enter(&hosts.host, "dockerd");
+        let daemon = daemon_in(dir, dockerd, casemate, flags.as_flattened())?;
         let image = busybox_layer(daemon.path("").as_path())?;
         let all = Self { engine: daemon, _names: names, hosts };
         all.docker(&["import", &image.to_string_lossy(), "busybox"])?.ok()?;
