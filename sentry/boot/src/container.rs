@@ -40,6 +40,8 @@ pub struct Ground {
     pub total_memory: u64,
     pub link_bell: LinkBell,
     pub main: Address,
+    /// What was done before there was a log.
+    pub moments: Vec<Moment>,
 }
 
 /// What the containers of a sandbox share.
