@@ -97,7 +97,7 @@ impl Watcher {
     }
 
     /// Enters a descriptor, disarmed. `EPERM` for one that is always ready.
-    pub(crate) fn enter(&self, fd: BorrowedFd<'_>, observer: Weak<dyn Observer>) -> Result<u64> {
+    pub fn enter(&self, fd: BorrowedFd<'_>, observer: Weak<dyn Observer>) -> Result<u64> {
         let mut watches = self.watches.lock();
         watches.last_token += 1;
         let token = watches.last_token;
@@ -108,7 +108,7 @@ impl Watcher {
     }
 
     /// Asks for one report of `events`, or of an error or hang-up. At once if it is so already.
-    pub(crate) fn arm(&self, fd: BorrowedFd<'_>, token: u64, events: Events) {
+    pub fn arm(&self, fd: BorrowedFd<'_>, token: u64, events: Events) {
         let mut watches = self.watches.lock();
         let Some(watch) = watches.by_token.get_mut(&token) else { return };
         let wanted = watch.armed | events;
@@ -119,7 +119,8 @@ impl Watcher {
         }
     }
 
-    pub(crate) fn leave(&self, fd: BorrowedFd<'_>, token: u64) {
+    /// Forgets a descriptor, before it is closed.
+    pub fn leave(&self, fd: BorrowedFd<'_>, token: u64) {
         let watch = self.watches.lock().by_token.remove(&token);
         let _ = epoll::delete(&self.epoll, fd);
         drop(watch);
@@ -141,7 +142,7 @@ impl Drop for Watcher {
 }
 
 /// What a descriptor has at this moment (`poll(2)` without waiting).
-pub(crate) fn ready_now(fd: BorrowedFd<'_>, events: Events) -> Result<Events> {
+pub fn ready_now(fd: BorrowedFd<'_>, events: Events) -> Result<Events> {
     let wanted = i16::try_from(events.bits()).map_err(|_| Errno::EINVAL)?;
     let mut interest = [hostsys::polling::Interest::new(fd.as_fd(), wanted)];
     hostsys::polling::wait(&mut interest, Some(0)).map_err(|e| Errno::from_io(&e))?;
