@@ -161,9 +161,7 @@ pub fn address(socket: BorrowedFd<'_>, peer: bool) -> io::Result<Vec<u8>> {
     let mut address = Address([0; MAX_ADDRESS]);
     let mut len = MAX_ADDRESS as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes of the address, and `len`.
-    check(unsafe {
-        libc::syscall(number, socket.as_raw_fd(), address.0.as_mut_ptr(), &raw mut len)
-    })?;
+    check(unsafe { libc::syscall(number, socket.as_raw_fd(), address.0.as_mut_ptr(), &raw mut len) })?;
     Ok(address.cut(len))
 }
 
@@ -175,13 +173,7 @@ pub fn accept(socket: BorrowedFd<'_>) -> io::Result<(OwnedFd, Vec<u8>)> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: the kernel writes at most `len` bytes of the address, and `len`.
     let fd = check(unsafe {
-        libc::syscall(
-            libc::SYS_accept4,
-            socket.as_raw_fd(),
-            address.0.as_mut_ptr(),
-            &raw mut len,
-            flags,
-        )
+        libc::syscall(libc::SYS_accept4, socket.as_raw_fd(), address.0.as_mut_ptr(), &raw mut len, flags)
     })?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     let fd = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) };
@@ -194,14 +186,7 @@ pub fn option(socket: BorrowedFd<'_>, level: i32, name: i32, max: usize) -> io::
     let mut len = libc::socklen_t::try_from(max).unwrap_or(0);
     // SAFETY: the kernel writes at most `len` bytes of the value, and `len`.
     check(unsafe {
-        libc::syscall(
-            libc::SYS_getsockopt,
-            socket.as_raw_fd(),
-            level,
-            name,
-            value.as_mut_ptr(),
-            &raw mut len,
-        )
+        libc::syscall(libc::SYS_getsockopt, socket.as_raw_fd(), level, name, value.as_mut_ptr(), &raw mut len)
     })?;
     value.truncate(usize::try_from(len).unwrap_or(0));
     Ok(value)
@@ -211,14 +196,7 @@ pub fn option(socket: BorrowedFd<'_>, level: i32, name: i32, max: usize) -> io::
 pub fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     // SAFETY: the kernel reads `value.len()` bytes.
     check(unsafe {
-        libc::syscall(
-            libc::SYS_setsockopt,
-            socket.as_raw_fd(),
-            level,
-            name,
-            value.as_ptr(),
-            value.len(),
-        )
+        libc::syscall(libc::SYS_setsockopt, socket.as_raw_fd(), level, name, value.as_ptr(), value.len())
     })?;
     Ok(())
 }
@@ -281,9 +259,8 @@ pub fn receive_from(socket: BorrowedFd<'_>, data: &mut [u8], flags: i32) -> io::
     message.msg_control = control.0.as_mut_ptr().cast();
     message.msg_controllen = MAX_CONTROL;
     // SAFETY: the kernel writes the message, its address, data and control block, which live through the call.
-    let len = check(unsafe {
-        libc::syscall(libc::SYS_recvmsg, socket.as_raw_fd(), &raw mut message, flags)
-    })?;
+    let len =
+        check(unsafe { libc::syscall(libc::SYS_recvmsg, socket.as_raw_fd(), &raw mut message, flags) })?;
     let used = message.msg_controllen.min(MAX_CONTROL);
     Ok(Message {
         len: len as usize,

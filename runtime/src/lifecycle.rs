@@ -53,7 +53,9 @@ pub(crate) fn is_hosts(network: &Network) -> bool {
     match network {
         Network::Host => true,
         Network::New => false,
-        Network::Join(path) => inode(path).is_some_and(|theirs| inode(Path::new("/proc/self/ns/net")) == Some(theirs)),
+        Network::Join(path) => {
+            inode(path).is_some_and(|theirs| inode(Path::new("/proc/self/ns/net")) == Some(theirs))
+        }
     }
 }
 

@@ -176,7 +176,8 @@ print(hashlib.sha256(r.urlopen('http://10.79.0.2:8080/f', timeout=20).read()).he
 
 /// The host's own network: its addresses, its ports and its loopback.
 fn host_network(daemon: &Daemon) -> Result<()> {
-    let serve = "mkdir /www; yes 0123456789 | head -c 3000000 >/www/f; exec httpd -f -p 10.79.0.2:8090 -h /www";
+    let serve =
+        "mkdir /www; yes 0123456789 | head -c 3000000 >/www/f; exec httpd -f -p 10.79.0.2:8090 -h /www";
     let words = ["run", "-d", "--name", "hosts", "--network", "host", "busybox", "sh", "-c", serve];
     daemon.docker(&words)?.ok()?;
     let fetch = "import hashlib, urllib.request as r
@@ -185,7 +186,8 @@ print(hashlib.sha256(r.urlopen('http://10.79.0.2:8090/f', timeout=20).read()).he
     eventually("a server on the host's network serves the file", Duration::from_secs(30), || {
         Ok(daemon.hosts.outside(&["python3", "-c", fetch])?.out == digest)
     })?;
-    let ask = "ip -4 -o addr show wan | grep -o 10.79.0.2/24; wget -q -O - http://10.79.0.2:8090/f | sha256sum
+    let ask =
+        "ip -4 -o addr show wan | grep -o 10.79.0.2/24; wget -q -O - http://10.79.0.2:8090/f | sha256sum
         nslookup -type=a some.name.example | grep -c 'Address: 10.79.0.1'";
     let expected = format!("10.79.0.2/24\n{digest}1\n");
     daemon.docker(&["run", "--rm", "--network", "host", "busybox", "sh", "-c", ask])?.expect(0, &expected)?;

@@ -99,13 +99,7 @@ impl End {
         observer: Weak<dyn Observer>,
     ) -> Result<Box<dyn HostEnd>> {
         let token = watcher.enter(fd.as_fd(), observer)?;
-        Ok(Box::new(Self {
-            fd,
-            relayed,
-            token,
-            broker: Arc::clone(broker),
-            watcher: Arc::clone(watcher),
-        }))
+        Ok(Box::new(Self { fd, relayed, token, broker: Arc::clone(broker), watcher: Arc::clone(watcher) }))
     }
 
     fn ask(&self, op: Op, arguments: [i32; 3], data: &[u8]) -> Result<Answer> {
@@ -278,6 +272,10 @@ impl HostEnd for End {
 
     fn arm(&self, events: Events) {
         self.watcher.arm(self.fd.as_fd(), self.token, events);
+    }
+
+    fn follow(&self) {
+        self.watcher.follow(self.fd.as_fd(), self.token);
     }
 }
 

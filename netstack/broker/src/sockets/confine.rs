@@ -70,7 +70,10 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     }
     let not_executable = Op::MaskedEq(libc::PROT_EXEC as u64);
     for number in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(number, vec![Rule::new(vec![Condition::new(2, Len::Dword, not_executable.clone(), 0)?])?]);
+        rules.insert(
+            number,
+            vec![Rule::new(vec![Condition::new(2, Len::Dword, not_executable.clone(), 0)?])?],
+        );
     }
     let filter = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?;
     BpfProgram::try_from(filter)
@@ -102,7 +105,8 @@ mod tests {
     #[test]
     fn the_filter_is_one() {
         assert!(!filter().unwrap().is_empty());
-        for never in [libc::SYS_openat, libc::SYS_execve, libc::SYS_ptrace, libc::SYS_clone, libc::SYS_setns] {
+        for never in [libc::SYS_openat, libc::SYS_execve, libc::SYS_ptrace, libc::SYS_clone, libc::SYS_setns]
+        {
             assert!(!CALLS.contains(&never));
         }
     }

@@ -81,9 +81,8 @@ impl Grant {
 /// Runs the broker until the sandbox is gone.
 pub fn main() -> ExitCode {
     let run = || -> Result<(), String> {
-        let inherited = |number| {
-            fd::take_inherited(number).map_err(|error| format!("descriptor {number}: {error}"))
-        };
+        let inherited =
+            |number| fd::take_inherited(number).map_err(|error| format!("descriptor {number}: {error}"));
         let channel = inherited(CHANNEL_FD)?;
         let mut text = String::new();
         File::from(inherited(GRANT_FD)?).read_to_string(&mut text).map_err(|error| error.to_string())?;
@@ -291,9 +290,7 @@ impl Broker {
                 sock::connect(socket, request.data).map(done).map_err(kernel)
             }
             Op::Bind => sock::bind(socket, request.data).map(done).map_err(kernel),
-            Op::Listen => {
-                rustix::net::listen(socket, a).map(done).map_err(rustix::io::Errno::raw_os_error)
-            }
+            Op::Listen => rustix::net::listen(socket, a).map(done).map_err(rustix::io::Errno::raw_os_error),
             Op::SetOption if options::may_set(a, b) => {
                 sock::set_option(socket, a, b, request.data).map(done).map_err(kernel)
             }
@@ -331,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_policy_sees_through_other_forms_of_an_address() {
-        let policy = r#"{ "default": "allow", "rules": [{ "action": "deny", "to": ["metadata", "private"] }] }"#;
+        let policy =
+            r#"{ "default": "allow", "rules": [{ "action": "deny", "to": ["metadata", "private"] }] }"#;
         let mut gate = Gate { policy: Policy::parse(policy).ok(), denials: 0 };
         let mut is_denied = |address: &[u8]| gate.check(Protocol::Tcp, address) == Err(libc::EHOSTUNREACH);
         for address in [

@@ -5,17 +5,22 @@
 //! here. This module turns the calls of a program into calls that do not block, keeps back what would block or is none of
 //! a sandbox' business, and passes readiness on to those who wait.
 //!
-//! **Readiness.** A descriptor is watched for one report at a time, and only when somebody has found that he has to wait, or
-//! may think so: after a transfer that was shorter than it could have been.
+//! **Readiness.** A descriptor is watched for one report at a time, and only when somebody has found that he has to wait.
+//! One that an epoll instance looks after is followed: each change that the host's kernel tells is told on, so that edges
+//! are the host's.
 
 mod options;
+mod report;
+
+pub(crate) use report::rows;
 
 use core::any::Any;
 use core::fmt::Debug;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use sentry_base::wait::Observer;
-use sentry_base::{Errno, Events, Nanos, Result, WaitQueue};
+use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank};
 use sentry_vfs::{Attr, Caller, IoStart, cap};
 
 use crate::inet::addr::{self, Domain};
@@ -61,12 +66,12 @@ pub trait HostEnd: Send + Sync + Debug {
     fn poll(&self, events: Events) -> Events;
     /// Has the observer told once when it has one of `events`, an error or a hang-up.
     fn arm(&self, events: Events);
+    /// Has the observer told of every change from now on.
+    fn follow(&self);
 }
 
 /// Bytes that go through one buffer.
 const CHUNK: usize = 64 * 1024;
-/// Reads below this are of a part of what is there, as of a head.
-const SMALL: usize = 4096;
 /// Buffers that one call fills or empties before others have a turn.
 const TURN: usize = 16;
 
@@ -113,6 +118,10 @@ pub(crate) struct HostSocket {
     options: Options,
     /// Of an accepted connection.
     peer: Option<Vec<u8>>,
+    followed: AtomicBool,
+    /// Received bytes that an application's memory did not take: for the next reader.
+    kept: Mutex<Vec<u8>, { rank::LEAF }>,
+    has_kept: AtomicBool,
 }
 
 /// Which sockets there are: domain, type and protocol as the host is to make them.
@@ -148,7 +157,7 @@ impl HostSocket {
         let queue = Arc::new(Queue::default());
         let end = host.socket(how, queue.observer())?;
         let creds = caller.creds();
-        Ok(Arc::new(Self {
+        let socket = Self {
             net: Arc::clone(net),
             domain,
             kind,
@@ -158,7 +167,18 @@ impl HostSocket {
             queue,
             options: Options::new(transport(how[2]), domain, 0, 0),
             peer: None,
-        }))
+            followed: AtomicBool::new(false),
+            kept: Mutex::default(),
+            has_kept: AtomicBool::new(false),
+        };
+        Ok(socket.enter())
+    }
+
+    /// Lists it for `/proc/net`.
+    fn enter(self) -> Arc<Self> {
+        let socket = Arc::new(self);
+        socket.net.host_sockets.lock().insert(socket.attr.ino, Arc::downgrade(&socket));
+        socket
     }
 
     fn is_stream(&self) -> bool {
@@ -170,12 +190,25 @@ impl HostSocket {
         IoStart::WouldBlock
     }
 
-    /// After a transfer that found less than it asked for: whoever waits for a change, and takes this for the end of what
-    /// there is, is told of more.
-    fn came_up_short(&self, events: Events) {
-        if !self.queue.0.is_empty() {
-            self.end.arm(events);
+    /// Keeps bytes that were received before those that are still to come.
+    fn keep(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.kept.lock().splice(0..0, bytes.iter().copied());
+            self.has_kept.store(true, Ordering::Release);
+            self.queue.notify(Events::IN);
         }
+    }
+
+    /// Gives what was kept, if anything was.
+    fn receive_kept(&self, msg: &mut RecvMsg<'_, '_>, flags: i32) -> Option<Result<usize>> {
+        if flags & (libc::MSG_OOB | libc::MSG_ERRQUEUE) != 0 || !self.has_kept.swap(false, Ordering::AcqRel) {
+            return None;
+        }
+        let bytes = core::mem::take(&mut *self.kept.lock());
+        let done = msg.data.write(&bytes);
+        let taken = if flags & libc::MSG_PEEK != 0 { 0 } else { *done.as_ref().unwrap_or(&0) };
+        self.keep(bytes.get(taken..).unwrap_or_default());
+        Some(done)
     }
 
     fn send_stream(&self, cx: &SockCtx<'_>, msg: &mut SendMsg<'_, '_>) -> Result<IoStart<usize>> {
@@ -195,7 +228,6 @@ impl HostSocket {
                 Ok(sent) => {
                     done += msg.data.skip(sent);
                     if sent < got {
-                        self.came_up_short(Events::OUT);
                         break;
                     }
                 }
@@ -260,16 +292,15 @@ impl HostSocket {
         // One look, or one byte: what is behind it is another call's.
         let once = flags != 0;
         let most = if once { CHUNK * TURN } else { CHUNK };
+        if let Some(kept) = self.receive_kept(msg, flags) {
+            return kept.map(IoStart::Done);
+        }
         let mut buffer = vec![0; msg.data.remaining().min(most)];
         let mut done = 0;
         for _ in 0..TURN {
             let room = msg.data.remaining().min(buffer.len());
             let got = match self.receive(buffer.get_mut(..room).unwrap_or_default(), msg, flags) {
                 Ok(got) => got,
-                Err(Errno::EAGAIN) if done > 0 => {
-                    self.came_up_short(Events::IN | Events::RDHUP);
-                    break;
-                }
                 Err(_) if done > 0 => break,
                 Err(Errno::EAGAIN) if flags & (libc::MSG_OOB | libc::MSG_ERRQUEUE) == 0 => {
                     return Ok(self.wait(Events::IN | Events::RDHUP));
@@ -280,16 +311,17 @@ impl HostSocket {
                 // Thrown away, not copied.
                 return Ok(IoStart::Done(got));
             }
-            let copied = msg.data.write(buffer.get(..got).unwrap_or_default());
-            match copied {
-                Ok(copied) => done += copied,
-                Err(errno) if done == 0 => return Err(errno),
-                Err(_) => break,
-            }
-            // Edge-triggered waiters hear of what comes after a part that they have left, too; who takes large parts takes
-            // them until there is no more.
-            if got > 0 && (got < room || room < SMALL) {
-                self.came_up_short(Events::IN | Events::RDHUP);
+            let written = msg.data.write(buffer.get(..got).unwrap_or_default());
+            let copied = *written.as_ref().unwrap_or(&0);
+            done += copied;
+            if copied < got {
+                if !once {
+                    self.keep(buffer.get(copied..got).unwrap_or_default());
+                }
+                if done == 0 {
+                    return written.map(IoStart::Done);
+                }
+                break;
             }
             if once || got < room || msg.data.remaining() == 0 {
                 break;
@@ -298,22 +330,31 @@ impl HostSocket {
         Ok(IoStart::Done(done))
     }
 
-    fn receive_datagram(&self, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
+    fn receive_datagram(&self, cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
         let flags = Self::flags_to_receive(msg);
         let mut buffer = vec![0; msg.data.remaining().min(CHUNK)];
         match self.receive(&mut buffer, msg, flags) {
             Ok(len) => {
                 let copied = len.min(buffer.len());
                 msg.data.write(buffer.get(..copied).unwrap_or_default())?;
-                // A datagram says nothing of whether there are more.
-                self.came_up_short(Events::IN);
                 Ok(IoStart::Done(if flags & libc::MSG_TRUNC != 0 { len } else { copied }))
             }
-            Err(Errno::EAGAIN) if flags & libc::MSG_ERRQUEUE == 0 => Ok(self.wait(Events::IN | Events::RDHUP)),
+            Err(Errno::EAGAIN) if flags & libc::MSG_ERRQUEUE == 0 => {
+                // Who waits at an end that was shut for reading gets nothing; who does not wait is told to.
+                if !cx.nonblock && self.end.poll(Events::RDHUP).contains(Events::RDHUP) {
+                    return Ok(IoStart::Done(0));
+                }
+                Ok(self.wait(Events::IN | Events::RDHUP))
+            }
             Err(errno) => Err(errno),
         }
     }
+}
 
+impl Drop for HostSocket {
+    fn drop(&mut self) {
+        self.net.host_sockets.lock().remove(&self.attr.ino);
+    }
 }
 
 fn transport(protocol: i32) -> Transport {
@@ -361,8 +402,7 @@ impl Socket for HostSocket {
             Err(Errno::EAGAIN) => return Ok(self.wait(Events::IN)),
             taken => taken?,
         };
-        self.came_up_short(Events::IN);
-        Ok(IoStart::Done(Arc::new(Self {
+        let socket = Self {
             net: Arc::clone(&self.net),
             domain: self.domain,
             kind: self.kind,
@@ -372,7 +412,11 @@ impl Socket for HostSocket {
             queue,
             options: Options::inherit(&self.options),
             peer: Some(peer),
-        })))
+            followed: AtomicBool::new(false),
+            kept: Mutex::default(),
+            has_kept: AtomicBool::new(false),
+        };
+        Ok(IoStart::Done(socket.enter()))
     }
 
     fn try_send(&self, cx: &SockCtx<'_>, msg: &mut SendMsg<'_, '_>) -> Result<IoStart<usize>> {
@@ -382,8 +426,8 @@ impl Socket for HostSocket {
         if self.is_stream() { self.send_stream(cx, msg) } else { self.send_datagram(cx, msg) }
     }
 
-    fn try_recv(&self, _cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
-        if self.is_stream() { self.receive_stream(msg) } else { self.receive_datagram(msg) }
+    fn try_recv(&self, cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {
+        if self.is_stream() { self.receive_stream(msg) } else { self.receive_datagram(cx, msg) }
     }
 
     fn shutdown(&self, how: i32) -> Result<()> {
@@ -410,13 +454,25 @@ impl Socket for HostSocket {
         self.put_option(caller, level, name, value)
     }
 
+    fn lingers(&self) -> Option<Nanos> {
+        let seconds = self.options.linger().and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0)?;
+        let unsent = self.is_stream() && self.end.queued(SIOCOUTQ).is_ok_and(|bytes| bytes > 0);
+        unsent.then(|| seconds.saturating_mul(1_000_000_000))
+    }
+
     fn timeout(&self, sending: bool) -> Option<Nanos> {
         self.options.timeout(sending)
     }
 
     fn readiness(&self) -> Events {
+        if !self.queue.0.is_empty() && !self.followed.swap(true, Ordering::Relaxed) {
+            self.end.follow();
+        }
         let asked = Events::READABLE | Events::WRITABLE | Events::PRI | Events::RDHUP;
-        let found = self.end.poll(asked);
+        let mut found = self.end.poll(asked);
+        if self.has_kept.load(Ordering::Acquire) {
+            found |= Events::READABLE;
+        }
         let mut missing = Events::empty();
         missing.set(Events::IN | Events::RDHUP, !found.contains(Events::IN));
         missing.set(Events::OUT, !found.contains(Events::OUT));

@@ -21,18 +21,16 @@ impl HostSocket {
             (libc::IPPROTO_IP, libc::IP_OPTIONS) | (libc::IPPROTO_TCP, libc::TCP_ULP) => {
                 return Ok(Vec::new());
             }
-            _ => return self.end.option(level, name),
+            // What the host does not give is kept here, as far as it is known.
+            _ => match self.end.option(level, name) {
+                Err(Errno::ENOPROTOOPT) => return self.options.get(level, name),
+                answered => return answered,
+            },
         };
         Ok(number.to_ne_bytes().to_vec())
     }
 
-    pub(super) fn put_option(
-        &self,
-        caller: &dyn Caller,
-        level: i32,
-        name: i32,
-        value: &[u8],
-    ) -> Result<()> {
+    pub(super) fn put_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
         match (level, name) {
             // Waits are the Sentry's.
             (libc::SOL_SOCKET, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) => {
@@ -46,11 +44,24 @@ impl HostSocket {
                 let off = [0; 8];
                 self.end.set_option(level, name, if resets { value } else { &off })
             }
+            // Who may is the Sentry's to say: the broker's rights are those of the whole container.
+            (libc::SOL_SOCKET, libc::SO_PRIORITY) => {
+                self.options.set(caller, level, name, value)?;
+                self.end.set_option(level, name, value)
+            }
+            (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE | libc::SO_RCVBUFFORCE) => {
+                self.options.set(caller, level, name, value)?;
+                let plain = if name == libc::SO_SNDBUFFORCE { libc::SO_SNDBUF } else { libc::SO_RCVBUF };
+                self.end.set_option(level, plain, value)
+            }
             (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => Err(Errno::EINVAL),
             (libc::SOL_SOCKET, libc::SO_DETACH_FILTER) => Err(Errno::ENOENT),
             (libc::IPPROTO_IP, libc::IP_OPTIONS) if value.is_empty() => Ok(()),
             (libc::IPPROTO_TCP, libc::TCP_ULP) => Err(Errno::ENOENT),
-            _ => self.end.set_option(level, name, value),
+            _ => match self.end.set_option(level, name, value) {
+                Err(Errno::ENOPROTOOPT) => self.options.set(caller, level, name, value),
+                answered => answered,
+            },
         }
     }
 }

@@ -33,8 +33,8 @@ use netstack::{BufferPool, Ready};
 use sentry_base::{Errno, Events, Mutex, Result, lock::rank};
 use sentry_vfs::{Caller, UserNs, cap};
 
-use crate::host::{HostNet, HostSocket};
 use crate::Socket;
+use crate::host::{HostNet, HostSocket};
 use crate::netlink::NetlinkTable;
 pub use addr::Domain;
 use outside::Outside;
@@ -68,6 +68,8 @@ pub struct Inet {
     pub(crate) outside: OnceLock<Outside>,
     /// Who makes its sockets, where they are the host's.
     host: OnceLock<Arc<dyn HostNet>>,
+    /// These, by inode number.
+    pub(crate) host_sockets: Mutex<BTreeMap<u64, Weak<HostSocket>>, { rank::LEAF }>,
 }
 
 /// Bytes in TCP streams above which each connection is held to one buffer (`net.ipv4.tcp_mem`).
@@ -91,6 +93,7 @@ impl Default for Inet {
             unix: OnceLock::new(),
             outside: OnceLock::new(),
             host: OnceLock::new(),
+            host_sockets: Mutex::default(),
         }
     }
 }
