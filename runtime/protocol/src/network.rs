@@ -12,6 +12,13 @@ pub struct Network {
     pub routes: Vec<Route>,
     /// Whether a datagram socket comes along that is connected to the engine's resolver.
     pub resolver: bool,
+    /// The sandbox' sockets are the host's: links and routes are shown, no descriptor stands for a link, and the one that
+    /// comes along leads to the broker.
+    #[serde(default)]
+    pub host: bool,
+    /// `net.ipv4.ip_unprivileged_port_start`, of the host's network.
+    #[serde(default)]
+    pub port_start: Option<u16>,
 }
 
 /// An interface, by the host's number and name.
