@@ -3,11 +3,12 @@
 //! If the command is killed, the sandbox dies with it; the state directory then stays, and shows a stopped container.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use control_protocol::{Channel, Descriptor, Order, Report, TerminalSize};
-use hostsys::signals;
+use hostsys::{signals, terminal};
+use rustix::fs::{Mode, OFlags};
 
 use crate::cgroup::ControlGroup;
 use crate::config::Config;
@@ -198,10 +199,25 @@ pub(crate) fn standard(descriptors: &mut Descriptors) -> Result<()> {
         [(0, "stdin", stdin.as_fd()), (1, "stdout", stdout.as_fd()), (2, "stderr", stderr.as_fd())]
     {
         refuse_directory(name, fd)?;
-        let copy = fd.try_clone_to_owned().context(|| format!("duplicate {name}"))?;
-        descriptors.push((Descriptor::Guest(number), copy));
+        let own = match unblocked(fd) {
+            Some(terminal) => terminal,
+            None => fd.try_clone_to_owned().context(|| format!("duplicate {name}"))?,
+        };
+        descriptors.push((Descriptor::Guest(number), own));
     }
     Ok(())
+}
+
+/// A terminal once more, in a file of its own whose reads and writes do not wait: a terminal cannot be asked how much it
+/// takes, and the Sentry must not wait for one that is held up. `None` for what is no terminal or may not be opened.
+fn unblocked(fd: BorrowedFd<'_>) -> Option<OwnedFd> {
+    if !terminal::is_terminal(fd) {
+        return None;
+    }
+    let access = rustix::fs::fcntl_getfl(fd).ok()? & OFlags::RWMODE;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).ok()
 }
 
 /// The most descriptors that are handed on besides the standard ones.

@@ -68,7 +68,13 @@ pub(crate) async fn run(mut cx: Current) {
         }
         cx.forget_results();
         if event != TrapEvent::Syscall {
-            cx.regs.rip = cx.task.mm().shown_place(cx.regs.rip);
+            let place = cx.task.mm().shown_place(cx.regs.rip);
+            if place != cx.regs.rip && matches!(event, TrapEvent::Exception(info) if info.signo == sig::TRAP)
+            {
+                // The application steps itself, and would come from the original's place to the detour for ever.
+                cx.task.mm().keep_text();
+            }
+            cx.regs.rip = place;
         }
         match event {
             TrapEvent::Undelivered => {}

@@ -29,6 +29,7 @@ cases![
     registers_set_at_random,
     a_spoilt_vdso_is_ones_own,
     a_thread_that_hides_its_number_can_be_killed,
+    stepping_oneself_over_a_call_ends,
 ];
 
 const PT_LOAD: u32 = 1;
@@ -556,5 +557,29 @@ fn a_thread_that_hides_its_number_can_be_killed() -> Outcome {
     let mut status = 0;
     sys::eventually("it is dead", || unsafe { waitpid(kid.pid, &mut status, WNOHANG) } == kid.pid)?;
     want!(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "status {status:#x}");
+    Ok(())
+}
+
+fn stepping_oneself_over_a_call_ends() -> Outcome {
+    sys::on_signal(SIGTRAP, sys::count_handler, 0)?;
+    let number: i64;
+    unsafe {
+        std::arch::asm!(
+            "pushfq",
+            "or qword ptr [rsp], 0x100",
+            "popfq",
+            "mov eax, 110",
+            "syscall",
+            "pushfq",
+            "and qword ptr [rsp], -0x101",
+            "popfq",
+            out("rax") number,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    want!(number == i64::from(unsafe { getppid() }), "getppid gave {number}");
+    let steps = sys::hits();
+    want!((5..=9).contains(&steps), "{steps} steps");
     Ok(())
 }

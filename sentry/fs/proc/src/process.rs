@@ -109,7 +109,6 @@ enum FileText {
     Environ,
     Io,
     Limits,
-    Loginuid,
     Maps,
     Smaps,
     SmapsRollup,
@@ -122,7 +121,6 @@ enum FileText {
     ProjidMap,
     Sched,
     Schedstat,
-    Sessionid,
     Stack,
     Stat,
     Statm,
@@ -161,7 +159,6 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("gid_map", Entry::File(0o644, FileText::IdMap(IdKind::Group))),
     ("io", Entry::File(0o400, FileText::Io)),
     ("limits", Entry::File(0o444, FileText::Limits)),
-    ("loginuid", Entry::File(0o444, FileText::Loginuid)),
     ("maps", Entry::File(0o444, FileText::Maps)),
     ("mem", Entry::Mem),
     ("mountinfo", Entry::File(0o444, FileText::Mountinfo)),
@@ -178,7 +175,6 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("root", Entry::Link(LinkTarget::Root)),
     ("sched", Entry::File(0o644, FileText::Sched)),
     ("schedstat", Entry::File(0o444, FileText::Schedstat)),
-    ("sessionid", Entry::File(0o444, FileText::Sessionid)),
     ("setgroups", Entry::File(0o644, FileText::Setgroups)),
     ("smaps", Entry::File(0o444, FileText::Smaps)),
     ("smaps_rollup", Entry::File(0o444, FileText::SmapsRollup)),
@@ -468,7 +464,6 @@ impl Content for Text {
             }
             FileText::Io => status::io(if subject.is_thread() { task.io().now() } else { task.group().io() }),
             FileText::Limits => status::limits(task.group()),
-            FileText::Loginuid => u32::MAX.to_string(),
             FileText::OomAdj | FileText::OomScore => "0\n".to_owned(),
             FileText::OomScoreAdj => format!("{}\n", task.group().oom_score_adj()),
             FileText::Personality => format!("{:08x}\n", task.personality()),
@@ -488,7 +483,6 @@ impl Content for Text {
                 let (utime, stime) = task.cpu_times();
                 format!("{} 0 0\n", utime.saturating_add(stime))
             }
-            FileText::Sessionid => u32::MAX.to_string(),
             // The Sentry has no stack of the kernel to show.
             FileText::Stack | FileText::Timers => String::new(),
             FileText::Syscall => "running\n".to_owned(),
