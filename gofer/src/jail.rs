@@ -68,6 +68,11 @@ const KERNEL_FILESYSTEMS: &[&str] = &[
     "nsfs",
 ];
 
+/// Whether a file system of this kind is such a view.
+pub fn is_kernel_file_system(kind: &str) -> bool {
+    KERNEL_FILESYSTEMS.contains(&kind)
+}
+
 /// Makes the calling process, which must have one thread, the jailed one, and gives its root directory.
 pub(crate) fn enter(config: &Config) -> Result<OwnedFd, JailError> {
     rustix::process::umask(Mode::empty());
@@ -137,17 +142,23 @@ fn build_root(mounts: &[Mount]) -> Result<(), JailError> {
 
 fn detach(m: &Mount, kernel_mounts: &[PathBuf]) -> Result<Detached, JailError> {
     let source = fs::canonicalize(&m.source).step("find the mount source", &m.source)?;
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, &source, flags).step("clone the mounts under", &source)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let all = || open_tree(CWD, &source, flags | OpenTreeFlags::AT_RECURSIVE);
+    // In a user namespace what the host has mounted may not be taken away.
+    let one = if m.recursive { None } else { open_tree(CWD, &source, flags).ok() };
+    let alone = one.is_some();
+    let tree = one.map_or_else(all, Ok).step("clone the mounts under", &source)?;
     let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     if m.read_only {
         attributes |= libc::MOUNT_ATTR_RDONLY;
     }
     hostsys::mount::restrict_tree(tree.as_fd(), attributes).step("restrict the mounts under", &source)?;
     let is_dir = fs::metadata(&source).step("look at", &source)?.is_dir();
-    let to_cover =
-        kernel_mounts.iter().filter_map(|p| p.strip_prefix(&source).ok().map(Path::to_path_buf)).collect();
+    let inside = |p: &PathBuf| p.strip_prefix(&source).ok().map(Path::to_path_buf);
+    let mut to_cover: Vec<_> = kernel_mounts.iter().filter_map(inside).collect();
+    if alone {
+        to_cover.retain(|relative| relative.as_os_str().is_empty());
+    }
     Ok(Detached { tree, is_dir, to_cover })
 }
 
@@ -163,7 +174,7 @@ fn kernel_mount_point(line: &[u8]) -> Option<PathBuf> {
     let point = fields.nth(4)?;
     let kind = fields.skip_while(|f| *f != b"-").nth(1)?;
     let kind = std::str::from_utf8(kind).ok()?;
-    KERNEL_FILESYSTEMS.contains(&kind).then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(point))))
+    is_kernel_file_system(kind).then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(point))))
 }
 
 /// Turns the `\040` of a mount table back into bytes.

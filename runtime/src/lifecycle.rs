@@ -99,7 +99,8 @@ pub fn create(
         plan.boot.process.terminal = Some(TerminalSize { rows: 24, columns: 80 });
     }
     let own_pids = pod::has_own_pids(config);
-    let launched = Monitor::launch(plan, &network_of(config), own_pids, descriptors, &cgroup, log);
+    let around = pod.as_ref().map(|pod| &pod.cgroup);
+    let launched = Monitor::launch(plan, &network_of(config), own_pids, descriptors, &cgroup, around, log);
     let monitor = launched.map_err(|error| {
         match error {
             // What is wrong with the program itself is told as engines expect it.
@@ -150,7 +151,8 @@ pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
         end(&state)?;
         return Err(error);
     }
-    if let Some(network) = network::take_over(&network::of_process(state.init.pid), log)? {
+    let forward = pod::Part::said(&state.annotations) == pod::Part::Sandbox;
+    if let Some(network) = network::take_over(&network::of_process(state.init.pid), forward, log)? {
         network.hand_over(&state.dir)?;
     }
     match session::ask(&state.dir, &Request::Start) {

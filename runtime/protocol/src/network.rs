@@ -12,6 +12,9 @@ pub struct Network {
     pub routes: Vec<Route>,
     /// Whether a datagram socket comes along that is connected to the engine's resolver.
     pub resolver: bool,
+    /// Whether, last of all, a listening socket comes along: what is connected to it is meant for the sandbox's loopback.
+    #[serde(default)]
+    pub forward: bool,
 }
 
 /// An interface, by the host's number and name.
