@@ -66,7 +66,7 @@ fn a_pods_loopback_is_reached_from_its_namespace() -> Result<()> {
     }
     let trial = Trial::new("podforward")?;
     let bundle = trial.path().join("bundle");
-    let serve = "nc -l -p 7007 -s 127.0.0.1 -e cat; nc -l -p 7008 -s ::1 -e cat; exec sleep 1000";
+    let serve = "httpd -p 127.0.0.1:7007; httpd -p [::1]:7008; exec sleep 1000";
     part(&bundle, trial.id(), "sandbox", serve)?;
     let script = format!(
         "rt() {{ {} --root {} \"$@\"; }}; id={}; bundle={}; ns=casemate-$id
@@ -78,8 +78,8 @@ fn a_pods_loopback_is_reached_from_its_namespace() -> Result<()> {
          rt start $id || exit 3
          ask() {{
            for i in $(seq 500); do
-             timeout -s KILL 20 nsenter --net=/run/netns/$ns bash -c \"exec 3<>/dev/tcp/127.0.0.1/$1; echo over $1 >&3
-               head -n 1 <&3\" 2>/dev/null | grep . && return; sleep 0.02
+             timeout -s KILL 20 nsenter --net=/run/netns/$ns bash -c \"exec 3<>/dev/tcp/127.0.0.1/$1
+               printf 'GET /none HTTP/1.0\\r\\n\\r\\n' >&3; head -n 1 <&3\" 2>/dev/null | grep -o 404 && return; sleep 0.02
            done; echo nothing from $1
          }}
          ask 7007; ask 7008
@@ -96,7 +96,7 @@ fn a_pods_loopback_is_reached_from_its_namespace() -> Result<()> {
     }
     write_config(&bundle, &config)?;
     let out = trial.host(["bash", "-c", &script]).run()?.expect(0)?;
-    out.expect_out("over 7007\nover 7008\nclosed\n")?;
+    out.expect_out("404\n404\nclosed\n")?;
     trial.finish()
 }
 
