@@ -33,6 +33,9 @@ pub struct Global {
     /// Log every system call of the container
     #[arg(long)]
     pub strace: bool,
+    /// Log the moments of the start, in milliseconds since the command began
+    #[arg(long)]
+    pub timing: bool,
     /// Interrupt waits of system calls that no signal interrupts, by this seed: for tests
     #[arg(long, value_name = "SEED", hide = true, default_value_t = 0)]
     pub inject_interrupts: u64,

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 
 /// Switches: flags that take no value.
-const SWITCHES: [&str; 31] = [
+const SWITCHES: [&str; 32] = [
     "containerd",
     "docker",
     "files",
@@ -33,6 +33,7 @@ const SWITCHES: [&str; 31] = [
     "stats",
     "strace",
     "systemd-cgroup",
+    "timing",
     "tcp-established",
     "tcp-skip-in-flight",
     "tty",

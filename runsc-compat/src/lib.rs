@@ -16,6 +16,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use control_protocol::Stopwatch;
 use runtime::log::{Format, Level, Log};
 
 use crate::args::{Arguments, Parsed};
@@ -34,6 +35,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn with_log(arguments: Arguments) -> ExitCode {
+    let stopwatch = arguments.global.timing.then(Stopwatch::start);
     // Before anything is opened: the numbers are the caller's.
     let preserved = runtime::take_preserved(arguments.command.preserve_fds());
     let format = match arguments.global.log_format.as_str() {
@@ -44,7 +46,7 @@ fn with_log(arguments: Arguments) -> ExitCode {
     // runc's default, which its callers sometimes spell out: what is no file of its own goes to standard error.
     let path = arguments.global.log.as_deref().filter(|path| *path != Path::new("/dev/stderr"));
     let log = match Log::open(path, format, arguments.global.debug) {
-        Ok(log) => log,
+        Ok(log) => log.with_moments("command", stopwatch),
         Err(error) => {
             let path = path.unwrap_or(Path::new("")).display();
             return fail(&Log::default(), &format!("open log file {path}: {error}"), 1);

@@ -336,11 +336,10 @@ pub fn monitor_main() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     };
     let format = if errand.json { Format::Json } else { Format::Text };
-    let debug = errand.debug;
+    let stopwatch = errand.plan.boot.options.timing;
+    let mut log = Log::of_file(None, format, errand.debug).with_moments("monitor", stopwatch);
     let mut creator = Creator { channel: Some(channel), shown: None };
-    let mut log_file = None;
-    let ended = monitor(errand, &mut creator, &mut log_file);
-    let log = Log::of_file(log_file, format, debug);
+    let ended = monitor(errand, &mut creator, &mut log);
     match ended {
         Ok(report) => {
             log.warnings(report.unsupported.iter().map(ToString::to_string));
@@ -365,7 +364,7 @@ pub fn monitor_main() -> ExitCode {
     }
 }
 
-fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -> Result<Report> {
+fn monitor(errand: Errand, creator: &mut Creator, log: &mut Log) -> Result<Report> {
     signals::block_ordinary().context(|| "block signals".into())?;
     let pending = signals::descriptor().context(|| "signalfd".into())?;
     let Errand { mut plan, roles, mut group, around, netns, own_pids, json, debug } = errand;
@@ -379,7 +378,7 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
         let fd = inherited(number)?;
         match role {
             Role::Sentry(role) => descriptors.push((role, fd)),
-            Role::Log => *log_file = Some(fd.into()),
+            Role::Log => log.set_file(fd.into()),
             Role::State => state = Some(fd),
             Role::Sandbox => pod = Some(Channel::from_socket(fd)),
             Role::Notify => {
@@ -417,7 +416,8 @@ fn monitor(errand: Errand, creator: &mut Creator, log_file: &mut Option<File>) -
         return Member { gofer, sentry, relay, pending, notifier, memory, log, overseer: creator }.attend();
     }
     // The group is this process's own already, and children begin in it.
-    let (sandbox, _) = Sandbox::start(&mut plan, descriptors, &ControlGroup::default())?;
+    log.moment("begun");
+    let (sandbox, _) = Sandbox::start(&mut plan, descriptors, &ControlGroup::default(), log)?;
     group.hold();
     creator.show(&plan, state, boot);
     settle_down();

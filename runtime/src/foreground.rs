@@ -53,6 +53,7 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
         dir.write_group(cgroup.group())?;
     }
     log.warnings(cgroup.make(&plan.limits));
+    log.moment("control group made");
 
     let taken =
         registration.as_mut().map_or(Vec::new(), |registration| std::mem::take(&mut registration.preserved));
@@ -74,7 +75,7 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
     let hooks = registration.as_ref().and_then(|registration| registration.config.spec.hooks().clone());
     let network = registration.as_ref().map_or(Network::Host, |registration| network_of(registration.config));
     plan.boot.held = hooks.is_some() || matches!(network, Network::Join(_));
-    let (sandbox, warnings) = Sandbox::start(&mut plan, descriptors, &cgroup)?;
+    let (sandbox, warnings) = Sandbox::start(&mut plan, descriptors, &cgroup, log)?;
     log.warnings(warnings);
     log.write(
         Level::Debug,
@@ -111,6 +112,7 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
     };
     let report = run.drive(&group);
     drop(run);
+    log.moment("sandbox gone");
     if registration.as_ref().is_some_and(|registration| registration.keep) {
         cgroup.keep();
     } else if let Some(state) = &state {
@@ -143,6 +145,7 @@ impl Attendant<'_> {
 
 impl Overseer for Attendant<'_> {
     fn ready(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.log.moment("container is complete");
         let Some(state) = self.state else { return Ok(()) };
         if let Some(hooks) = &state.hooks {
             let shown = HookState::new(state, state.sandbox.pid);

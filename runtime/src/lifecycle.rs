@@ -68,6 +68,7 @@ pub fn create(
     let mut cgroup = ControlGroup::plan(&plan.boot.id, &plan.limits, log)?;
     dir.write_group(cgroup.group())?;
     log.warnings(cgroup.make(&plan.limits));
+    log.moment("control group made");
     dir.write_group(cgroup.group())?;
 
     let mut to_sentry: Vec<_> = preserved(creation.preserved).collect();
@@ -111,6 +112,7 @@ pub fn create(
             other => other,
         }
     })?;
+    log.moment("container is complete");
     dir.mark_held()?;
     let processes = Processes { init: monitor.pid(), sandbox: monitor.sandbox, gofer: monitor.gofer };
     let pod = pod.map(|pod| pod.id);
@@ -131,6 +133,7 @@ pub fn create(
     monitor.commit()?;
     cgroup.keep();
     dir.keep();
+    log.moment("container is written down");
     Ok(())
 }
 
@@ -154,6 +157,7 @@ pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
     let forward = pod::Part::said(&state.annotations) == pod::Part::Sandbox;
     if let Some(network) = network::take_over(&network::of_process(state.init.pid), forward, log)? {
         network.hand_over(&state.dir)?;
+        log.moment("network handed over");
     }
     match session::ask(&state.dir, &Request::Start) {
         Err(Error::NotRunning) => return Err(Error::HasStopped),
@@ -164,6 +168,7 @@ pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
         }
         done => done?,
     }
+    log.moment("program started");
     state.mark_started()?;
     if let Some(hooks) = &state.hooks {
         let shown = HookState::new(&state, state.init.pid).with_status("running");

@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
+use control_protocol::{Stopwatch, timing};
+
 use crate::timestamp;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,6 +41,7 @@ pub struct Log {
     file: Option<File>,
     format: Format,
     debug: bool,
+    moments: Option<(&'static str, Stopwatch)>,
 }
 
 impl Log {
@@ -47,12 +50,26 @@ impl Log {
         let open = |path: &Path| {
             File::options().append(true).create(true).mode(0o644).custom_flags(libc::O_SYNC).open(path)
         };
-        Ok(Self { file: path.map(open).transpose()?, format, debug })
+        Ok(Self { file: path.map(open).transpose()?, format, debug, moments: None })
     }
 
     /// A log in a file that is open already.
     pub(crate) fn of_file(file: Option<File>, format: Format, debug: bool) -> Self {
-        Self { file, format, debug }
+        Self { file, format, debug, moments: None }
+    }
+
+    pub(crate) fn set_file(&mut self, file: File) {
+        self.file = Some(file);
+    }
+
+    /// Logs moments of the start besides ([`Self::moment`]).
+    #[must_use]
+    pub fn with_moments(self, process: &'static str, stopwatch: Option<Stopwatch>) -> Self {
+        Self { moments: stopwatch.map(|stopwatch| (process, stopwatch)), ..self }
+    }
+
+    pub fn stopwatch(&self) -> Option<Stopwatch> {
+        self.moments.map(|(_, stopwatch)| stopwatch)
     }
 
     pub fn has_file(&self) -> bool {
@@ -72,18 +89,30 @@ impl Log {
         if level == Level::Debug && !self.debug {
             return;
         }
-        let line = line(self.format, level, message);
+        if self.file.is_some() || (self.debug && level != Level::Error) {
+            self.append(&line(self.format, level, message));
+        }
+    }
+
+    /// With a stopwatch: what has been done by now, on the way to the container's first instruction or to its end.
+    pub fn moment(&self, what: &str) {
+        let Some((process, stopwatch)) = self.moments else { return };
+        let moment = stopwatch.line(timing::now_ns(), process, what);
+        match self.file {
+            Some(_) => self.append(&line(self.format, Level::Debug, &moment)),
+            None => self.append(&format!("{moment}\n")),
+        }
+    }
+
+    fn append(&self, line: &str) {
         // The log is the last resort for errors; there is nowhere to tell of its own.
-        match &self.file {
+        let _ = match &self.file {
             Some(file) => {
                 let mut file: &File = file;
-                let _ = file.write_all(line.as_bytes());
+                file.write_all(line.as_bytes())
             }
-            None if self.debug && level != Level::Error => {
-                let _ = io::stderr().write_all(line.as_bytes());
-            }
-            None => {}
-        }
+            None => io::stderr().write_all(line.as_bytes()),
+        };
     }
 
     pub fn warnings(&self, messages: impl IntoIterator<Item = String>) {
@@ -96,7 +125,9 @@ impl Log {
     pub(crate) fn descriptor(&self, strace: bool) -> io::Result<Option<OwnedFd>> {
         match &self.file {
             Some(file) => Ok(Some(file.as_fd().try_clone_to_owned()?)),
-            None if self.debug || strace => Ok(Some(io::stderr().as_fd().try_clone_to_owned()?)),
+            None if self.debug || strace || self.moments.is_some() => {
+                Ok(Some(io::stderr().as_fd().try_clone_to_owned()?))
+            }
             None => Ok(None),
         }
     }

@@ -13,6 +13,7 @@ use hostsys::{credentials, pidfd, polling, process, sealed};
 
 use crate::cgroup::ControlGroup;
 use crate::error::{Context, Result};
+use crate::log::Log;
 use crate::plan::Plan;
 use crate::signal_names;
 
@@ -151,6 +152,7 @@ impl Sandbox {
         plan: &mut Plan,
         mut descriptors: Vec<(Descriptor, OwnedFd)>,
         cgroup: &ControlGroup,
+        log: &Log,
     ) -> Result<(Self, Vec<String>)> {
         let (control, sentry_control) = Channel::pair().context(|| "socketpair".into())?;
         let (sentry_says, sentry_stderr) = LastWords::new().context(|| "pipe".into())?;
@@ -158,8 +160,10 @@ impl Sandbox {
         let mut warnings = Vec::new();
         let sentry = start_sentry(&sentry_control, sentry_stderr.as_fd(), cgroup, &mut warnings)?;
         drop((sentry_control, sentry_stderr));
+        log.moment("sandbox process started");
         let Gofer { process: gofer, says: gofer_says, connections } = Gofer::start(plan)?;
         warnings.extend(cgroup.add(gofer.pid())?);
+        log.moment("gofer started");
 
         let mut nat = None;
         if let Some(policy) = &plan.nat {
@@ -180,6 +184,7 @@ impl Sandbox {
         let borrowed: Vec<_> = descriptors.iter().map(|(_, fd)| fd.as_fd()).collect();
         // A Sentry that died meanwhile is found by the caller, with its cause.
         let _ = control.send_boot(&plan.boot, &borrowed);
+        log.moment("boot message sent");
         Ok((Self { sentry, gofer, _nat: nat, control, sentry_says, gofer_says }, warnings))
     }
 }

@@ -78,6 +78,7 @@ fn options(global: &Global, log: &Log) -> Options {
         patch: global.patch == "on",
         slow: global.patch_slow,
         no_answers: global.resident == "off",
+        timing: log.stopwatch(),
         ..Options::default()
     }
 }
@@ -97,6 +98,7 @@ fn load(making: &Making, id: &str, global: &Global, keeps: bool, log: &Log) -> R
     if global.writes.as_deref().map_or(keeps, |writes| writes == "keep") {
         plan.write_through();
     }
+    log.moment("configuration read");
     Ok((config, plan))
 }
 

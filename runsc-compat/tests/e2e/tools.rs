@@ -51,6 +51,30 @@ fn the_doctor_finds_this_host_well() -> Result<()> {
 }
 
 #[test]
+fn a_start_tells_its_moments() -> Result<()> {
+    let trial = Trial::new("tools-timing")?;
+    let out = trial.casemate(["--timing", "do", "--", "true"]).run()?.expect(0)?;
+    let errors = out.err();
+    // `timing:     3.214 ms  sandbox: confined`
+    let moments: Vec<(f64, &str)> = errors
+        .lines()
+        .filter_map(|line| line.strip_prefix("timing:")?.trim().split_once(" ms  "))
+        .map(|(ms, what)| Ok((ms.parse()?, what)))
+        .collect::<Result<_>>()?;
+    let at = |wanted: &str| moments.iter().find(|(_, what)| *what == wanted).map(|(ms, _)| *ms);
+    let order = [
+        "command: sandbox process started",
+        "sandbox: confined",
+        "sandbox: complete",
+        "command: sandbox gone",
+    ];
+    let times: Vec<f64> = order.iter().filter_map(|what| at(what)).collect();
+    ensure!(times.len() == order.len() && times.is_sorted(), "{times:?} of {out}");
+    trial.casemate(["do", "--", "true"]).run()?.expect(0)?.expect_err("")?;
+    trial.finish()
+}
+
+#[test]
 fn lint_names_what_goes_beyond() -> Result<()> {
     let trial = Trial::new("tools-lint")?;
     let mut config = Bundle::new(busybox()?, ["true"]).config();

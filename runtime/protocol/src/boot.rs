@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Network, Text};
+use crate::{Network, Stopwatch, Text};
 
 /// Everything that the Sentry needs to start one container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,4 +217,7 @@ pub struct Options {
     /// The stub answers no call itself, for tests.
     #[serde(default)]
     pub no_answers: bool,
+    /// Log the moments of the start, by this clock.
+    #[serde(default)]
+    pub timing: Option<Stopwatch>,
 }

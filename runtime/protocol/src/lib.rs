@@ -19,6 +19,7 @@ mod event;
 mod network;
 mod request;
 mod text;
+pub mod timing;
 
 pub use boot::*;
 pub use channel::{Channel, ChannelError, MAX_BOOT, MAX_MESSAGE};
@@ -26,3 +27,4 @@ pub use event::*;
 pub use network::{Address, Link, MAX_LINKS, Network, Route};
 pub use request::*;
 pub use text::Text;
+pub use timing::Stopwatch;

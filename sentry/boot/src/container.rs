@@ -22,7 +22,7 @@ use crate::console::Console;
 use crate::control::Address;
 use crate::forward;
 use crate::link::{self, Capture, LinkBell};
-use crate::log::Log;
+use crate::log::{Log, Moment};
 use crate::notify;
 use crate::started::{self, Descriptors, Ending, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
@@ -107,7 +107,8 @@ impl Container {
     /// Builds the kernel and the first container. `ended` is called on a worker when init and every other task is gone.
     pub fn build(boot: &Boot, fds: Vec<OwnedFd>, ground: Ground, ended: Ending) -> Result<Self, Failure> {
         let mut fds = Descriptors::sort(&boot.descriptors, fds);
-        let log = Log::new(fds.log.take(), boot.options.log_json, boot.options.debug);
+        let log = Log::new(fds.log.take(), &boot.options);
+        log.moments(&ground.moments);
         let vfs = Vfs::new();
         let kernel = Kernel::new(KernelConfig {
             platform: ground.platform,
@@ -159,7 +160,7 @@ impl Container {
         ended: Ending,
     ) -> Result<Self, Failure> {
         let mut fds = Descriptors::sort(&boot.descriptors, fds);
-        let log = Log::new(fds.log.take(), boot.options.log_json, boot.options.debug);
+        let log = Log::new(fds.log.take(), &boot.options);
         Self::assemble(shared, boot, fds, log, terminals_of(&shared.kernel), which, ended)
     }
 
@@ -175,6 +176,7 @@ impl Container {
         let kernel = &shared.kernel;
         let gofer = Session::connect(fds.gofer).map_err(|error| failed(Phase::Mount, error))?;
         log.debug("the gofer serves");
+        log.moment("gofer serves");
         let disk = match fds.filestore {
             Some(file) => Some(
                 MemoryFile::on_disk(file)
@@ -200,6 +202,7 @@ impl Container {
             log.debug(note);
         }
         log.debug("the mounts stand");
+        log.moment("mounts stand");
 
         let filter = match &boot.filter {
             Some(asked) => Some(started::filter_of(asked).ok_or_else(|| {
@@ -224,6 +227,7 @@ impl Container {
         let kind = if which.number == 0 { Kind::Init } else { Kind::Later };
         let init = factory.make(kind, &boot.process, fds.guest, fds.console, ended)?;
         log.debug("init is ready");
+        log.moment("init is loaded");
         gofer.on_loss(shared.main.loss(which.number));
         let Made { prepared, group, terminal, console } = init;
         Ok(Self {

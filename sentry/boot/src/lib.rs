@@ -50,6 +50,7 @@ use crate::console::Bell;
 use crate::container::{Container, Ground};
 use crate::control::{End, Mailbox, Server};
 use crate::filter::Role;
+use crate::log::Moment;
 
 /// Where the command puts its connection.
 const CONTROL_FD: RawFd = 3;
@@ -119,7 +120,9 @@ fn run(control: &Channel) -> Result<(), Failure> {
     signals::block_ordinary().map_err(confining("blocking signals"))?;
     let pending = signals::descriptor().map_err(confining("signalfd"))?;
     let nr_cpus = process::nr_cpus();
+    let begun = Moment::now("begun");
     let seen = confine::enter().map_err(confining("giving up privileges"))?;
+    let alone = Moment::now("privileges given up");
     let options = platform_systrap::Options { nr_cpus, nr_blank: 1, patch: false };
     let platform = Systrap::begin(options, &seen.maps).map_err(confining("starting the platform"))?;
     // The first stub gets ready meanwhile.
@@ -128,11 +131,15 @@ fn run(control: &Channel) -> Result<(), Failure> {
     let mut mailbox = Mailbox::new().map_err(confining("socketpair"))?;
     let link_bell = link::LinkBell::new().map_err(confining("socketpair"))?;
     let lock = filter::Lock::new().map_err(confining("filtering system calls"))?;
+    let filtered = Moment::now("filters made");
     let platform = platform.finish().map_err(confining("starting the platform"))?;
+    let started = Moment::now("platform started");
     lock.close().map_err(confining("filtering system calls"))?;
+    let confined = Moment::now("confined");
 
     let (boot, fds) =
         control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
+    let told = Moment::now("boot message read");
     platform.set_patch(boot.options.patch);
     platform.set_slow(boot.options.slow);
     platform.set_answers(!boot.options.no_answers);
@@ -145,6 +152,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
         total_memory: seen.total_memory,
         link_bell,
         main: mailbox.address.clone(),
+        moments: vec![begun, alone, filtered, started, confined, told],
     };
     let mut container = Container::build(&boot, fds, ground, mailbox.ending())?;
     let threads = Threads::start(&mut container, watcher, nr_cpus)
@@ -154,6 +162,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
         .send(&Event::Ready)
         .map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
 
+    container.log.moment("complete");
     if !boot.held {
         container.start();
     }
