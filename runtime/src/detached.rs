@@ -367,7 +367,7 @@ pub fn monitor_main() -> ExitCode {
 fn monitor(errand: Errand, creator: &mut Creator, log: &mut Log) -> Result<Report> {
     signals::block_ordinary().context(|| "block signals".into())?;
     let pending = signals::descriptor().context(|| "signalfd".into())?;
-    let Errand { mut plan, roles, mut group, around, netns, own_pids, json, debug } = errand;
+    let Errand { mut plan, roles, mut group, around, netns, own_pids, .. } = errand;
     let mut descriptors = Vec::new();
     let mut relay = None;
     let mut pod = None;
@@ -411,8 +411,6 @@ fn monitor(errand: Errand, creator: &mut Creator, log: &mut Log) -> Result<Repor
         let memory = Guard::new(&group, &around);
         creator.show(&plan, state, boot);
         settle_down();
-        let log = log_file.as_ref().and_then(|file| file.try_clone().ok());
-        let log = Log::of_file(log, if json { Format::Json } else { Format::Text }, debug);
         return Member { gofer, sentry, relay, pending, notifier, memory, log, overseer: creator }.attend();
     }
     // The group is this process's own already, and children begin in it.

@@ -191,7 +191,7 @@ pub(crate) struct Member<'a> {
     pub notifier: Option<Notifier>,
     /// Holds it to a limit of its own.
     pub memory: Option<Guard>,
-    pub log: Log,
+    pub log: &'a Log,
     pub overseer: &'a mut dyn Overseer,
 }
 
