@@ -21,11 +21,17 @@ pub trait Entry {
     fn perm(&self) -> Perm;
     /// Its key becomes private: nobody finds it by name any more.
     fn forget_key(&self);
+    /// What it counts against a limit of all objects together. It does not change.
+    fn weight(&self) -> u64 {
+        0
+    }
 }
 
 #[derive(Debug)]
 struct Slots<T> {
     by_index: BTreeMap<i32, Arc<T>>,
+    /// Of all of them together.
+    weight: u64,
     last_index: i32,
     seq: i32,
 }
@@ -42,7 +48,7 @@ pub struct Registry<T> {
 impl<T: Entry> Registry<T> {
     /// At most as many objects as `max` says, which is no more than an index can tell apart.
     pub(crate) fn new(limits: &Arc<Limits>, max: Limit) -> Self {
-        let slots = Slots { by_index: BTreeMap::new(), last_index: -1, seq: 0 };
+        let slots = Slots { by_index: BTreeMap::new(), weight: 0, last_index: -1, seq: 0 };
         Self { slots: Mutex::new(slots), limits: Arc::clone(limits), max }
     }
 
@@ -51,15 +57,15 @@ impl<T: Entry> Registry<T> {
     }
 
     /// The object of `key`, or a new one that `make` makes for a permission record (`ipcget`). `check` sees one that is
-    /// there before its permissions are looked at; `make` is also given those that there are. `ENOSPC` when there are too
-    /// many.
+    /// there before its permissions are looked at; `make` is also told the weight of those that there are. `ENOSPC` when
+    /// there are too many.
     pub fn get(
         &self,
         key: i32,
         flags: u32,
         creds: &Credentials,
         check: impl FnOnce(&T) -> Result<()>,
-        make: impl FnOnce(Perm, &BTreeMap<i32, Arc<T>>) -> Result<T>,
+        make: impl FnOnce(Perm, u64) -> Result<T>,
     ) -> Result<i32> {
         let mut slots = self.slots.lock();
         if key != IPC_PRIVATE {
@@ -95,7 +101,8 @@ impl<T: Entry> Registry<T> {
         }
         slots.last_index = index;
         let id = slots.seq << INDEX_BITS | index;
-        let made = make(Perm::new(key, id, flags, creds), &slots.by_index)?;
+        let made = make(Perm::new(key, id, flags, creds), slots.weight)?;
+        slots.weight = slots.weight.saturating_add(made.weight());
         slots.by_index.insert(index, Arc::new(made));
         Ok(id)
     }
@@ -122,7 +129,11 @@ impl<T: Entry> Registry<T> {
         let removed = {
             let mut slots = self.slots.lock();
             let present = slots.by_index.get(&index).is_some_and(|e| Arc::ptr_eq(e, entry));
-            if present { slots.by_index.remove(&index) } else { None }
+            let removed = if present { slots.by_index.remove(&index) } else { None };
+            if removed.is_some() {
+                slots.weight = slots.weight.saturating_sub(entry.weight());
+            }
+            removed
         };
         removed.is_some()
     }

@@ -84,16 +84,16 @@ impl UndoList {
 impl Registry<SemSet> {
     /// The set of `key`, or a new one of `nsems` semaphores.
     pub fn get_set(&self, key: i32, nsems: i32, flags: u32, creds: &Credentials) -> Result<i32> {
-        let (set_max, all_max) = (self.limits().count(Limit::SemMsl), self.limits().count(Limit::SemMns));
+        let (set_max, all_max) = (self.limits().count(Limit::SemMsl), self.limits().get(Limit::SemMns));
         let nsems = usize::try_from(nsems).ok().filter(|n| *n <= set_max).ok_or(Errno::EINVAL)?;
         let check = |set: &SemSet| {
             if set.state.lock().sems.len() < nsems { Err(Errno::EINVAL) } else { Ok(()) }
         };
-        self.get(key, flags, creds, check, |perm, sets| {
+        self.get(key, flags, creds, check, |perm, used| {
             if nsems == 0 {
                 return Err(Errno::EINVAL);
             }
-            if sets.values().map(|set| set.len()).sum::<usize>() + nsems > all_max {
+            if used.saturating_add(nsems as u64) > all_max {
                 return Err(Errno::ENOSPC);
             }
             if nsems > SET_MAX {
@@ -346,6 +346,10 @@ impl Entry for SemSet {
 
     fn forget_key(&self) {
         self.state.lock().perm.key = IPC_PRIVATE;
+    }
+
+    fn weight(&self) -> u64 {
+        self.len() as u64
     }
 }
 

@@ -138,6 +138,10 @@ impl Entry for Segment {
         state.perm.key = IPC_PRIVATE;
         state.perm.mode |= SHM_DEST;
     }
+
+    fn weight(&self) -> u64 {
+        self.size.div_ceil(4096)
+    }
 }
 
 impl Mappable for Segment {
@@ -235,13 +239,11 @@ impl Segments {
     ) -> Result<i32> {
         self.sweep();
         let check = |s: &Segment| if s.size < size { Err(Errno::EINVAL) } else { Ok(()) };
-        self.live.get(key, flags, creds, check, |perm, others| {
+        self.live.get(key, flags, creds, check, |perm, used| {
             if size == 0 || size > self.limits.get(Limit::ShmMax) {
                 return Err(Errno::EINVAL);
             }
-            let pages = |size: u64| size.div_ceil(4096);
-            let used: u64 = others.values().map(|other| pages(other.size)).sum();
-            if used.saturating_add(pages(size)) > self.limits.get(Limit::ShmAll) {
+            if used.saturating_add(size.div_ceil(4096)) > self.limits.get(Limit::ShmAll) {
                 return Err(Errno::ENOSPC);
             }
             // More than there are addresses can be had by nobody.
