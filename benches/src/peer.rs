@@ -1,6 +1,7 @@
-//! The ways to run a program that are compared: the host itself, runc, runsc, casemate.
+//! The ways to run a program that are compared: the host itself, runc, crun, runsc, casemate.
 
 use std::ffi::OsString;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +21,8 @@ pub struct Peer {
     pub version: String,
     kind: Kind,
     dir: TempDir,
+    /// Where it finds control groups of version 2, if the host mounts others.
+    groups: Option<Groups>,
 }
 
 #[derive(Debug)]
@@ -65,6 +68,13 @@ impl Peer {
                 version(&runc, "--version"),
             )?);
         }
+        if let Some(crun) = shell::find("crun") {
+            // It takes control groups of one version alone, and not even with that flag both.
+            let words = vec![crun.clone().into(), "--cgroup-manager=disabled".into()];
+            let peer = Self::new("crun", Kind::Runtime(words), version(&crun, "--version"))?;
+            let mixed = !Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+            peers.push(if mixed { peer.with_groups(Groups::new()?) } else { peer });
+        }
         // The newest of the builds in PATH and of Go's own folder.
         let own = Some(home.join("go/bin/runsc")).filter(|path| path.is_file());
         let newest = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
@@ -88,7 +98,21 @@ impl Peer {
         for part in ["scratch", "state"] {
             std::fs::create_dir(dir.path().join(part))?;
         }
-        Ok(Self { name, version: version.trim().to_owned(), kind, dir })
+        Ok(Self { name, version: version.trim().to_owned(), kind, dir, groups: None })
+    }
+
+    fn with_groups(mut self, groups: Groups) -> Self {
+        self.version.push_str(", by nsenter");
+        self.groups = Some(groups);
+        self
+    }
+
+    /// A command where its control groups are; every millisecond of it is counted.
+    fn command(&self, program: impl Into<OsString>) -> Command {
+        let Some(groups) = &self.groups else { return Command::new(program.into()) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", groups.0.id())).arg(program.into());
+        command
     }
 
     /// Starts `args` inside. The output is a pipe; the working directory is a file system in memory at `/work`.
@@ -111,30 +135,34 @@ impl Peer {
         Ok(Started { child, shown })
     }
 
-    /// Runc writes to the root filesystem that it is given: it gets one under a throw-away overlay, like the others.
+    /// Runc and crun write to the root filesystem that they are given: it is one under a throw-away overlay, like the others.
     fn runtime(&self, words: &[OsString], place: &Place, args: &[&str]) -> Result<Command> {
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         let id = format!("bench-{}-{serial}", std::process::id());
         let bundle = self.dir.path().join(&id);
-        let own_root = self.name == "runc";
+        let own_root = matches!(self.name, "runc" | "crun");
         let rootfs = if own_root { self.dir.path().join("scratch/root") } else { place.rootfs.clone() };
         Bundle::new(rootfs, args.to_vec())
             .bind(&place.inside, programs::INSIDE, "ro")
             .tmpfs("/work")
             .cwd("/work")
             .write(&bundle)?;
-        let line = self.line(words, &bundle, &id);
         if !own_root {
-            return Ok(line);
+            return Ok(self.line(words, &bundle, &id));
         }
         let script = "set -eu; lower=$1 scratch=$2; shift 2
             mount -t tmpfs casemate \"$scratch\"; mkdir \"$scratch/upper\" \"$scratch/work\" \"$scratch/root\"
             mount -t overlay -o \"lowerdir=$lower,upperdir=$scratch/upper,workdir=$scratch/work\" casemate \"$scratch/root\"
             exec \"$@\"";
-        let mut command = Command::new("unshare");
+        let mut command = self.command("unshare");
         command.args(["--mount", "--propagation=private", "sh", "-c", script, "sh"]);
-        command.arg(&place.rootfs).arg(self.dir.path().join("scratch")).arg(line.get_program());
-        command.args(line.get_args());
+        command.arg(&place.rootfs).arg(self.dir.path().join("scratch")).args(words);
+        command
+            .arg("--root")
+            .arg(self.dir.path().join("state"))
+            .args(["run", "--bundle"])
+            .arg(bundle)
+            .arg(id);
         Ok(command)
     }
 
@@ -160,10 +188,42 @@ impl Peer {
     }
 
     fn line(&self, words: &[OsString], bundle: &Path, id: &str) -> Command {
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg("--root").arg(self.dir.path().join("state"));
-        command.args(["run", "--bundle"]).arg(bundle).arg(id);
+        let mut command = self.call(words, &["run", "--bundle"]);
+        command.arg(bundle).arg(id);
         command
+    }
+
+    fn call(&self, words: &[OsString], args: &[&str]) -> Command {
+        let mut command = self.command(&words[0]);
+        command.args(&words[1..]).arg("--root").arg(self.dir.path().join("state")).args(args);
+        command
+    }
+
+    /// The time that `create`, `start` and `delete` of a program take, each a command of its own. That the program ends is
+    /// waited for in between, and not counted. `None` natively, where there is nothing of the kind.
+    pub fn create_start_delete(&self, place: &Place, program: &str) -> Result<Option<Duration>> {
+        let Kind::Runtime(words) = &self.kind else { return Ok(None) };
+        let id = format!("bench-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let bundle = self.dir.path().join(&id);
+        Bundle::new(&place.rootfs, [program]).readonly().write(&bundle)?;
+        let mut create = self.call(words, &["create", "--bundle"]);
+        create.arg(&bundle).arg(&id);
+        let mut taken = Duration::ZERO;
+        for mut command in [create, self.call(words, &["start", &id])] {
+            taken += timed(&mut command)?;
+        }
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let state = self.call(words, &["state", &id]).stdout(Stdio::piped()).output()?;
+            if String::from_utf8_lossy(&state.stdout).contains("\"stopped\"") {
+                break;
+            }
+            if Instant::now() > until {
+                bail!("{}: {program} does not end", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Some(taken + timed(&mut self.call(words, &["delete", &id]))?))
     }
 
     /// Runs `args` inside and gives its output.
@@ -188,4 +248,42 @@ impl Started {
         let pid = i32::try_from(self.child.id())?;
         Ok(Process::of(pid).into_iter().chain(processes::descendants(pid)).collect())
     }
+}
+
+/// A process that holds mounts where control groups of version 2 are the only ones. Dropped, it ends.
+#[derive(Debug)]
+struct Groups(Child);
+
+impl Groups {
+    fn new() -> Result<Self> {
+        let script = "umount -R /sys/fs/cgroup && mount -t cgroup2 casemate /sys/fs/cgroup && echo there && exec sleep 86400";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation=private", "sh", "-c", script]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut said = [0; 6];
+        let out = child.stdout.take().context("no pipe")?;
+        let groups = Self(child);
+        { out }.read_exact(&mut said).context("cannot mount control groups of version 2")?;
+        Ok(groups)
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a command to its end; any exit code but 0 is an error.
+fn timed(command: &mut Command) -> Result<Duration> {
+    // What stays behind as the container must not hold our pipes open.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let start = Instant::now();
+    let status = command.status()?;
+    let taken = start.elapsed();
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(taken)
 }

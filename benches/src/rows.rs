@@ -33,6 +33,8 @@ enum Work {
     Servers(&'static str),
     /// From the start of the command to its end.
     StartToExit,
+    /// `create`, `start` and `delete`, each a command of its own.
+    CreateStartDelete,
     /// Memory of every process while the program sleeps.
     Idle,
 }
@@ -135,6 +137,7 @@ pub const ROWS: &[Row] = &[
          awk '/receiver/ { for (n = 2; n <= NF; n++) if ($n == \"Kbits/sec\") printf \"%d\\n\", 8388.608e9 / $(n - 1) }' out",
     ),
     Row { title: "start to exit of true", unit: Unit::Nanoseconds, work: Work::StartToExit },
+    Row { title: "create, start and delete of true", unit: Unit::Nanoseconds, work: Work::CreateStartDelete },
     Row { title: "idle memory (PSS of all processes)", unit: Unit::KiB, work: Work::Idle },
 ];
 
@@ -156,8 +159,16 @@ impl Row {
         matches!(self.work, Work::Micro { .. })
     }
 
-    /// One measurement.
-    pub fn measure(&self, peer: &Peer, place: &Place) -> Result<f64> {
+    /// One measurement; `None` if the peer has nothing of the kind.
+    pub fn measure(&self, peer: &Peer, place: &Place) -> Result<Option<f64>> {
+        if matches!(self.work, Work::CreateStartDelete) {
+            let taken = peer.create_start_delete(place, "/bin/true")?;
+            return Ok(taken.map(|taken| taken.as_nanos() as f64));
+        }
+        self.number(peer, place).map(Some)
+    }
+
+    fn number(&self, peer: &Peer, place: &Place) -> Result<f64> {
         match self.work {
             Work::Micro { name, count } => {
                 let guest = format!("{INSIDE}/guest");
@@ -168,7 +179,9 @@ impl Row {
                 let place = Place { rootfs: xtask::rootfs::servers()?, ..place.clone() };
                 number(&peer.run(&place, &["bash", "-c", script])?)
             }
-            Work::StartToExit => Ok(peer.start_to_exit(place, "/bin/true")?.as_nanos() as f64),
+            Work::StartToExit | Work::CreateStartDelete => {
+                Ok(peer.start_to_exit(place, "/bin/true")?.as_nanos() as f64)
+            }
             Work::Idle => idle(peer, place),
         }
     }

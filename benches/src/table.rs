@@ -23,7 +23,10 @@ impl Figures {
     }
 }
 
-/// One row, a cell per peer; `Err` says why there is none. The first peer is what the others are held to.
+/// Why there is no cell where a row means nothing for a peer.
+pub const ABSENT: &str = "not measured";
+
+/// One row, a cell per peer; `Err` says why there is none. The first peer with one is what the others are held to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Line {
     pub title: String,
@@ -32,15 +35,17 @@ pub struct Line {
 }
 
 impl Line {
-    /// The median of the first peer, if it has one that others can be held to.
-    fn base(&self) -> Option<f64> {
-        self.cells.first()?.as_ref().ok().map(|cell| cell.median).filter(|base| *base > 0.0)
+    /// The number of the peer that others are held to.
+    fn base(&self) -> Option<usize> {
+        self.cells.iter().position(|cell| !cell.as_ref().is_err_and(|why| why == ABSENT))
     }
 
-    /// How many times the first peer's median that of peer number `n` is.
+    /// How many times the median of the peer that all are held to that of peer number `n` is; `None` for itself.
     pub fn ratio(&self, n: usize) -> Option<f64> {
         let cell = self.cells.get(n)?.as_ref().ok()?;
-        Some(cell.median / self.base()?)
+        let base = self.base().filter(|base| *base != n)?;
+        let base = self.cells.get(base)?.as_ref().ok()?.median;
+        (base > 0.0).then(|| cell.median / base)
     }
 }
 
@@ -62,12 +67,15 @@ pub fn markdown(peers: &[String], lines: &[Line], ranges: bool) -> String {
     for line in lines {
         let _ = write!(text, "| {} |", line.title);
         for (n, cell) in line.cells.iter().enumerate() {
-            let Ok(cell) = cell else {
-                text.push_str(" fails |");
-                continue;
+            let cell = match cell {
+                Ok(cell) => cell,
+                Err(why) => {
+                    text.push_str(if why == ABSENT { " |" } else { " fails |" });
+                    continue;
+                }
             };
             let _ = write!(text, " {}", quantity(cell.median, line.unit));
-            if let Some(times) = line.ratio(n).filter(|_| n > 0) {
+            if let Some(times) = line.ratio(n) {
                 let _ = write!(text, " ({})", ratio(times));
             }
             if ranges {
@@ -110,12 +118,16 @@ mod tests {
     #[test]
     fn a_table_has_values_and_ratios() {
         let one = |value| Figures::of(&[value]).ok_or_else(String::new);
-        let cells = vec![one(400.0), one(4_400.0), Err("no".into())];
-        let lines = [Line { title: "stat".into(), unit: Unit::Nanoseconds, cells }];
+        let line = |title: &str, cells| Line { title: title.into(), unit: Unit::Nanoseconds, cells };
+        let lines = [
+            line("stat", vec![one(400.0), one(4_400.0), Err("no".into())]),
+            line("delete", vec![Err(ABSENT.into()), one(100.0), one(50.0)]),
+        ];
         let text = markdown(&["native", "a", "b"].map(str::to_owned), &lines, false);
         assert_eq!(
             text,
-            "| | native | a | b |\n| --- | ---: | ---: | ---: |\n| stat | 400 ns | 4.4 µs (11×) | fails |\n"
+            "| | native | a | b |\n| --- | ---: | ---: | ---: |\n| stat | 400 ns | 4.4 µs (11×) | fails |\n\
+             | delete | | 100 ns | 50 ns (0.50×) |\n"
         );
     }
 }

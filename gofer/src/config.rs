@@ -23,6 +23,8 @@ pub struct Mount {
     /// The sandbox may make FIFOs and nodes of sockets here. They are names and attributes: what is sent through
     /// them stays in the sandbox.
     pub allow_special: bool,
+    /// What is mounted below the source is served, too.
+    pub recursive: bool,
 }
 
 /// The configuration, as JSON, is read from this descriptor to its end.

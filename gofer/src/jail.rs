@@ -68,6 +68,11 @@ const KERNEL_FILESYSTEMS: &[&str] = &[
     "nsfs",
 ];
 
+/// Whether a file system of this kind is such a view.
+pub fn is_kernel_file_system(kind: &str) -> bool {
+    KERNEL_FILESYSTEMS.contains(&kind)
+}
+
 /// Makes the calling process, which must have one thread, the jailed one, and gives its root directory.
 pub(crate) fn enter(config: &Config) -> Result<OwnedFd, JailError> {
     rustix::process::umask(Mode::empty());
@@ -91,17 +96,23 @@ pub(crate) fn enter(config: &Config) -> Result<OwnedFd, JailError> {
 struct Detached {
     tree: OwnedFd,
     is_dir: bool,
-    /// Kernel file systems in it, as paths relative to its root.
+    /// Mounts in it that are not served, as paths relative to its root.
     to_cover: Vec<PathBuf>,
+}
+
+/// A mount of the host.
+#[derive(Debug, PartialEq, Eq)]
+struct Mounted {
+    at: PathBuf,
+    is_kernel_file_system: bool,
 }
 
 fn build_root(mounts: &[Mount]) -> Result<(), JailError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).step("make private the mounts under", "/")?;
-    let kernel_mounts = kernel_mount_points()?;
+    let mounted = mount_points()?;
     // Cloned before the stage is mounted, so that no clone holds it.
-    let trees =
-        mounts.iter().map(|m| detach(m, &kernel_mounts)).collect::<Result<Vec<Detached>, JailError>>()?;
+    let trees = mounts.iter().map(|m| detach(m, &mounted)).collect::<Result<Vec<Detached>, JailError>>()?;
 
     let stage = Path::new(STAGE);
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -135,7 +146,7 @@ fn build_root(mounts: &[Mount]) -> Result<(), JailError> {
     rustix::process::chdir("/").step("change to", "/")
 }
 
-fn detach(m: &Mount, kernel_mounts: &[PathBuf]) -> Result<Detached, JailError> {
+fn detach(m: &Mount, mounted: &[Mounted]) -> Result<Detached, JailError> {
     let source = fs::canonicalize(&m.source).step("find the mount source", &m.source)?;
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -146,24 +157,28 @@ fn detach(m: &Mount, kernel_mounts: &[PathBuf]) -> Result<Detached, JailError> {
     }
     hostsys::mount::restrict_tree(tree.as_fd(), attributes).step("restrict the mounts under", &source)?;
     let is_dir = fs::metadata(&source).step("look at", &source)?.is_dir();
-    let to_cover =
-        kernel_mounts.iter().filter_map(|p| p.strip_prefix(&source).ok().map(Path::to_path_buf)).collect();
+    // In a user namespace what the host has mounted cannot be taken away to show what is below.
+    let covered =
+        |mounted: &&Mounted| mounted.is_kernel_file_system || (!m.recursive && mounted.at != source);
+    let inside = |mounted: &Mounted| mounted.at.strip_prefix(&source).ok().map(Path::to_path_buf);
+    let to_cover = mounted.iter().filter(covered).filter_map(inside).collect();
     Ok(Detached { tree, is_dir, to_cover })
 }
 
-/// Where kernel file systems are mounted, from `proc_pid_mountinfo(5)`.
-fn kernel_mount_points() -> Result<Vec<PathBuf>, JailError> {
+/// What is mounted, from `proc_pid_mountinfo(5)`, outer before inner.
+fn mount_points() -> Result<Vec<Mounted>, JailError> {
     let table = "/proc/self/mountinfo";
     let text = fs::read(table).step("read", table)?;
-    Ok(text.split(|b| *b == b'\n').filter_map(kernel_mount_point).collect())
+    Ok(text.split(|b| *b == b'\n').filter_map(mount_point).collect())
 }
 
-fn kernel_mount_point(line: &[u8]) -> Option<PathBuf> {
+fn mount_point(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|b| *b == b' ');
     let point = fields.nth(4)?;
     let kind = fields.skip_while(|f| *f != b"-").nth(1)?;
     let kind = std::str::from_utf8(kind).ok()?;
-    KERNEL_FILESYSTEMS.contains(&kind).then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(point))))
+    let at = PathBuf::from(std::ffi::OsString::from_vec(unescape(point)));
+    Some(Mounted { at, is_kernel_file_system: is_kernel_file_system(kind) })
 }
 
 /// Turns the `\040` of a mount table back into bytes.
@@ -247,9 +262,11 @@ mod tests {
     #[test]
     fn mount_table_lines() {
         let line = br"36 35 0:21 / /mnt/a\040b\134 rw,nosuid shared:7 master:1 - proc proc rw";
-        assert_eq!(kernel_mount_point(line), Some(PathBuf::from(r"/mnt/a b\")));
-        assert_eq!(kernel_mount_point(b"36 35 8:1 / / rw - ext4 /dev/vda rw"), None);
-        assert_eq!(kernel_mount_point(b"36 35 8:1 / / rw"), None);
-        assert_eq!(kernel_mount_point(b""), None);
+        let mounted =
+            |at: &str, is_kernel_file_system| Some(Mounted { at: at.into(), is_kernel_file_system });
+        assert_eq!(mount_point(line), mounted(r"/mnt/a b\", true));
+        assert_eq!(mount_point(b"36 35 8:1 / / rw - ext4 /dev/vda rw"), mounted("/", false));
+        assert_eq!(mount_point(b"36 35 8:1 / / rw"), None);
+        assert_eq!(mount_point(b""), None);
     }
 }

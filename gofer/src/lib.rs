@@ -37,6 +37,7 @@ use gofer_protocol::{DecodeError, Hello, MAX_MESSAGE, Request, VERSION};
 use hostsys::sock;
 
 pub use config::{Config, Mount};
+pub use jail::is_kernel_file_system;
 use tree::Tree;
 
 /// Why a gofer stopped serving.

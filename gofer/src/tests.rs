@@ -29,7 +29,8 @@ impl Scratch {
         }
         fs::write(dir.join("outside/secret"), "secret").unwrap();
         let root = rustix::fs::open(&dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        let mount = |read_only| Mount { source: dir.clone(), read_only, allow_special: !read_only };
+        let mount =
+            |read_only| Mount { source: dir.clone(), read_only, allow_special: !read_only, recursive: true };
         let tree = Tree::new(root, vec![mount(false), mount(true)]);
         Self { dir, tree }
     }

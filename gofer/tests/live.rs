@@ -51,7 +51,7 @@ impl Drop for Scratch {
 }
 
 fn mount(source: &Path, read_only: bool) -> Mount {
-    Mount { source: source.into(), read_only, allow_special: false }
+    Mount { source: source.into(), read_only, allow_special: false, recursive: true }
 }
 
 fn start(mounts: Vec<Mount>) -> gofer::launch::Running {

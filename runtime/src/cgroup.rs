@@ -28,6 +28,7 @@ use crate::systemd::{self, Manager, Property, Scope, Unit};
 mod settings;
 
 use settings::Setting;
+pub(crate) use settings::weight_of;
 
 /// Controllers that are used: for limits, for pausing, and for the statistics that engines read.
 const USED: [&str; 7] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "freezer", "blkio"];
@@ -432,6 +433,13 @@ impl Group {
     pub fn read(&self, controller: &str, file: &str) -> Option<String> {
         let leaf = self.leaves.iter().find(|leaf| leaf.has(controller))?;
         leaf.open(file).and_then(io::read_to_string).ok()
+    }
+
+    /// Opens a file of the leaf that has `controller`, by its name in version 2 or 1.
+    pub(crate) fn open(&self, controller: &str, [v2, v1]: [&str; 2], write: bool) -> Option<fs::File> {
+        let leaf = self.leaves.iter().find(|leaf| leaf.has(controller))?;
+        let path = leaf.place.join(if leaf.is_v2() { v2 } else { v1 });
+        fs::File::options().read(true).write(write).open(path).ok()
     }
 
     /// Keeps the directories open: they can be read whatever becomes of the mounts of this process.

@@ -32,6 +32,7 @@ use crate::cgroup::{ControlGroup, Group};
 use crate::drive::{Overseer, Progress, Run};
 use crate::error::{Context, Error, Result, show};
 use crate::log::{Format, Level, Log};
+use crate::memory::Guard;
 use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::pod::Member;
@@ -62,6 +63,8 @@ struct Errand {
     /// The descriptors from [`FIRST_FD`] on.
     roles: Vec<Role>,
     group: Group,
+    /// Of a container in another one's sandbox: the group of that.
+    around: Group,
     /// The network namespace to join.
     netns: Option<PathBuf>,
     /// Of a container in another one's sandbox: whether it numbers its processes itself.
@@ -166,6 +169,7 @@ impl Monitor {
         own_pids: bool,
         descriptors: Vec<(Role, OwnedFd)>,
         cgroup: &ControlGroup,
+        around: Option<&Group>,
         log: &Log,
     ) -> Result<Self> {
         let shown = arguments(MONITOR_NAME, &plan.boot.process);
@@ -173,6 +177,7 @@ impl Monitor {
             plan,
             roles: descriptors.iter().map(|(role, _)| *role).collect(),
             group: cgroup.group().clone(),
+            around: around.cloned().unwrap_or_default(),
             netns: match network {
                 Network::Join(path) => Some(path.clone()),
                 _ => None,
@@ -362,7 +367,7 @@ pub fn monitor_main() -> ExitCode {
 fn monitor(errand: Errand, creator: &mut Creator, log: &mut Log) -> Result<Report> {
     signals::block_ordinary().context(|| "block signals".into())?;
     let pending = signals::descriptor().context(|| "signalfd".into())?;
-    let Errand { mut plan, roles, mut group, netns, own_pids, .. } = errand;
+    let Errand { mut plan, roles, mut group, around, netns, own_pids, .. } = errand;
     let mut descriptors = Vec::new();
     let mut relay = None;
     let mut pod = None;
@@ -403,9 +408,10 @@ fn monitor(errand: Errand, creator: &mut Creator, log: &mut Log) -> Result<Repor
     if let Some(sentry) = pod {
         let mut gofer = Gofer::start(&plan)?;
         Member::ask(&sentry, &mut plan, &mut gofer, descriptors, own_pids)?;
+        let memory = Guard::new(&group, &around);
         creator.show(&plan, state, boot);
         settle_down();
-        return Member { gofer, sentry, relay, pending, notifier, overseer: creator }.attend();
+        return Member { gofer, sentry, relay, pending, notifier, memory, log, overseer: creator }.attend();
     }
     // The group is this process's own already, and children begin in it.
     log.moment("begun");

@@ -216,6 +216,8 @@ impl Run<'_> {
                 Ok(Some(Event::Ready)) => self.state.ready = true,
                 Ok(Some(Event::Failed(failure))) => self.state.failure = Some(failure),
                 Ok(Some(Event::Exited(report))) => self.state.report = Some(report),
+                // Asked for by nobody.
+                Ok(Some(Event::Memory(_))) => {}
                 Ok(None) | Err(ChannelError::Closed) => break,
                 Err(error) => {
                     let message = format!("the sandbox process sent nonsense: {error}");

@@ -1,4 +1,7 @@
-//! Keeps the host's kernel away from the packets of a sandbox where the addresses have to stay in the namespace.
+//! Rules for packets of the host's kernel in the network namespace of a sandbox.
+//!
+//! They keep that kernel away from the sandbox's packets where the addresses have to stay in the namespace, and turn
+//! connections to the namespace's loopback to the sandbox.
 //!
 //! Docker's resolver asks name servers outside from a socket in the container's namespace, which needs an address and
 //! routes there. So these stay, and rules drop whatever comes in but the answers to what was asked from the namespace. The
@@ -27,6 +30,18 @@ const PATHS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bi
 
 /// Sets the rules in the network of the calling thread.
 pub(crate) fn set_rules() -> io::Result<()> {
+    restore(RULES)
+}
+
+/// Turns connections to the loopback of the calling thread's network to a port there. Each still tells which port it was
+/// meant for (`SO_ORIGINAL_DST`).
+pub(crate) fn turn_loopback(port: u16) -> io::Result<()> {
+    restore(&format!(
+        "*nat\n-A OUTPUT -o lo -d 127.0.0.0/8 -p tcp ! --dport {port} -j REDIRECT --to-ports {port}\nCOMMIT\n"
+    ))
+}
+
+fn restore(rules: &str) -> io::Result<()> {
     let mut child = Command::new("iptables-restore")
         .args(["--noflush", "--wait", "5"])
         .env("PATH", PATHS)
@@ -34,7 +49,7 @@ pub(crate) fn set_rules() -> io::Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let told = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(RULES.as_bytes()));
+    let told = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(rules.as_bytes()));
     let output = child.wait_with_output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -21,6 +21,7 @@ use crate::log::{Level, Log};
 use crate::network;
 use crate::notify::{self, Notifier};
 use crate::plan::Plan;
+use crate::pod;
 use crate::registration::{self, Processes};
 use crate::relay::Relay;
 use crate::sandbox::Sandbox;
@@ -70,6 +71,9 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
         let (ours, theirs) = Notifier::new(manager).context(|| "socketpair".into())?;
         notifier = Some(ours);
         descriptors.push((Descriptor::Notify, theirs));
+    }
+    if let Some(registration) = &registration {
+        pod::check_alone(registration.config)?;
     }
     let hooks = registration.as_ref().and_then(|registration| registration.config.spec.hooks().clone());
     let network = registration.as_ref().map_or(Network::Host, |registration| network_of(registration.config));
@@ -140,7 +144,7 @@ impl Attendant<'_> {
             Network::Join(path) => path.clone(),
             Network::New => network::of_process(state.init.pid),
         };
-        match network::take_over(&namespace, self.log)? {
+        match network::take_over(&namespace, false, self.log)? {
             Some(network) => network.hand_over(&state.dir),
             None => Ok(()),
         }

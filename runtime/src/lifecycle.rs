@@ -119,7 +119,8 @@ pub fn create(
     if pod.is_none() && is_hosts(&network) {
         plan.use_host_sockets(creation.net_policy)?;
     }
-    let launched = Monitor::launch(plan, &network, own_pids, descriptors, &cgroup, log);
+    let around = pod.as_ref().map(|pod| &pod.cgroup);
+    let launched = Monitor::launch(plan, &network, own_pids, descriptors, &cgroup, around, log);
     let monitor = launched.map_err(|error| {
         match error {
             // What is wrong with the program itself is told as engines expect it.
@@ -172,7 +173,8 @@ pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
         end(&state)?;
         return Err(error);
     }
-    if let Some(network) = network::take_over(&network::of_process(state.init.pid), log)? {
+    let forward = pod::Part::said(&state.annotations) == pod::Part::Sandbox;
+    if let Some(network) = network::take_over(&network::of_process(state.init.pid), forward, log)? {
         network.hand_over(&state.dir)?;
         log.moment("network handed over");
     }

@@ -9,6 +9,7 @@ use oci_spec::runtime::Mount;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, show};
+use crate::mounts_below;
 
 /// A checked mount, its source not looked at yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,12 +19,24 @@ pub(crate) struct Parsed {
     pub flags: MountFlags,
 }
 
+/// How much of what is mounted below its source a bind mount has, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// `bind`: the top alone.
+    Top,
+    /// `rbind`: everything, with flags of its own.
+    All,
+    /// `rbind` and `rro`: everything, read-only.
+    AllReadOnly,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A file system that the Sentry has itself.
     Internal(MountKind),
     Bind {
         source: PathBuf,
+        reach: Reach,
     },
 }
 
@@ -33,10 +46,24 @@ pub struct Attachment {
     /// Absolute, without symbolic links.
     pub source: PathBuf,
     pub read_only: bool,
+    /// With what is mounted below the source.
+    #[serde(default = "yes")]
+    pub recursive: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl Attachment {
+    /// A source with all that is mounted below, read-only.
+    pub fn read_only(source: impl Into<PathBuf>) -> Self {
+        Self { source: source.into(), read_only: true, recursive: true }
+    }
 }
 
 /// Options that say nothing here: defaults, and times of access that the host's mount decides.
-const NO_EFFECT: [&str; 16] = [
+const NO_EFFECT: [&str; 23] = [
     "defaults",
     "rw",
     "suid",
@@ -53,6 +80,13 @@ const NO_EFFECT: [&str; 16] = [
     "loud",
     "nomand",
     "noiversion",
+    "rrw",
+    "rsuid",
+    "rdev",
+    "rexec",
+    "ratime",
+    "rdiratime",
+    "rrelatime",
 ];
 
 const PRIVATE: [&str; 8] =
@@ -61,6 +95,7 @@ const PRIVATE: [&str; 8] =
 /// The options that are known, whether or not they change anything here.
 pub fn options() -> Vec<&'static str> {
     let mut all = vec!["ro", "rro", "nosuid", "nodev", "noexec", "noatime", "bind", "rbind", "tmpcopyup"];
+    all.extend(["rnosuid", "rnodev", "rnoexec", "rnoatime"]);
     all.extend(NO_EFFECT);
     all.extend(PRIVATE);
     all.sort_unstable();
@@ -91,16 +126,23 @@ pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {
 
     let mut flags = MountFlags::default();
     let mut bind = mount.typ().as_deref() == Some("bind");
+    let mut reach = None;
+    let mut all_read_only = false;
     let mut data = Vec::new();
     let mut copy_up = false;
     for option in mount.options().iter().flatten() {
         match option.as_str() {
-            "ro" | "rro" => flags.readonly = true,
-            "nosuid" => flags.nosuid = true,
-            "nodev" => flags.nodev = true,
-            "noexec" => flags.noexec = true,
-            "noatime" => flags.noatime = true,
-            "bind" | "rbind" => bind = true,
+            "ro" => flags.readonly = true,
+            "rro" => (flags.readonly, all_read_only) = (true, true),
+            "nosuid" | "rnosuid" => flags.nosuid = true,
+            "nodev" | "rnodev" => flags.nodev = true,
+            "noexec" | "rnoexec" => flags.noexec = true,
+            "noatime" | "rnoatime" => flags.noatime = true,
+            "bind" | "rbind" => {
+                bind = true;
+                // Either says all that is needed; `rbind` says more.
+                reach = reach.max(Some(option == "rbind"));
+            }
             known if NO_EFFECT.contains(&known) || PRIVATE.contains(&known) => {}
             "shared" | "rshared" => {
                 let problem =
@@ -129,7 +171,12 @@ pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {
         if source.as_os_str().as_bytes().contains(&0) {
             return Err(Error::field(name("source"), "must not contain a NUL byte"));
         }
-        return Ok(Parsed { destination, kind: Kind::Bind { source }, flags });
+        let reach = match reach {
+            _ if all_read_only => Reach::AllReadOnly,
+            Some(false) => Reach::Top,
+            _ => Reach::All,
+        };
+        return Ok(Parsed { destination, kind: Kind::Bind { source, reach }, flags });
     }
 
     let data = data.join(",");
@@ -150,16 +197,18 @@ pub(crate) fn parse(index: usize, mount: &Mount) -> Result<Parsed> {
     Ok(Parsed { destination, kind: Kind::Internal(kind), flags })
 }
 
-/// Finds the host file of a bind mount and makes it an attach point.
+/// Finds the host file of a bind mount and makes it an attach point; so with what lies below it and has to be one of its own.
 pub(crate) fn resolve(
     index: usize,
     parsed: Parsed,
     bundle: &Path,
     attachments: &mut Vec<Attachment>,
-) -> Result<control_protocol::Mount> {
+    mounts: &mut Vec<control_protocol::Mount>,
+) -> Result<()> {
+    let mut inner = Vec::new();
     let kind = match parsed.kind {
         Kind::Internal(kind) => kind,
-        Kind::Bind { source } => {
+        Kind::Bind { source, reach } => {
             let wrong = |problem: String| Error::field(format!("mounts[{index}].source"), problem);
             let path = bundle.join(&source);
             let found = fs::canonicalize(&path)
@@ -170,16 +219,39 @@ pub(crate) fn resolve(
                 let problem = format!("must be a regular file or a directory, {} is neither", show(&source));
                 return Err(wrong(problem));
             }
-            let attach = u32::try_from(attachments.len()).unwrap_or(u32::MAX);
-            attachments.push(Attachment { source, read_only: parsed.flags.readonly });
-            MountKind::Bind { attach, is_directory: metadata.is_dir() }
+            if parsed.flags.readonly && reach == Reach::All && metadata.is_dir() {
+                inner = mounts_below::writable(&source)
+                    .into_iter()
+                    .map(|below| (source.join(&below.path), below))
+                    .collect();
+            }
+            attach(attachments, source, parsed.flags.readonly, reach != Reach::Top, metadata.is_dir())
         }
     };
-    Ok(control_protocol::Mount {
-        destination: Text::from(parsed.destination.as_os_str()),
-        kind,
-        flags: parsed.flags,
-    })
+    let destination = Text::from(parsed.destination.as_os_str());
+    mounts.push(control_protocol::Mount { destination, kind, flags: parsed.flags });
+    for (source, below) in inner {
+        // One that has gone since is none.
+        let Ok(metadata) = fs::metadata(&source) else { continue };
+        if metadata.is_dir() || metadata.is_file() {
+            let kind = attach(attachments, source, false, true, metadata.is_dir());
+            let destination = Text::from(parsed.destination.join(&below.path).as_os_str());
+            mounts.push(control_protocol::Mount { destination, kind, flags: below.flags });
+        }
+    }
+    Ok(())
+}
+
+fn attach(
+    attachments: &mut Vec<Attachment>,
+    source: PathBuf,
+    read_only: bool,
+    recursive: bool,
+    is_directory: bool,
+) -> MountKind {
+    let attach = u32::try_from(attachments.len()).unwrap_or(u32::MAX);
+    attachments.push(Attachment { source, read_only, recursive });
+    MountKind::Bind { attach, is_directory }
 }
 
 /// The path without `.`, `..` and empty components; `..` never leaves the root.
@@ -226,9 +298,15 @@ mod tests {
 
     #[test]
     fn a_bind_is_known_by_type_or_option() {
-        for (typ, options) in [("bind", &[][..]), ("none", &["rbind"][..]), ("ext4", &["bind", "ro"][..])] {
+        for (typ, options, reach) in [
+            ("bind", &[][..], Reach::All),
+            ("none", &["rbind"], Reach::All),
+            ("ext4", &["bind", "ro"], Reach::Top),
+            ("bind", &["bind", "rbind"], Reach::All),
+            ("bind", &["rbind", "rro"], Reach::AllReadOnly),
+        ] {
             let parsed = parse(0, &mount(typ, options)).unwrap();
-            assert_eq!(parsed.kind, Kind::Bind { source: "/etc".into() }, "{typ}");
+            assert_eq!(parsed.kind, Kind::Bind { source: "/etc".into(), reach }, "{typ} {options:?}");
         }
         assert!(parse(0, &mount("bind", &["size=1"])).is_err());
         assert!(parse(0, &mount("bind", &["rshared"])).is_err());

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,9 @@ pub(crate) fn of_process(pid: u32) -> PathBuf {
 }
 
 /// Takes over the network of a namespace; `None` where that is this command's own, or has no interface with an address.
-pub(crate) fn take_over(namespace: &Path, log: &Log) -> Result<Option<Taken>> {
+///
+/// With `forward`, connections that processes of the host make to the loopback there reach that of the sandbox.
+pub(crate) fn take_over(namespace: &Path, forward: bool, log: &Log) -> Result<Option<Taken>> {
     let opening = || format!("open the network namespace {}", show(namespace));
     let refused = |error: io::Error| {
         let text = format!("the container has a loopback alone: its network cannot be taken over: {error}");
@@ -60,7 +62,11 @@ pub(crate) fn take_over(namespace: &Path, log: &Log) -> Result<Option<Taken>> {
     let taken = thread::scope(|scope| {
         let inside = scope.spawn(|| {
             packet::enter_network(file.as_fd())?;
-            take_all(log)
+            let mut taken = take_all(log)?;
+            if let Some(taken) = taken.as_mut().filter(|_| forward) {
+                taken.forward_loopback(log);
+            }
+            Ok(taken)
         });
         inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
     });
@@ -154,6 +160,26 @@ fn resolver() -> io::Result<Option<OwnedFd>> {
 }
 
 impl Taken {
+    /// Has connections to the loopback of this thread's network come to a socket for the Sentry. It is for an engine's
+    /// forwarding of ports, without which a pod does all the rest.
+    fn forward_loopback(&mut self, log: &Log) {
+        let listen = || -> io::Result<TcpListener> {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            listener.set_nonblocking(true)?;
+            filter::turn_loopback(listener.local_addr()?.port())?;
+            Ok(listener)
+        };
+        match listen() {
+            Ok(listener) => {
+                self.network.forward = true;
+                self.descriptors.push(listener.into());
+            }
+            Err(error) => {
+                log.write(Level::Warning, &format!("ports of the pod cannot be forwarded: {error}"))
+            }
+        }
+    }
+
     /// Gives it to the Sentry of the container whose state is in `dir`.
     pub fn hand_over(self, dir: &Path) -> Result<()> {
         let request = Request::Connect(Box::new(self.network));

@@ -8,10 +8,11 @@ use control_protocol::{
 };
 
 use net_broker::sockets::Grant as Sockets;
-use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxMemory, LinuxNamespaceType, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use crate::capability;
+use crate::cgroup::weight_of;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::filestore::Filestore;
@@ -20,7 +21,7 @@ use crate::pod;
 use crate::seccomp;
 use crate::sockets;
 use crate::state::is_rootless;
-use crate::systemd::Scope;
+use crate::systemd::{self, Scope};
 use crate::validate::resource_number;
 
 /// What to run and what of the host it sees.
@@ -89,8 +90,14 @@ fn cpus(resources: &LinuxResources) -> u32 {
 fn told(options: Options, limits: &Limits) -> Options {
     let Some(resources) = &limits.resources else { return options };
     let positive = |value: i64| u64::try_from(value).unwrap_or(0);
+    let cpu = resources.cpu().as_ref();
+    let shares = cpu.and_then(oci_spec::runtime::LinuxCpu::shares).filter(|shares| *shares > 0);
+    let period = cpu.and_then(oci_spec::runtime::LinuxCpu::period).filter(|period| *period > 0);
     Options {
         cpus: cpus(resources),
+        cpu_quota: cpu.and_then(oci_spec::runtime::LinuxCpu::quota).map_or(0, positive),
+        cpu_period: period.unwrap_or(0),
+        cpu_weight: shares.map_or(0, weight_of),
         tasks: resources.pids().as_ref().map_or(0, |pids| positive(pids.limit())),
         memory: resources.memory().as_ref().and_then(LinuxMemory::limit).map_or(0, positive),
         ..options
@@ -102,16 +109,19 @@ fn told(options: Options, limits: &Limits) -> Options {
 /// With `systemd`, a control group path of the form `slice:prefix:name` is that of a scope.
 pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> Result<Plan> {
     let spec = &config.spec;
-    let mut attachments = vec![Attachment { source: config.rootfs.clone(), read_only: true }];
+    let mut attachments = vec![Attachment::read_only(&config.rootfs)];
     let mut mounts = Vec::new();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         let parsed = mounts::parse(index, mount)?;
-        mounts.push(mounts::resolve(index, parsed, &config.bundle, &mut attachments)?);
+        mounts::resolve(index, parsed, &config.bundle, &mut attachments, &mut mounts)?;
     }
     let process = spec.process().as_ref().map(of_process).unwrap_or_default();
     let linux = spec.linux().as_ref();
     let list = |paths: Option<&Option<Vec<String>>>| paths.cloned().flatten().unwrap_or_default();
     let mut limits = linux.map(|linux| limits_of(id, linux, systemd)).transpose()?.unwrap_or_default();
+    if let (Some(scope), Some(annotations)) = (&mut limits.scope, spec.annotations()) {
+        scope.given = systemd::given(annotations)?;
+    }
     pod::adjust(&mut limits, config);
     let readonly = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false);
     let mut notes = Vec::new();
@@ -135,7 +145,7 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
         version: Boot::VERSION,
         id: id.to_owned(),
         process,
-        hostname: spec.hostname().clone(),
+        hostname: spec.hostname().clone().or_else(|| hosts_name(linux)),
         domainname: spec.domainname().clone(),
         root: Root { attach: 0, readonly, write_through: false },
         mounts,
@@ -150,6 +160,16 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
     };
     let filestore = Filestore::default();
     Ok(Plan { boot, attachments, filestore, nat: None, sockets: None, limits, notes })
+}
+
+/// The name of the host, for a container that is to have no other.
+fn hosts_name(linux: Option<&oci_spec::runtime::Linux>) -> Option<String> {
+    let mut namespaces = linux?.namespaces().iter().flatten();
+    if namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Uts) {
+        return None;
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 pub(crate) fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Result<Limits> {
@@ -209,7 +229,7 @@ fn scope(id: &str, asked: Option<&str>, default: &str) -> Result<(PathBuf, Optio
         return wrong(format!("invalid unit name: {unit}"));
     }
     path.push(&unit);
-    let scope = (!is_slice).then(|| Scope { slice: slice.to_owned(), unit });
+    let scope = (!is_slice).then(|| Scope { slice: slice.to_owned(), unit, given: Vec::new() });
     Ok((path, scope))
 }
 
@@ -336,7 +356,7 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         held: false,
         descriptors: Vec::new(),
     };
-    let attachments = vec![Attachment { source: PathBuf::from("/"), read_only: true }];
+    let attachments = vec![Attachment::read_only("/")];
     Plan {
         boot,
         attachments,

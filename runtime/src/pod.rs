@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use control_protocol::{
@@ -19,6 +20,8 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxNamespaceType, LinuxResource
 use crate::config::Config;
 use crate::drive::Overseer;
 use crate::error::{Context, Error, Result};
+use crate::log::{Level, Log};
+use crate::memory::Guard;
 use crate::notify::{self, Notifier};
 use crate::plan::{Limits, Plan};
 use crate::relay::Relay;
@@ -46,12 +49,18 @@ pub(crate) enum Part {
 
 impl Part {
     pub fn of(spec: &Spec) -> Self {
-        spec.annotations().as_ref().map_or(Self::Alone, Self::said)
+        let all = spec.annotations().iter().flatten();
+        Self::said(all)
     }
 
-    fn said(annotations: &HashMap<String, String>) -> Self {
+    /// By annotations.
+    pub fn said<'a>(annotations: impl IntoIterator<Item = (&'a String, &'a String)> + Clone) -> Self {
+        let get = |name: &str| {
+            let mut all = annotations.clone().into_iter();
+            all.find(|(key, _)| *key == name).map(|(_, value)| value)
+        };
         for (kind, sandbox) in ANNOTATIONS {
-            match (annotations.get(kind).map(String::as_str), annotations.get(sandbox)) {
+            match (get(kind).map(String::as_str), get(sandbox)) {
                 (Some("sandbox"), _) => return Self::Sandbox,
                 (Some("container"), Some(id)) => return Self::Member(id.clone()),
                 _ => {}
@@ -61,9 +70,53 @@ impl Part {
     }
 }
 
-/// The sandbox that the container is to go into, if its pod has one.
+/// The process whose namespace a path names, as in `/proc/PID/ns/net`.
+pub(crate) fn process_of(path: &Path) -> Option<u32> {
+    let (pid, kind) = path.to_str()?.strip_prefix("/proc/")?.split_once("/ns/")?;
+    ["net", "pid", "ipc", "uts"].contains(&kind).then(|| pid.parse().ok()).flatten()
+}
+
+/// The container whose network, processes or shared memory the configuration asks to share, if it is one of ours: engines
+/// name its process.
+fn joined(root: &StateRoot, config: &Config) -> Result<Option<State>> {
+    let namespaces = config.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let paths = namespaces.into_iter().flatten().filter_map(|namespace| namespace.path().as_ref());
+    let named: Vec<u32> = paths.filter_map(|path| process_of(path)).collect();
+    if named.is_empty() {
+        return Ok(None);
+    }
+    let all = root.list(|_, _| {})?;
+    let found =
+        all.into_iter().find(|state| named.contains(&state.init.pid) && state.status() != Status::Stopped);
+    match found {
+        Some(State { pod: Some(pod), .. }) if shares_pids(config) => {
+            let message = format!("the container's processes are numbered apart in the sandbox of {pod}");
+            Err(Error::Sandbox { code: 1, message })
+        }
+        Some(State { pod: Some(pod), .. }) => root.load(&pod).map(Some),
+        found => Ok(found),
+    }
+}
+
+/// Whether the container is to see another one's processes.
+fn shares_pids(config: &Config) -> bool {
+    let namespaces = config.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let mut all = namespaces.into_iter().flatten();
+    all.any(|namespace| {
+        namespace.typ() == LinuxNamespaceType::Pid
+            && namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty())
+    })
+}
+
+/// The sandbox that the container is to go into: that of its pod, or of the container whose namespaces it is to share.
 pub(crate) fn sandbox_of(root: &StateRoot, config: &Config) -> Result<Option<State>> {
-    let Part::Member(id) = Part::of(&config.spec) else { return Ok(None) };
+    let Part::Member(id) = Part::of(&config.spec) else {
+        let found = joined(root, config)?;
+        if found.is_none() {
+            check_alone(config)?;
+        }
+        return Ok(found);
+    };
     let state = match root.load(&id) {
         // The pod is not ours: the container gets a sandbox of its own.
         Err(Error::DoesNotExist | Error::InvalidId(_)) => return Ok(None),
@@ -76,6 +129,16 @@ pub(crate) fn sandbox_of(root: &StateRoot, config: &Config) -> Result<Option<Sta
             Err(Error::Sandbox { code: 1, message })
         }
     }
+}
+
+/// Refuses what a container with a sandbox of its own cannot have.
+pub(crate) fn check_alone(config: &Config) -> Result<()> {
+    if shares_pids(config) && !matches!(Part::of(&config.spec), Part::Member(_)) {
+        let problem =
+            "a pid namespace of the host cannot be joined; must be absent, or a container's of ours";
+        return Err(Error::field("linux.namespaces", problem));
+    }
+    Ok(())
 }
 
 /// Whether the container numbers its processes itself, rather than as another one or the host does.
@@ -126,6 +189,9 @@ pub(crate) struct Member<'a> {
     /// Signals to this process.
     pub pending: OwnedFd,
     pub notifier: Option<Notifier>,
+    /// Holds it to a limit of its own.
+    pub memory: Option<Guard>,
+    pub log: &'a Log,
     pub overseer: &'a mut dyn Overseer,
 }
 
@@ -154,6 +220,7 @@ impl Member<'_> {
     pub fn attend(&mut self) -> Result<Report> {
         let mut ready = false;
         let mut gofer_end: Option<(Exit, Instant)> = None;
+        let mut looked = Instant::now();
         loop {
             let relay_interests = self.relay.as_ref().map_or([Interest::none(); 3], Relay::interests);
             let [input, output, socket] = relay_interests;
@@ -171,12 +238,24 @@ impl Member<'_> {
                 output,
                 socket,
             ];
-            let timeout = gofer_end.map(|(_, at)| {
-                let left = (at + GRACE).saturating_duration_since(Instant::now());
-                i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
+            let turn = self.memory.as_ref().map(|memory| looked + memory.turn());
+            let until = gofer_end.map(|(_, at)| at + GRACE).into_iter().chain(turn).min();
+            let timeout = until.map(|until| {
+                let left = until.saturating_duration_since(Instant::now());
+                // Rounded up, so that the time has come when it is over.
+                i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
             });
             polling::wait(&mut interests, timeout).context(|| "poll".into())?;
             let [sentry, gofer, pending, says, overseer, notes, of_relay @ ..] = &interests;
+            if let Some(memory) = &self.memory
+                && looked.elapsed() >= memory.turn()
+            {
+                looked = Instant::now();
+                if ready && memory.near().is_some() {
+                    // A Sentry that is gone is found below.
+                    let _ = self.sentry.send(&Order::Memory);
+                }
+            }
             if says.any() {
                 self.gofer.says.read();
             }
@@ -200,6 +279,7 @@ impl Member<'_> {
                         self.overseer.is_there(std::process::id(), self.gofer.process.pid())?;
                     }
                     Ok(Some(Event::Ready)) => {}
+                    Ok(Some(Event::Memory(bytes))) => self.hold_to_limit(bytes)?,
                     Ok(Some(Event::Exited(report))) => {
                         if let Some(relay) = &mut self.relay {
                             relay.drain();
@@ -236,6 +316,16 @@ impl Member<'_> {
         }
     }
 
+    /// Ends the container, and this process, if `bytes` are more than it may have.
+    fn hold_to_limit(&mut self, bytes: u64) -> Result<()> {
+        let Some(memory) = &mut self.memory else { return Ok(()) };
+        let Some(limit) = memory.near().filter(|limit| bytes > *limit) else { return Ok(()) };
+        let message = format!("memory ran out: the container's limit is {limit} bytes, and it had {bytes}");
+        self.log.write(Level::Error, &message);
+        memory.run_out();
+        Err(Error::Sandbox { code: 137, message: "the container was ended for want of memory".into() })
+    }
+
     fn take_signals(&mut self) -> Result<()> {
         while let Some(signal) = signals::next(self.pending.as_fd()).context(|| "read signals".into())? {
             let order = match signal.signo {
@@ -261,6 +351,16 @@ mod tests {
 
     fn annotations(pairs: &[(&str, &str)]) -> HashMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn paths_that_name_a_process() {
+        let of = |path: &str| process_of(Path::new(path));
+        assert_eq!(of("/proc/17/ns/net"), Some(17));
+        assert_eq!(of("/proc/17/ns/pid"), Some(17));
+        for other in ["/proc/17/ns/mnt", "/proc/self/ns/net", "/run/netns/x", "/proc/-1/ns/net", "17"] {
+            assert_eq!(of(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Gofer {
                     source: attachment.source.clone(),
                     read_only: attachment.read_only,
                     allow_special: !attachment.read_only,
+                    recursive: attachment.recursive,
                 })
                 .collect(),
             connections: GOFER_CONNECTIONS,

@@ -260,7 +260,9 @@ fn begin(dir: &Path, process: Process, descriptors: Descriptors) -> Result<Chann
         Ok(Some(Event::Failed(failure))) => {
             format!("exec failed: unable to start container process: {}", failure.message)
         }
-        Ok(None | Some(Event::Exited(_))) => "the sandbox process sent nonsense".to_owned(),
+        Ok(None | Some(Event::Exited(_) | Event::Memory(_))) => {
+            "the sandbox process sent nonsense".to_owned()
+        }
         Err(ChannelError::Closed) => "exec failed: the container has ended".to_owned(),
         Err(error) => error.to_string(),
     };

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 mod bus;
+mod property;
 mod wire;
 
 use bus::{Bus, refused};
+pub(crate) use property::given;
 pub(crate) use wire::Value;
 use wire::{Message, Method, Reader, Writer};
 
@@ -25,6 +27,8 @@ pub struct Scope {
     pub slice: String,
     /// With its ending.
     pub unit: String,
+    /// Properties that the configuration gives it, in place of any of ours.
+    pub(crate) given: Vec<(String, Value)>,
 }
 
 /// What is kept of a scope that was made.
@@ -139,18 +143,18 @@ impl Manager {
         ];
         properties.extend(flags.map(|flag| (flag, Value::Flag(true))));
         properties.extend_from_slice(limits);
-        let job = self.start_unit(&scope.unit, &properties)?;
+        let job = self.start_unit(scope, &properties)?;
         match self.await_job(&job)?.as_str() {
             "done" => Ok(()),
             other => Err(io::Error::other(format!("the job of {} ended as {other:?}", scope.unit))),
         }
     }
 
-    fn start_unit(&mut self, unit: &str, properties: &[Property]) -> io::Result<String> {
+    fn start_unit(&mut self, scope: &Scope, properties: &[Property]) -> io::Result<String> {
         without_newer(properties, |properties| {
             let mut body = Writer::default();
-            body.text(unit).text("fail");
-            write(&mut body, properties);
+            body.text(&scope.unit).text("fail");
+            write(&mut body, properties, &scope.given);
             // No units besides.
             body.array(8, |_| {});
             let answer = self.call("StartTransientUnit", "ssa(sv)a(sa(sv))", &body)?;
@@ -164,7 +168,7 @@ impl Manager {
             let mut body = Writer::default();
             // Until the end of the unit, which is not written down anywhere.
             body.text(unit).flag(true);
-            write(&mut body, properties);
+            write(&mut body, properties, &[]);
             self.call("SetUnitProperties", "sba(sv)", &body).map(drop)
         })
     }
@@ -239,9 +243,11 @@ fn without_newer<T>(
     }
 }
 
-fn write(body: &mut Writer, properties: &[Property]) {
+fn write(body: &mut Writer, properties: &[Property], given: &[(String, Value)]) {
+    // Of two of one name systemd takes the later one, or both where it is a list.
+    let own = properties.iter().map(|(name, value)| (*name, value));
     body.array(8, |array| {
-        for (name, value) in properties {
+        for (name, value) in own.chain(given.iter().map(|(name, value)| (name.as_str(), value))) {
             array.align(8).text(name).variant(value);
         }
     });

@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 
 use crate::error::{Error, Result};
 use crate::mounts;
-use crate::pod::Part;
+use crate::pod::{Part, process_of};
 use crate::seccomp;
 
 /// `HOST_NAME_MAX` (`limits.h`).
@@ -232,6 +232,8 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
         match namespace.typ() {
             // Those of the pod, which its containers share as one sandbox.
             LinuxNamespaceType::Pid | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts if is_member => {}
+            // That of another container of ours, or it is refused when the container is made.
+            LinuxNamespaceType::Pid if process_of(path).is_some() => {}
             // Engines join those of a pod's first container. A sandbox has one of its own: it shares less.
             LinuxNamespaceType::Network
             | LinuxNamespaceType::Cgroup

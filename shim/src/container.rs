@@ -4,7 +4,6 @@
 //! tell it, and whoever starts a process holds the lock until the start is told: so an end never overtakes a start.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -33,9 +32,6 @@ const LAST_ENDS: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether memory ran out, in milliseconds.
 const MEMORY_TURN_MS: i32 = 1000;
-
-/// The same for a container that is held to a limit here.
-const LIMIT_TURN_MS: i32 = 200;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy)]
@@ -84,11 +80,8 @@ pub struct Container {
     namespace: String,
     inner: Mutex<Inner>,
     changed: Condvar,
-    /// The control group that its memory is in: the sandbox'.
-    memory: Option<Group>,
-    /// What its processes may have together, in bytes, where the group is not its own and cannot hold it to that; 0 for no
-    /// limit.
-    limit: AtomicU64,
+    /// The control groups that memory may run out in: its own, and that of its pod's sandbox.
+    memory: Vec<Group>,
     /// The most CPU time that its processes were seen to have had, in milliseconds.
     cpu_ms: AtomicU64,
 }
@@ -110,19 +103,16 @@ fn no_process(exec_id: &str) -> Failure {
     Failure::new(Code::NotFound, format!("process {exec_id} does not exist: not found"))
 }
 
-/// The control group that a container's memory is in: that of its sandbox; and whether that is another container's.
-fn memory_of(root: &Path, id: &str) -> Option<(Group, bool)> {
-    let root = StateRoot::new(Some(root)).ok()?;
-    let state = root.load(id).ok()?;
-    let pod = state.pod.as_deref().and_then(|pod| root.load(pod).ok());
-    Some(pod.map_or((state.cgroup, false), |pod| (pod.cgroup, true)))
-}
-
-/// The limit of memory in the configuration of a bundle, in bytes; 0 for none.
-fn limit_of(bundle: &Path) -> u64 {
-    let text = fs::read(bundle.join("config.json")).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    config.pointer("/linux/resources/memory/limit").and_then(serde_json::Value::as_u64).unwrap_or(0)
+/// The control groups that a container's memory may run out in. In a pod it is that of the sandbox, and its own when it passes
+/// its own limit.
+fn memory_of(root: &Path, id: &str) -> Vec<Group> {
+    let load = || {
+        let root = StateRoot::new(Some(root)).ok()?;
+        let state = root.load(id).ok()?;
+        let pod = state.pod.as_deref().and_then(|pod| root.load(pod).ok());
+        Some(pod.map(|pod| pod.cgroup).into_iter().chain([state.cgroup]).collect())
+    };
+    load().unwrap_or_default()
 }
 
 /// Waits for a child's end. One that is not ours is awaited without its status.
@@ -164,12 +154,10 @@ impl Container {
             Failure::new(Code::Unknown, format!("OCI runtime create failed: {error}: unknown"))
         })?;
         let init = Process { places, streams: Some(streams), pid, ..Process::default() };
-        let (memory, is_member) = memory_of(&runtime.root, id).unzip();
-        let limit = if is_member == Some(true) { limit_of(&bundle) } else { 0 };
+        let memory = memory_of(&runtime.root, id);
         let container = Arc::new(Self {
             id: id.to_owned(),
             memory,
-            limit: AtomicU64::new(limit),
             bundle,
             runtime,
             events,
@@ -241,11 +229,11 @@ impl Container {
 
     /// How often the host has killed in it for want of memory.
     fn oom_kills(&self) -> u64 {
-        self.memory.as_ref().map_or(0, crate::stats::oom_kills)
+        self.memory.iter().map(crate::stats::oom_kills).sum()
     }
 
     /// Has a thread look, until the end of init, whether the host has killed for want of memory: a container may go on
-    /// without the process that it was. One whose memory is in another one's group is held to its own limit here.
+    /// without the process that it was.
     fn watch_memory(self: &Arc<Self>, pid: u32) {
         let Some(init) = i32::try_from(pid).ok().and_then(|pid| process::pidfd_open(pid).ok()) else {
             return;
@@ -253,28 +241,13 @@ impl Container {
         let container = Arc::clone(self);
         thread::spawn(move || {
             loop {
-                let has_limit = container.limit.load(Ordering::Relaxed) != 0;
-                let turn = if has_limit { LIMIT_TURN_MS } else { MEMORY_TURN_MS };
                 let mut interests = [Interest::new(init.as_fd(), libc::POLLIN)];
-                match polling::wait(&mut interests, Some(turn)) {
+                match polling::wait(&mut interests, Some(MEMORY_TURN_MS)) {
                     Ok(1..) => return,
-                    _ if has_limit => container.hold_to_limit(),
                     _ => container.tell_out_of_memory(&mut container.lock()),
                 }
             }
         });
-    }
-
-    /// Kills the container when its processes have more memory than they may have together.
-    fn hold_to_limit(&self) {
-        let Ok(root) = self.root() else { return };
-        let Ok((_, processes)) = runtime::processes(&root, &self.id) else { return };
-        let resident: u64 = processes.iter().map(|process| process.resident).sum();
-        let limit = self.limit.load(Ordering::Relaxed);
-        if limit != 0 && resident > limit && runtime::kill(&root, &self.id, libc::SIGKILL, false).is_ok() {
-            self.limit.store(0, Ordering::Relaxed);
-            self.tell("/tasks/oom", "TaskOOM");
-        }
     }
 
     fn tell_out_of_memory(&self, inner: &mut Inner) {
@@ -403,14 +376,7 @@ impl Container {
     }
 
     pub fn update(&self, resources: &[u8]) -> Result<(), Failure> {
-        runtime::update(&self.root()?, &self.id, resources).map_err(failure)?;
-        let asked: serde_json::Value = serde_json::from_slice(resources).unwrap_or_default();
-        if let Some(limit) = asked.pointer("/memory/limit").and_then(serde_json::Value::as_u64)
-            && self.limit.load(Ordering::Relaxed) != 0
-        {
-            self.limit.store(limit, Ordering::Relaxed);
-        }
-        Ok(())
+        runtime::update(&self.root()?, &self.id, resources).map_err(failure)
     }
 
     pub fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), Failure> {

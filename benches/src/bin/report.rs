@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use benches::docs::{Page, machine};
 use benches::peer::{Peer, Place};
 use benches::rows::ROWS;
-use benches::table::{Figures, Line, markdown};
+use benches::table::{ABSENT, Figures, Line, markdown};
 use xtask::{programs, rootfs};
 
 fn main() -> ExitCode {
@@ -51,7 +51,7 @@ fn run() -> Result<()> {
             for (peer, taken) in peers.iter().zip(&mut values) {
                 let Ok(numbers) = taken else { continue };
                 match row.measure(peer, &place) {
-                    Ok(number) => numbers.push(number),
+                    Ok(number) => numbers.extend(number),
                     Err(error) => {
                         eprintln!("{}: {error:#}", row.title);
                         *taken = Err(format!("{error:#}"));
@@ -59,8 +59,7 @@ fn run() -> Result<()> {
                 }
             }
         }
-        let figures =
-            |taken: Result<Vec<f64>, String>| Figures::of(&taken?).ok_or_else(|| "not measured".to_owned());
+        let figures = |taken: Result<Vec<f64>, String>| Figures::of(&taken?).ok_or_else(|| ABSENT.to_owned());
         let cells = values.into_iter().map(figures).collect();
         let line = Line { title: row.title.to_owned(), unit: row.unit, cells };
         eprintln!("{}: done", line.title);

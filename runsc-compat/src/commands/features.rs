@@ -40,7 +40,7 @@ pub fn print() -> Result<()> {
             "mountExtensions": { "idmap": { "enabled": false } },
         },
         "annotations": {},
-        "potentiallyUnsafeConfigAnnotations": [],
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
     });
     output::print(&serde_json::to_string_pretty(&features)?);
     Ok(())

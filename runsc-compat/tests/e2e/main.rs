@@ -22,6 +22,7 @@ mod cycles;
 mod deaths;
 mod debugger;
 mod exit;
+mod fields;
 mod files;
 mod host_command;
 mod host_network;

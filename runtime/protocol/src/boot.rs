@@ -203,6 +203,12 @@ pub struct Options {
     pub tasks: u64,
     /// Memory that the container is told of, in bytes; 0 for the host's.
     pub memory: u64,
+    /// Processor time in a period that the container is told of, in microseconds; 0 for no limit.
+    pub cpu_quota: u64,
+    /// In microseconds; 0 for the usual one.
+    pub cpu_period: u64,
+    /// `cpu.weight` of a control group of version 2, 1 to 10000; 0 for the usual one.
+    pub cpu_weight: u64,
     /// Bytes that the files which the container writes on its root may take; 0 for no limit.
     pub filestore_limit: u64,
     /// Let programs' text call the platform without a trap, where it can be changed to do so.

@@ -14,6 +14,8 @@ pub enum Order {
     Resize(TerminalSize),
     /// Let a held init run.
     Start,
+    /// Tell how much memory the container has; for one in another one's sandbox.
+    Memory,
 }
 
 /// From the Sentry.
@@ -26,6 +28,8 @@ pub enum Event {
     Failed(Failure),
     /// The process is gone; if it was init, with it every process of the container.
     Exited(Report),
+    /// The container's memory in bytes, as far as it is nobody else's and in no file.
+    Memory(u64),
 }
 
 /// A start that failed.

@@ -19,6 +19,9 @@ pub struct Network {
     /// `net.ipv4.ip_unprivileged_port_start`, of the host's network.
     #[serde(default)]
     pub port_start: Option<u16>,
+    /// Whether, last of all, a listening socket comes along: what is connected to it is meant for the sandbox's loopback.
+    #[serde(default)]
+    pub forward: bool,
 }
 
 /// An interface, by the host's number and name.

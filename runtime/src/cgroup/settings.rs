@@ -140,7 +140,7 @@ fn block_io(block: &LinuxBlockIo, v2: bool) -> Vec<Setting> {
     clippy::cast_sign_loss,
     reason = "both ends are cut to their ranges before"
 )]
-fn weight_of(shares: u64) -> u64 {
+pub(crate) fn weight_of(shares: u64) -> u64 {
     match shares {
         ..=2 => 1,
         262_144.. => 10_000,

@@ -107,7 +107,7 @@ fn a_scope_is_started_changed_and_stopped() {
     let mock = Mock::start("life", &[NO_UNIT]);
     let mut manager = Manager::at(&mock.address, true).unwrap();
     assert_eq!(manager.place(Path::new("a.slice/b.scope")), Path::new("user.slice/u/a.slice/b.scope"));
-    let scope = Scope { slice: "a.slice".into(), unit: "b.scope".into() };
+    let scope = Scope { slice: "a.slice".into(), unit: "b.scope".into(), given: vec![] };
     manager.make_room(&scope.unit).unwrap();
     manager.start(&scope, "id", 4711, &properties([("pids.max", "9")])).unwrap();
     let asked = mock.body("StartTransientUnit");
@@ -124,11 +124,25 @@ fn a_scope_is_started_changed_and_stopped() {
 }
 
 #[test]
+fn what_annotations_give_is_handed_over() {
+    let mock = Mock::start("given", &[NO_UNIT]);
+    let mut manager = Manager::at(&mock.address, true).unwrap();
+    let annotations =
+        [("org.systemd.property.TimeoutStopSec", "5"), ("org.systemd.property.Documentation", "['man:a']")];
+    let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let given = given(&annotations).unwrap();
+    let scope = Scope { slice: "a.slice".into(), unit: "b.scope".into(), given };
+    manager.start(&scope, "id", 4711, &[]).unwrap();
+    let asked = mock.body("StartTransientUnit");
+    assert!(asked.contains("TimeoutStopUSec") && asked.contains("man:a"), "{asked:?}");
+}
+
+#[test]
 fn an_older_systemd_is_asked_for_less() {
     let refuses = [("StartTransientUnit", "org.freedesktop.DBus.Error.PropertyReadOnly")];
     let mock = Mock::start("older", &refuses);
     let mut manager = Manager::at(&mock.address, false).unwrap();
-    let scope = Scope { slice: "a.slice".into(), unit: "b.scope".into() };
+    let scope = Scope { slice: "a.slice".into(), unit: "b.scope".into(), given: vec![] };
     let limits = properties([("cpuset.cpus", "0"), ("pids.max", "9")]);
     manager.start(&scope, "id", 1, &limits).unwrap();
     assert!(mock.body("StartTransientUnit").contains("AllowedCPUs"));
@@ -144,7 +158,7 @@ fn what_is_refused_is_told() {
     ];
     let mock = Mock::start("refusal", &refuses);
     let mut manager = Manager::at(&mock.address, false).unwrap();
-    let scope = Scope { slice: "a.slice".into(), unit: "b.scope".into() };
+    let scope = Scope { slice: "a.slice".into(), unit: "b.scope".into(), given: vec![] };
     // It is loaded, and stays so when it is reset.
     assert_eq!(manager.make_room("b.scope").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     let error = manager.start(&scope, "id", 1, &[]).unwrap_err();

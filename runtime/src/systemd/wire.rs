@@ -3,7 +3,10 @@
 //! **Threat.** The peer may be anything that sits on the socket: lengths are checked before they are believed, and a message
 //! has an upper size.
 
+use std::borrow::Cow;
 use std::io;
+
+use super::property::Given;
 
 /// The longest message that is read, in bytes. The protocol allows 128 MiB; systemd's answers here have some hundred.
 pub(super) const MAX_MESSAGE: usize = 1 << 20;
@@ -19,17 +22,20 @@ pub(crate) enum Value {
     Text(String),
     Bytes(Vec<u8>),
     Pids(Vec<u32>),
+    /// Of an annotation, in a type of its own.
+    Given(Given),
 }
 
 impl Value {
-    fn signature(&self) -> &'static str {
-        match self {
+    fn signature(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Flag(_) => "b",
             Self::Number(_) => "t",
             Self::Text(_) => "s",
             Self::Bytes(_) => "ay",
             Self::Pids(_) => "au",
-        }
+            Self::Given(given) => return Cow::Owned(given.signature()),
+        })
     }
 }
 
@@ -50,6 +56,17 @@ impl Writer {
         self
     }
 
+    /// The bytes of a number of the alignment `to`.
+    pub fn raw(&mut self, to: usize, bytes: &[u8]) -> &mut Self {
+        self.align(to).bytes.extend_from_slice(bytes);
+        self
+    }
+
+    #[cfg(test)]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub fn number(&mut self, value: u32) -> &mut Self {
         self.align(4).bytes.extend_from_slice(&value.to_le_bytes());
         self
@@ -65,13 +82,13 @@ impl Writer {
         self.byte(0)
     }
 
-    fn signature(&mut self, text: &str) -> &mut Self {
+    pub fn signature(&mut self, text: &str) -> &mut Self {
         self.byte(u8::try_from(text.len()).unwrap_or(u8::MAX)).bytes.extend_from_slice(text.as_bytes());
         self.byte(0)
     }
 
     pub fn variant(&mut self, value: &Value) -> &mut Self {
-        self.signature(value.signature());
+        self.signature(&value.signature());
         match value {
             Value::Flag(flag) => self.flag(*flag),
             Value::Number(number) => {
@@ -88,6 +105,10 @@ impl Writer {
                     writer.number(*pid);
                 }
             }),
+            Value::Given(given) => {
+                given.write(self);
+                self
+            }
         }
     }
 

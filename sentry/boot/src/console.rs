@@ -26,7 +26,7 @@ pub struct Bell {
 }
 
 impl Bell {
-    fn new() -> io::Result<Arc<Self>> {
+    pub(crate) fn new() -> io::Result<Arc<Self>> {
         let ringer = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Arc::new(Self { ringer: ringer.into(), over: AtomicBool::new(false) }))
     }
@@ -35,8 +35,13 @@ impl Bell {
         let _ = (&self.ringer).write(&1_u64.to_ne_bytes());
     }
 
+    /// To wait for a ring.
+    pub(crate) fn interest(&self) -> Interest {
+        Interest::new(self.ringer.as_fd(), libc::POLLIN)
+    }
+
     /// Forgets every ring so far.
-    fn hear(&self) {
+    pub(crate) fn hear(&self) {
         let _ = (&self.ringer).read(&mut [0; 8]);
     }
 

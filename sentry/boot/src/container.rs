@@ -20,6 +20,7 @@ use sentry_vfs::Vfs;
 
 use crate::console::Console;
 use crate::control::Address;
+use crate::forward;
 use crate::link::{self, Capture, LinkBell};
 use crate::log::{Log, Moment};
 use crate::notify;
@@ -60,13 +61,18 @@ pub struct Shared {
 
 impl Shared {
     /// Takes over a network for the sandbox, once.
-    pub fn connect(&self, network: &Network, fds: Vec<OwnedFd>) -> Result<(), String> {
+    pub fn connect(&self, network: &Network, mut fds: Vec<OwnedFd>) -> Result<(), String> {
+        let forwarded = if network.forward { fds.pop() } else { None };
         let bell = self.link_bell.lock().take().ok_or("the sandbox has a network already")?;
         let first = self.kernel.first_network().extension::<NetworkNamespace>();
         if network.host {
             return Err("the host's network is given at the start".to_owned());
         }
-        link::connect(first.inet(), bell, &self.capture, network, fds)
+        link::connect(first.inet(), bell, &self.capture, network, fds)?;
+        match forwarded {
+            Some(listener) => forward::serve(first.inet(), listener).map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
     }
 
     /// Makes the network the host's, whose sockets a broker makes.
@@ -205,6 +211,7 @@ impl Container {
         let filestore = disk.as_ref().unwrap_or(&shared.memory);
         let pid_ns = if which.own_pids { kernel.new_pid_ns() } else { Arc::clone(kernel.first_pid_ns()) };
         let parts = Parts {
+            options: &boot.options,
             kernel,
             memory: &shared.memory,
             filestore,

@@ -225,6 +225,8 @@ fn obey(container: &Container, order: &Order) {
     match order {
         Order::Signal(signo) => container.kernel().signal_init(*signo),
         Order::Start => drop(container.start()),
+        // It has the whole sandbox' memory.
+        Order::Memory => {}
         Order::Resize(size) => {
             if let Some(terminal) = &container.terminal {
                 terminal.resize(size.rows, size.columns);

@@ -91,8 +91,9 @@ const WORKER: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Calls of the main thread: commands connect to the socket that it listens on.
-const CONTROL: &[i64] = &[libc::SYS_accept4];
+/// Calls of the main thread and those that it starts alone: commands connect to the socket that it listens on, and
+/// connections are joined to the sandbox's.
+const CONTROL: &[i64] = &[libc::SYS_accept4, libc::SYS_eventfd2, libc::SYS_getsockopt, libc::SYS_shutdown];
 
 /// One allowed form of a call: the argument and one value that it may have.
 type Form = (i64, u8, u64);

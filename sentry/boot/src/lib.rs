@@ -17,11 +17,13 @@
 //! Sentry can still do is what `filter` lists, on the descriptors that the command gave.
 
 mod caller;
+mod cgroup;
 mod confine;
 mod console;
 mod container;
 mod control;
 mod filter;
+mod forward;
 mod inspect;
 mod link;
 mod log;

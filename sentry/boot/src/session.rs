@@ -13,7 +13,7 @@ use control_protocol::{
 use fs_dev::{HostSide, Tty};
 use hostsys::polling::Interest;
 use sentry_base::mono_now;
-use sentry_kernel::ThreadGroup;
+use sentry_kernel::{Kernel, ThreadGroup};
 use sentry_memory::UserMemory;
 use sentry_vfs::JobControl;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,6 +31,8 @@ pub enum SessionEvent {
     Listed(Vec<ProcessInfo>),
     Inspected(Vec<String>),
     Ended(WaitStatus),
+    /// Bytes of memory of the container.
+    Measured(u64),
     /// The relay has sent everything.
     Drained,
 }
@@ -134,6 +136,16 @@ impl Session {
             State::Running(running) => {
                 match self.channel.receive::<Order>(false) {
                     Ok(None | Some(Order::Start)) => {}
+                    // The number of the session that made a container is the container's.
+                    Ok(Some(Order::Memory)) => {
+                        if let (Ok(which), Some(container)) = (u32::try_from(number), container) {
+                            let (kernel, address) = (Arc::clone(container.kernel()), address.clone());
+                            container.kernel().executor().spawn(async move {
+                                let event = SessionEvent::Measured(memory_of(&kernel, which));
+                                address.post(Note::Session(number, event));
+                            });
+                        }
+                    }
                     Ok(Some(Order::Signal(signo))) => send(&running.group, signo),
                     Ok(Some(Order::Resize(size))) => {
                         if let Some(terminal) = &running.terminal {
@@ -262,6 +274,9 @@ impl Session {
                     }
                 }
             }
+            SessionEvent::Measured(bytes) => {
+                let _ = self.channel.send(&Event::Memory(bytes));
+            }
             SessionEvent::Drained => {
                 if let State::Running(running) = &mut self.state {
                     running.bell = None;
@@ -275,6 +290,25 @@ impl Session {
         let _ = self.channel.send(&Event::Exited(report));
         true
     }
+}
+
+/// The memory of a container's processes. What they have in common is counted once where that is known: an address space of
+/// two, and of shared memory the most that any of them has.
+fn memory_of(kernel: &Arc<Kernel>, container: u32) -> u64 {
+    let mut spaces = Vec::new();
+    for group in members(kernel, container) {
+        let Some(mm) = group.threads().first().map(|task| task.mm()) else { continue };
+        if !spaces.iter().any(|known| Arc::ptr_eq(known, &mm)) {
+            spaces.push(mm);
+        }
+    }
+    let (mut anonymous, mut shared) = (0_u64, 0_u64);
+    for mm in spaces {
+        let resident = mm.resident();
+        anonymous = anonymous.saturating_add(resident.anon);
+        shared = shared.max(resident.shmem);
+    }
+    anonymous.saturating_add(shared)
 }
 
 /// Starts the relay; the terminal is dead without one.

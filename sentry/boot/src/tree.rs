@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind};
+use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind, Options};
 use fs_dev::{DevPts, Terminals};
 use fs_gofer::{GoferFs, Session};
 use fs_overlay::OverlayFs;
@@ -20,9 +20,7 @@ use sentry_vfs::{
 };
 
 use crate::caller::KernelCaller;
-
-/// `CGROUP2_SUPER_MAGIC` (`include/uapi/linux/magic.h`).
-const CGROUP_MAGIC: u64 = 0x6367_7270;
+use crate::cgroup;
 
 /// `TMPFS_MAGIC`, for what hides masked paths.
 const MASK_MAGIC: u64 = 0x0102_1994;
@@ -36,6 +34,8 @@ pub enum TreeError {
     Mount { what: &'static str, place: String, errno: Errno },
     #[error("cannot make the mount point {place:?}: {errno}")]
     Point { place: String, errno: Errno },
+    #[error("write sysctl key {name}: {value:?} is not taken: {errno}")]
+    Sysctl { name: String, value: String, errno: Errno },
     #[error("cannot mask {place:?}: {errno}")]
     Mask { place: String, errno: Errno },
     #[error("cannot make {place:?} read-only: {errno}")]
@@ -54,6 +54,7 @@ pub struct Parts<'a> {
     pub gofer: &'a Arc<Session>,
     pub terminals: &'a Arc<Terminals>,
     pub pid_ns: &'a Arc<PidNs>,
+    pub options: &'a Options,
     /// Whether there is a `/dev/console`.
     pub console: bool,
 }
@@ -81,8 +82,19 @@ impl Tree {
             tree.mount(parts, mount)?;
         }
         // The places of some are read-only in a moment.
-        let sysctls = boot.sysctls.iter();
-        tree.notes = sysctls.filter_map(|(name, value)| tree.set_sysctl(name, value).err()).collect();
+        for (name, value) in &boot.sysctls {
+            match tree.set_sysctl(name, value) {
+                Ok(()) => {}
+                // Of the network there are more of them than are kept here.
+                Err(errno) if name.starts_with("net") => {
+                    tree.notes
+                        .push(format!("linux.sysctl[{name:?}]: not applied inside the sandbox: {errno}"));
+                }
+                Err(errno) => {
+                    return Err(TreeError::Sysctl { name: name.clone(), value: value.clone(), errno });
+                }
+            }
+        }
         for path in &boot.masked_paths {
             tree.mask(path)?;
         }
@@ -147,19 +159,18 @@ impl Tree {
         Ok(())
     }
 
-    /// Sets a value of `/proc/sys`; a sentence where that is not possible.
-    fn set_sysctl(&self, name: &str, value: &str) -> core::result::Result<(), String> {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        let set = || -> Result<()> {
-            let opened = self.walk().open(None, path.as_bytes(), OpenHow::new(OpenFlags::WRONLY))?;
-            let Opened::File(file) = opened else { return Err(Errno::EINVAL) };
-            let io = IoCtx { flags: OpenFlags::WRONLY, caller: &self.caller };
-            match file.ops().try_write(&io, &mut UserReader::buffer(value.as_bytes()), Pos::At(0))? {
-                IoStart::Done(_) => Ok(()),
-                IoStart::WouldBlock => Err(Errno::EAGAIN),
-            }
-        };
-        set().map_err(|errno| format!("linux.sysctl[{name:?}]: not applied inside the sandbox: {errno}"))
+    /// Sets a value of `/proc/sys`.
+    fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
+        // With slashes, dots belong to names such as those of interfaces.
+        let name = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+        let path = format!("/proc/sys/{name}");
+        let opened = self.walk().open(None, path.as_bytes(), OpenHow::new(OpenFlags::WRONLY))?;
+        let Opened::File(file) = opened else { return Err(Errno::EINVAL) };
+        let io = IoCtx { flags: OpenFlags::WRONLY, caller: &self.caller };
+        match file.ops().try_write(&io, &mut UserReader::buffer(value.as_bytes()), Pos::At(0))? {
+            IoStart::Done(_) => Ok(()),
+            IoStart::WouldBlock => Err(Errno::EAGAIN),
+        }
     }
 
     /// Hides a path, if it is there: a file behind an empty one, a directory behind an empty one.
@@ -228,11 +239,7 @@ fn file_system(parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dy
             ("devpts", Ok(fs))
         }
         MountKind::Mqueue => ("mqueue", tmpfs(parts, "").map(|fs| fs as Arc<dyn FileSystem>)),
-        MountKind::Cgroup => {
-            let fs = PseudoFs::new("cgroup2", CGROUP_MAGIC, anonymous_dev(), 1);
-            fs.set_root(fs.dir([]));
-            ("cgroup2", Ok(fs))
-        }
+        MountKind::Cgroup => ("cgroup2", Ok(cgroup::new(parts.kernel, parts.options))),
         MountKind::Tmpfs { data, .. } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
         MountKind::Bind { attach, .. } => {
             // Others may change the host's files at any time.

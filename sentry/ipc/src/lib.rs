@@ -9,6 +9,7 @@
 //! **Threat.** Every number, size and count is the application's. The numbers of objects, the bytes in a queue and the
 //! length of an operation are bounded by Linux's own limits.
 
+mod limits;
 mod mqueue;
 mod msg;
 mod perm;
@@ -18,18 +19,21 @@ mod shm;
 
 use std::sync::Arc;
 
-use sentry_base::real_now;
+use sentry_base::{Result, real_now};
 
+pub use limits::{Limit, Limits};
 pub use mqueue::{MqOpen, Mqueue, MqueueFile, Notifier, Queues};
-pub use msg::{MSG_MAX, MessageQueue, Pick, Received};
+pub use msg::{MessageQueue, Pick, Received};
 pub use perm::Perm;
 pub use registry::{Entry, Registry};
-pub use sem::{SEM_OPS_MAX, SemSet, Try, UndoList};
+pub use sem::{SemSet, Try, UndoList};
 pub use shm::{Attachment, Segment, Segments};
 
 /// Everything that an IPC namespace holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct IpcNamespace {
+    /// What `/proc/sys` says of it.
+    pub limits: Arc<Limits>,
     /// Shared memory segments.
     pub shm: Segments,
     /// Semaphore sets.
@@ -40,9 +44,31 @@ pub struct IpcNamespace {
     pub mqueues: Queues,
 }
 
+impl Default for IpcNamespace {
+    fn default() -> Self {
+        let limits = Arc::<Limits>::default();
+        Self {
+            shm: Segments::new(&limits),
+            sem: Registry::new(&limits, Limit::SemMni),
+            msg: Registry::new(&limits, Limit::MsgMni),
+            mqueues: Queues::new(&limits),
+            limits,
+        }
+    }
+}
+
 impl IpcNamespace {
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    /// Sets a limit, to hold for what is made from now on; `shm_rmid_forced` ends what nobody has a use for at once.
+    pub fn set_limit(&self, limit: Limit, value: u64) -> Result<()> {
+        self.limits.set(limit, value)?;
+        if limit == Limit::ShmRmidForced && value != 0 {
+            self.shm.begin_to_force();
+        }
+        Ok(())
     }
 }
 

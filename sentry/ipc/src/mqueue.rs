@@ -9,13 +9,10 @@ use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank};
 use sentry_memory::UserWriter;
 use sentry_vfs::{Attr, Credentials, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, cap};
 
+use crate::{Limit, Limits};
+
 /// Priorities are below this (`MQ_PRIO_MAX`).
 pub const PRIORITY_MAX: u32 = 32_768;
-/// The most queues (`/proc/sys/fs/mqueue/queues_max`).
-const QUEUES_MAX: usize = 256;
-/// What an ordinary user may ask for, and what a queue has by default.
-const MESSAGES: i64 = 10;
-const MESSAGE_BYTES: i64 = 8192;
 /// What nobody exceeds (`HARD_MSGMAX`, `HARD_MSGSIZEMAX`).
 const HARD_MESSAGES: i64 = 65_536;
 const HARD_MESSAGE_BYTES: i64 = 16 << 20;
@@ -74,8 +71,9 @@ struct Names {
 }
 
 /// The queues of a namespace.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Queues {
+    limits: Arc<Limits>,
     names: Mutex<Names, { rank::FILE_DATA }>,
 }
 
@@ -101,12 +99,17 @@ fn check_name(name: &[u8]) -> Result<()> {
 }
 
 /// Messages and bytes a message of a new queue (`mq_attr_ok`).
-fn sizes(attr: Option<MqAttr>, creds: &Credentials) -> Result<(i64, i64)> {
-    let Some(attr) = attr else { return Ok((MESSAGES, MESSAGE_BYTES)) };
+fn sizes(attr: Option<MqAttr>, creds: &Credentials, limits: &Limits) -> Result<(i64, i64)> {
+    let limit = |limit| i64::from(limits.int(limit));
+    let (messages, bytes) = (limit(Limit::MqMsgMax), limit(Limit::MqMsgsizeMax));
+    let Some(attr) = attr else {
+        let default = (limit(Limit::MqMsgDefault), limit(Limit::MqMsgsizeDefault));
+        return Ok((messages.min(default.0), bytes.min(default.1)));
+    };
     let (most, longest) = if creds.has_cap(cap::SYS_RESOURCE) {
         (HARD_MESSAGES, HARD_MESSAGE_BYTES)
     } else {
-        (MESSAGES, MESSAGE_BYTES)
+        (messages, bytes)
     };
     if (1..=most).contains(&attr.maxmsg) && (1..=longest).contains(&attr.msgsize) {
         Ok((attr.maxmsg, attr.msgsize))
@@ -124,6 +127,10 @@ fn charge(messages: i64, bytes: i64) -> u64 {
 }
 
 impl Queues {
+    pub(crate) fn new(limits: &Arc<Limits>) -> Self {
+        Self { limits: Arc::clone(limits), names: Mutex::default() }
+    }
+
     /// Opens or makes a queue (`mq_open(3)`); the name comes without its slash.
     pub fn open(&self, open: &MqOpen<'_>, creds: &Credentials) -> Result<Arc<MqueueFile>> {
         check_name(open.name)?;
@@ -140,10 +147,11 @@ impl Queues {
             None if !open.flags.contains(OpenFlags::CREAT) => return Err(Errno::ENOENT),
             None => {
                 names.all.retain(|q| q.strong_count() > 0);
-                if names.by_name.len() >= QUEUES_MAX && !creds.has_cap(cap::SYS_RESOURCE) {
+                let most = self.limits.count(Limit::MqQueuesMax);
+                if names.by_name.len() >= most && !creds.has_cap(cap::SYS_RESOURCE) {
                     return Err(Errno::ENOSPC);
                 }
-                let (max_messages, message_bytes) = sizes(open.attr, creds)?;
+                let (max_messages, message_bytes) = sizes(open.attr, creds, &self.limits)?;
                 let charge = charge(max_messages, message_bytes);
                 let used: u64 = names
                     .all

@@ -8,12 +8,7 @@ use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank};
 use sentry_vfs::{Credentials, IoStart, cap};
 
 use crate::registry::{Entry, Registry};
-use crate::{Perm, now_s};
-
-/// The longest message in bytes (`MSGMAX`).
-pub const MSG_MAX: usize = 8192;
-/// The bytes of a new queue (`MSGMNB`).
-const QUEUE_BYTES: u64 = 16_384;
+use crate::{Limit, Limits, Perm, now_s};
 
 #[derive(Debug)]
 struct Message {
@@ -66,7 +61,8 @@ pub struct Received {
 impl Registry<MessageQueue> {
     /// The queue of `key`, or a new one.
     pub fn get_queue(&self, key: i32, flags: u32, creds: &Credentials) -> Result<i32> {
-        self.get(key, flags, creds, |_| Ok(()), |perm| Ok(MessageQueue::new(perm)))
+        let bytes = self.limits().get(Limit::MsgMnb);
+        self.get(key, flags, creds, |_| Ok(()), |perm, _| Ok(MessageQueue::new(perm, bytes)))
     }
 
     /// `/proc/sysvipc/msg`.
@@ -102,12 +98,12 @@ impl Registry<MessageQueue> {
 }
 
 impl MessageQueue {
-    fn new(perm: Perm) -> Self {
+    fn new(perm: Perm, limit: u64) -> Self {
         let state = State {
             perm,
             messages: VecDeque::new(),
             bytes: 0,
-            limit: QUEUE_BYTES,
+            limit,
             stime: 0,
             rtime: 0,
             ctime: now_s(),
@@ -140,8 +136,8 @@ impl MessageQueue {
     }
 
     /// `IPC_SET`. `EPERM` for a larger queue than usual without `CAP_SYS_RESOURCE`.
-    pub fn set(&self, from: &IpcPerm, limit: u64, creds: &Credentials) -> Result<()> {
-        if limit > QUEUE_BYTES && !creds.has_cap(cap::SYS_RESOURCE) {
+    pub fn set(&self, from: &IpcPerm, limit: u64, creds: &Credentials, limits: &Limits) -> Result<()> {
+        if limit > limits.get(Limit::MsgMnb) && !creds.has_cap(cap::SYS_RESOURCE) {
             return Err(Errno::EPERM);
         }
         {

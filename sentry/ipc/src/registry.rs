@@ -9,7 +9,7 @@ use abi::ipc::{IPC_CREAT, IPC_EXCL, IPC_PRIVATE};
 use sentry_base::{Errno, Mutex, Result, lock::rank};
 use sentry_vfs::Credentials;
 
-use crate::Perm;
+use crate::{Limit, Limits, Perm};
 
 /// Bits of an id that are the index (`IPCMNI_SHIFT`).
 pub(crate) const INDEX_BITS: u32 = 15;
@@ -21,11 +21,17 @@ pub trait Entry {
     fn perm(&self) -> Perm;
     /// Its key becomes private: nobody finds it by name any more.
     fn forget_key(&self);
+    /// What it counts against a limit of all objects together. It does not change.
+    fn weight(&self) -> u64 {
+        0
+    }
 }
 
 #[derive(Debug)]
 struct Slots<T> {
     by_index: BTreeMap<i32, Arc<T>>,
+    /// Of all of them together.
+    weight: u64,
     last_index: i32,
     seq: i32,
 }
@@ -34,31 +40,32 @@ struct Slots<T> {
 #[derive(Debug)]
 pub struct Registry<T> {
     slots: Mutex<Slots<T>, { rank::FILE_DATA }>,
+    limits: Arc<Limits>,
     /// The most objects.
-    max: usize,
-}
-
-impl<T: Entry> Default for Registry<T> {
-    fn default() -> Self {
-        Self::new(32_000)
-    }
+    max: Limit,
 }
 
 impl<T: Entry> Registry<T> {
-    /// At most `max` objects, which is no more than an index can tell apart.
-    pub(crate) fn new(max: usize) -> Self {
-        Self { slots: Mutex::new(Slots { by_index: BTreeMap::new(), last_index: -1, seq: 0 }), max }
+    /// At most as many objects as `max` says, which is no more than an index can tell apart.
+    pub(crate) fn new(limits: &Arc<Limits>, max: Limit) -> Self {
+        let slots = Slots { by_index: BTreeMap::new(), weight: 0, last_index: -1, seq: 0 };
+        Self { slots: Mutex::new(slots), limits: Arc::clone(limits), max }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// The object of `key`, or a new one that `make` makes for a permission record (`ipcget`). `check` sees one that is
-    /// there before its permissions are looked at. `ENOSPC` when there are too many.
+    /// there before its permissions are looked at; `make` is also told the weight of those that there are. `ENOSPC` when
+    /// there are too many.
     pub fn get(
         &self,
         key: i32,
         flags: u32,
         creds: &Credentials,
         check: impl FnOnce(&T) -> Result<()>,
-        make: impl FnOnce(Perm) -> Result<T>,
+        make: impl FnOnce(Perm, u64) -> Result<T>,
     ) -> Result<i32> {
         let mut slots = self.slots.lock();
         if key != IPC_PRIVATE {
@@ -76,7 +83,7 @@ impl<T: Entry> Registry<T> {
                 return Err(Errno::ENOENT);
             }
         }
-        if slots.by_index.len() >= self.max {
+        if slots.by_index.len() >= self.limits.count(self.max) {
             return Err(Errno::ENOSPC);
         }
         let mut index = slots.last_index;
@@ -94,7 +101,8 @@ impl<T: Entry> Registry<T> {
         }
         slots.last_index = index;
         let id = slots.seq << INDEX_BITS | index;
-        let made = make(Perm::new(key, id, flags, creds))?;
+        let made = make(Perm::new(key, id, flags, creds), slots.weight)?;
+        slots.weight = slots.weight.saturating_add(made.weight());
         slots.by_index.insert(index, Arc::new(made));
         Ok(id)
     }
@@ -121,7 +129,11 @@ impl<T: Entry> Registry<T> {
         let removed = {
             let mut slots = self.slots.lock();
             let present = slots.by_index.get(&index).is_some_and(|e| Arc::ptr_eq(e, entry));
-            if present { slots.by_index.remove(&index) } else { None }
+            let removed = if present { slots.by_index.remove(&index) } else { None };
+            if removed.is_some() {
+                slots.weight = slots.weight.saturating_sub(entry.weight());
+            }
+            removed
         };
         removed.is_some()
     }
@@ -160,12 +172,14 @@ mod tests {
 
     fn get(registry: &Registry<Thing>, key: i32, flags: u32) -> Result<i32> {
         let root = Credentials::root();
-        registry.get(key, flags, &root, |_| Ok(()), |perm| Ok(Thing(Mutex::new(perm))))
+        registry.get(key, flags, &root, |_| Ok(()), |perm, _| Ok(Thing(Mutex::new(perm))))
     }
 
     #[test]
     fn keys_and_ids() {
-        let registry = Registry::<Thing>::new(4);
+        let limits = Arc::<Limits>::default();
+        limits.set(Limit::ShmMni, 4).unwrap();
+        let registry = Registry::<Thing>::new(&limits, Limit::ShmMni);
         assert_eq!(get(&registry, 7, 0o600), Err(Errno::ENOENT));
         let id = get(&registry, 7, 0o600 | IPC_CREAT).unwrap();
         assert_eq!(get(&registry, 7, 0o600), Ok(id));

@@ -11,12 +11,10 @@ use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank};
 use sentry_vfs::Credentials;
 
 use crate::registry::{Entry, Registry};
-use crate::{Perm, now_s};
+use crate::{Limit, Perm, now_s};
 
-/// The most semaphores of a set (`SEMMSL`).
-pub const SEM_MSL: usize = 32_000;
-/// The most operations of a call (`SEMOPM`).
-pub const SEM_OPS_MAX: usize = 500;
+/// The most semaphores of a set, whatever the limit says: every operation looks at all of them.
+const SET_MAX: usize = 1 << 20;
 /// The largest value (`SEMVMX`).
 const VALUE_MAX: i32 = 32_767;
 
@@ -86,13 +84,20 @@ impl UndoList {
 impl Registry<SemSet> {
     /// The set of `key`, or a new one of `nsems` semaphores.
     pub fn get_set(&self, key: i32, nsems: i32, flags: u32, creds: &Credentials) -> Result<i32> {
-        let nsems = usize::try_from(nsems).ok().filter(|n| *n <= SEM_MSL).ok_or(Errno::EINVAL)?;
+        let (set_max, all_max) = (self.limits().count(Limit::SemMsl), self.limits().get(Limit::SemMns));
+        let nsems = usize::try_from(nsems).ok().filter(|n| *n <= set_max).ok_or(Errno::EINVAL)?;
         let check = |set: &SemSet| {
             if set.state.lock().sems.len() < nsems { Err(Errno::EINVAL) } else { Ok(()) }
         };
-        self.get(key, flags, creds, check, |perm| {
+        self.get(key, flags, creds, check, |perm, used| {
             if nsems == 0 {
                 return Err(Errno::EINVAL);
+            }
+            if used.saturating_add(nsems as u64) > all_max {
+                return Err(Errno::ENOSPC);
+            }
+            if nsems > SET_MAX {
+                return Err(Errno::ENOMEM);
             }
             Ok(SemSet::new(perm, nsems))
         })
@@ -341,6 +346,10 @@ impl Entry for SemSet {
 
     fn forget_key(&self) {
         self.state.lock().perm.key = IPC_PRIVATE;
+    }
+
+    fn weight(&self) -> u64 {
+        self.len() as u64
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! A mapping of a segment holds the segment itself, so the references tell how often it is attached. A segment that is
 //! removed while attached leaves the registry's strong hold and lives on with its mappings alone.
+//!
+//! With `kernel.shm_rmid_forced` a segment ends with its last attachment, and one that nobody attached with its maker. That a
+//! mapping is gone is seen by whoever looks at the segments next, and at the end of a task that made some.
 
 use core::any::Any;
 use std::sync::{Arc, Weak};
@@ -13,12 +16,7 @@ use sentry_mm::{FileMapping, Mappable, MappedFile, MappedPiece, SharedAnon};
 use sentry_vfs::Credentials;
 
 use crate::registry::{Entry, Registry};
-use crate::{Perm, now_s};
-
-/// The largest segment in bytes (`SHMMAX`), and the most pages of all (`SHMALL`).
-pub const SHM_MAX: u64 = u64::MAX - (1 << 24);
-/// The most segments (`SHMMNI`).
-pub const SHM_MNI: usize = 4096;
+use crate::{Limit, Limits, Perm, now_s};
 
 #[derive(Debug)]
 struct State {
@@ -28,6 +26,10 @@ struct State {
     ctime: i64,
     cpid: i32,
     lpid: i32,
+    /// The task that made it, while it is there; 0 after that.
+    maker: usize,
+    /// Whether it was attached since its end was forced.
+    was_attached: bool,
 }
 
 /// A segment.
@@ -39,9 +41,18 @@ pub struct Segment {
 }
 
 impl Segment {
-    fn new(perm: Perm, size: u64, memory: &Arc<MemoryFile>, pid: i32) -> Self {
+    fn new(perm: Perm, size: u64, memory: &Arc<MemoryFile>, (pid, maker): (i32, usize)) -> Self {
         let pages = SharedAnon::new(memory, size.next_multiple_of(4096));
-        let state = State { perm, atime: 0, dtime: 0, ctime: now_s(), cpid: pid, lpid: 0 };
+        let state = State {
+            perm,
+            atime: 0,
+            dtime: 0,
+            ctime: now_s(),
+            cpid: pid,
+            lpid: 0,
+            maker,
+            was_attached: false,
+        };
         Self { pages, size, state: Mutex::new(state) }
     }
 
@@ -52,7 +63,11 @@ impl Segment {
 
     /// How many mappings show the segment. `held` is how many references the caller has.
     fn attachments(self: &Arc<Self>, held: usize) -> u64 {
-        let listed = usize::from(self.perm().mode & SHM_DEST == 0);
+        self.attachments_of(&self.perm(), held)
+    }
+
+    fn attachments_of(self: &Arc<Self>, perm: &Perm, held: usize) -> u64 {
+        let listed = usize::from(perm.mode & SHM_DEST == 0);
         Arc::strong_count(self).saturating_sub(held + listed) as u64
     }
 
@@ -92,6 +107,7 @@ impl Segment {
             let mut state = self.state.lock();
             state.atime = now_s();
             state.lpid = pid;
+            state.was_attached = true;
             state.perm.key
         };
         FileMapping {
@@ -121,6 +137,10 @@ impl Entry for Segment {
         let mut state = self.state.lock();
         state.perm.key = IPC_PRIVATE;
         state.perm.mode |= SHM_DEST;
+    }
+
+    fn weight(&self) -> u64 {
+        self.size.div_ceil(4096)
     }
 }
 
@@ -157,20 +177,57 @@ impl MappedFile for Attachment {
 /// The segments of a namespace.
 #[derive(Debug)]
 pub struct Segments {
+    limits: Arc<Limits>,
     live: Registry<Segment>,
     /// Removed, and still attached.
     dying: Mutex<Vec<(i32, Weak<Segment>)>, { rank::LEAF }>,
 }
 
-impl Default for Segments {
-    fn default() -> Self {
-        Self { live: Registry::new(SHM_MNI), dying: Mutex::new(Vec::new()) }
-    }
-}
-
 impl Segments {
-    /// The segment of `key`, or a new one of `size` bytes. `EINVAL` for a size that cannot be or is larger than what is
-    /// there.
+    pub(crate) fn new(limits: &Arc<Limits>) -> Self {
+        let live = Registry::new(limits, Limit::ShmMni);
+        Self { limits: Arc::clone(limits), live, dying: Mutex::new(Vec::new()) }
+    }
+
+    /// Where a segment's end is forced, ends those that nobody has attached any more, or whose maker is gone. One that
+    /// another thread looks at just now stays until the next look.
+    pub fn sweep(&self) {
+        if !self.limits.forced() {
+            return;
+        }
+        for segment in self.live.all() {
+            let (unwanted, attached) = {
+                let state = segment.state.lock();
+                (state.was_attached || state.maker == 0, segment.attachments_of(&state.perm, 1))
+            };
+            if unwanted && attached == 0 {
+                self.live.remove(&segment);
+            }
+        }
+    }
+
+    /// From now on the end of segments is forced: those without a maker and attachments end at once.
+    pub(crate) fn begin_to_force(&self) {
+        for segment in self.live.all() {
+            let mut state = segment.state.lock();
+            state.was_attached = segment.attachments_of(&state.perm, 1) > 0;
+        }
+        self.sweep();
+    }
+
+    /// The task that `maker` stands for is gone, and its memory with it (`exit_shm`).
+    pub fn maker_left(&self, maker: usize) {
+        for segment in self.live.all() {
+            let mut state = segment.state.lock();
+            if state.maker == maker {
+                state.maker = 0;
+            }
+        }
+        self.sweep();
+    }
+
+    /// The segment of `key`, or a new one of `size` bytes for process `pid` and the task that `maker`, not 0, stands for.
+    /// `EINVAL` for a size that cannot be or is larger than what is there, `ENOSPC` for more pages than the limit of all.
     pub fn get(
         &self,
         key: i32,
@@ -178,18 +235,22 @@ impl Segments {
         flags: u32,
         creds: &Credentials,
         memory: &Arc<MemoryFile>,
-        pid: i32,
+        by: (i32, usize),
     ) -> Result<i32> {
+        self.sweep();
         let check = |s: &Segment| if s.size < size { Err(Errno::EINVAL) } else { Ok(()) };
-        self.live.get(key, flags, creds, check, |perm| {
-            if size == 0 || size > SHM_MAX {
+        self.live.get(key, flags, creds, check, |perm, used| {
+            if size == 0 || size > self.limits.get(Limit::ShmMax) {
                 return Err(Errno::EINVAL);
+            }
+            if used.saturating_add(size.div_ceil(4096)) > self.limits.get(Limit::ShmAll) {
+                return Err(Errno::ENOSPC);
             }
             // More than there are addresses can be had by nobody.
             if size > 1 << 46 {
                 return Err(Errno::ENOMEM);
             }
-            Ok(Segment::new(perm, size, memory, pid))
+            Ok(Segment::new(perm, size, memory, by))
         })
     }
 
@@ -201,6 +262,7 @@ impl Segments {
 
     /// The segment of an id; one that was removed and is still attached counts.
     pub fn find(&self, id: i32) -> Result<Arc<Segment>> {
+        self.sweep();
         let found = self.live.find(id);
         if found.is_ok() {
             return found;
@@ -213,6 +275,7 @@ impl Segments {
 
     /// The segment at an index (`SHM_STAT`).
     pub fn at_index(&self, index: i32) -> Result<Arc<Segment>> {
+        self.sweep();
         self.live.at_index(index)
     }
 
@@ -233,6 +296,7 @@ impl Segments {
 
     /// Every segment, by id.
     pub fn all(&self) -> Vec<Arc<Segment>> {
+        self.sweep();
         let mut all: Vec<_> = self.live.all();
         all.extend(self.dying().into_iter().map(|(_, segment)| segment));
         all.sort_by_key(|s| s.perm().id);
@@ -241,6 +305,7 @@ impl Segments {
 
     /// The highest index in use; 0 for none.
     pub fn max_index(&self) -> i32 {
+        self.sweep();
         self.live.max_index()
     }
 

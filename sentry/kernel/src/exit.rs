@@ -48,6 +48,7 @@ pub(crate) fn exit(cx: Current) {
     let group = Arc::clone(task.group());
     leave_memory(&task);
     task.leave_sem_undo();
+    let ipc = task.ipc_of_made_shm();
     let last = leave_group(&task);
     // A vfork child that ends is in its parent's memory still.
     if last && Arc::strong_count(&task.mm()) <= 2 {
@@ -60,6 +61,9 @@ pub(crate) fn exit(cx: Current) {
     let Current { context, .. } = cx;
     drop(context);
     task.release_resources();
+    if let Some(ipc) = ipc {
+        task.leave_shm(&ipc);
+    }
     task.set_state(TaskState::Dead);
     leave_tree(&kernel, &task, last);
 }

@@ -1,5 +1,7 @@
-//! What a task has to do with System V IPC: its namespace, and the semaphore changes that end with it.
+//! What a task has to do with System V IPC: its namespace, and what ends with it: semaphore changes, and the segments that it
+//! made where their end is forced.
 
+use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use sentry_ipc::{IpcNamespace, UndoList};
@@ -10,6 +12,22 @@ impl Task {
     /// The IPC objects that the task sees.
     pub fn ipc(&self) -> Arc<IpcNamespace> {
         self.namespaces().ipc.extension::<IpcNamespace>()
+    }
+
+    /// Names the task as the maker of shared memory segments; never 0.
+    pub fn shm_maker(&self) -> usize {
+        self.made_shm.store(true, Ordering::Relaxed);
+        core::ptr::from_ref(self).addr()
+    }
+
+    /// The namespace in which it may have made segments, to be told by [`Task::leave_shm`] that it is gone.
+    pub(crate) fn ipc_of_made_shm(&self) -> Option<Arc<IpcNamespace>> {
+        self.made_shm.swap(false, Ordering::Relaxed).then(|| self.ipc())
+    }
+
+    /// Is no segment's maker any more (`exit_shm`).
+    pub(crate) fn leave_shm(&self, ipc: &IpcNamespace) {
+        ipc.shm.maker_left(core::ptr::from_ref(self).addr());
     }
 
     /// The list of semaphore changes that are taken back at the task's end; made when it is first asked for.

@@ -314,6 +314,11 @@ impl Kernel {
         &self.first.net
     }
 
+    /// The sandbox's first IPC namespace.
+    pub fn first_ipc(&self) -> &Arc<crate::ns::ObjectNs> {
+        &self.first.ipc
+    }
+
     /// The names of the sandbox's first UTS namespace.
     pub fn uts(&self) -> UtsNames {
         self.first.uts.names()

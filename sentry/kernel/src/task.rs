@@ -142,6 +142,8 @@ pub struct Task {
     last_call: AtomicU32,
     /// What its semaphore operations take back at its end.
     pub(crate) sem_undo: Mutex<Option<Arc<UndoList>>, { rank::LEAF }>,
+    /// Whether it may have made shared memory segments in its IPC namespace.
+    pub(crate) made_shm: AtomicBool,
     /// The change to the present user exceeded `RLIMIT_NPROC`.
     pub(crate) over_task_limit: AtomicBool,
     /// Bits of [`crate::ptrace::mode`].
@@ -253,6 +255,7 @@ impl Task {
             seccomp: Seccomp::default(),
             last_call: AtomicU32::new(u32::MAX),
             sem_undo: Mutex::new(None),
+            made_shm: AtomicBool::new(false),
             over_task_limit: AtomicBool::new(false),
             trace_mode: AtomicU8::new(0),
             trace_stop: Mutex::new(None),

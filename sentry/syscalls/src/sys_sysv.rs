@@ -8,7 +8,7 @@ use abi::ipc::{
 };
 use abi::time::Timespec;
 use sentry_base::{Errno, Events, Nanos, Result, mono_now};
-use sentry_ipc::{Entry, MSG_MAX, Pick, SEM_OPS_MAX, Try};
+use sentry_ipc::{Entry, Limit, Pick, Try};
 use sentry_kernel::{BlockEnd, Current, Restart, SysResult};
 use sentry_mm::{MmapArgs, map_flags};
 use sentry_vfs::{IoStart, cap};
@@ -62,7 +62,8 @@ fn shmget(cx: &mut Current, key: i32, size: u64, flags: Bits) -> Result<i32> {
         return Err(Errno::ENOMEM);
     }
     let memory = Arc::clone(cx.kernel().memory());
-    cx.ipc().shm.get(key, size, flags.0, &cx.creds(), &memory, cx.pid())
+    let maker = cx.task.shm_maker();
+    cx.ipc().shm.get(key, size, flags.0, &cx.creds(), &memory, (cx.pid(), maker))
 }
 
 fn shmat(cx: &mut Current, id: i32, addr: u64, flags: Bits) -> Result<u64> {
@@ -130,6 +131,9 @@ fn shmdt(cx: &mut Current, addr: u64) -> Result<()> {
         mm.munmap(m.range.start, m.range.len())?;
     }
     segment.detached(cx.pid());
+    drop(segment);
+    // Where the end of segments is forced, this may have been the last attachment.
+    ipc.shm.sweep();
     Ok(())
 }
 
@@ -141,11 +145,11 @@ fn shmctl(cx: &mut Current, id: i32, command: i32, buf: Ptr) -> Result<i32> {
     match command {
         cmd::IPC_INFO => {
             let limits = ShmLimits {
-                shmmax: u64::MAX - (1 << 24),
+                shmmax: ipc.limits.get(Limit::ShmMax),
                 shmmin: 1,
-                shmmni: 4096,
-                shmseg: 4096,
-                shmall: u64::MAX - (1 << 24),
+                shmmni: ipc.limits.get(Limit::ShmMni),
+                shmseg: ipc.limits.get(Limit::ShmMni),
+                shmall: ipc.limits.get(Limit::ShmAll),
                 ..ShmLimits::default()
             };
             cx.write_obj(buf.0, &limits)?;
@@ -219,7 +223,8 @@ async fn semtimedop(cx: &mut Current, id: i32, ops: Ptr, nr: usize, timeout: Ptr
     if nr == 0 || id < 0 {
         return Err(Errno::EINVAL.into());
     }
-    if nr > SEM_OPS_MAX {
+    let ipc = cx.ipc();
+    if nr > ipc.limits.count(Limit::SemOpm) {
         return Err(Errno::E2BIG.into());
     }
     let mut list = vec![SemBuf::default(); nr];
@@ -230,7 +235,7 @@ async fn semtimedop(cx: &mut Current, id: i32, ops: Ptr, nr: usize, timeout: Ptr
         let wait = cx.read_obj::<Timespec>(timeout.0)?.to_nanos().ok_or(Errno::EINVAL)?;
         Some(mono_now().saturating_add(wait))
     };
-    let set = cx.ipc().sem.find(id)?;
+    let set = ipc.sem.find(id)?;
     if list.iter().any(|op| usize::from(op.num) >= set.len()) {
         return Err(Errno::EFBIG.into());
     }
@@ -266,11 +271,11 @@ fn semctl(cx: &mut Current, id: i32, num: i32, command: i32, arg: u64) -> Result
         cmd::IPC_INFO | cmd::SEM_INFO => {
             let mut info = SemInfo {
                 semmap: 1_024_000_000,
-                semmni: 32_000,
-                semmns: 1_024_000_000,
+                semmni: ipc.limits.int(Limit::SemMni),
+                semmns: ipc.limits.int(Limit::SemMns),
                 semmnu: 1_024_000_000,
-                semmsl: 32_000,
-                semopm: 500,
+                semmsl: ipc.limits.int(Limit::SemMsl),
+                semopm: ipc.limits.int(Limit::SemOpm),
                 semume: 500,
                 semusz: 20,
                 semvmx: 32_767,
@@ -361,14 +366,16 @@ fn msgget(cx: &mut Current, key: i32, flags: Bits) -> Result<i32> {
 
 async fn msgsnd(cx: &mut Current, id: i32, msg: Ptr, size: i64, flags: Bits) -> SysResult<()> {
     let kind: i64 = cx.read_obj(msg.0)?;
-    let size = usize::try_from(size).ok().filter(|s| *s <= MSG_MAX).ok_or(Errno::EINVAL)?;
+    let ipc = cx.ipc();
+    let longest = ipc.limits.count(Limit::MsgMax);
+    let size = usize::try_from(size).ok().filter(|s| *s <= longest).ok_or(Errno::EINVAL)?;
     if id < 0 || kind < 1 {
         return Err(Errno::EINVAL.into());
     }
     let mut text = vec![0; size];
     cx.copy_in(msg.0.wrapping_add(8), &mut text)?;
     let text: Arc<[u8]> = Arc::from(text);
-    let queue = cx.ipc().msg.find(id)?;
+    let queue = ipc.msg.find(id)?;
     let (pid, creds) = (cx.pid(), cx.creds());
     if flags.0 & IPC_NOWAIT != 0 {
         return match queue.try_send(kind, &text, pid, &creds)? {
@@ -428,9 +435,9 @@ fn msgctl(cx: &mut Current, id: i32, command: i32, buf: Ptr) -> Result<i32> {
             let mut info = MsgInfo {
                 msgpool: 512_000,
                 msgmap: 16_384,
-                msgmax: 8192,
-                msgmnb: 16_384,
-                msgmni: 32_000,
+                msgmax: ipc.limits.int(Limit::MsgMax),
+                msgmnb: ipc.limits.int(Limit::MsgMnb),
+                msgmni: ipc.limits.int(Limit::MsgMni),
                 msgssz: 16,
                 msgtql: 16_384,
                 msgseg: 0xffff,
@@ -462,7 +469,7 @@ fn msgctl(cx: &mut Current, id: i32, command: i32, buf: Ptr) -> Result<i32> {
             let new: MsqidDs = cx.read_obj(buf.0)?;
             let queue = ipc.msg.find(id)?;
             queue.perm().check_owner(&creds)?;
-            queue.set(&known_perm(cx, new.perm)?, new.qbytes, &creds)?;
+            queue.set(&known_perm(cx, new.perm)?, new.qbytes, &creds, &ipc.limits)?;
             Ok(0)
         }
         cmd::IPC_RMID => {

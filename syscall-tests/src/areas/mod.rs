@@ -27,6 +27,7 @@ mod inet_raw;
 mod inet_stream;
 mod inet_wait;
 mod inotify;
+mod ipc_limits;
 mod limits;
 mod lock;
 mod long;
@@ -116,6 +117,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "lock", cases: lock::CASES },
     Area { name: "xattr", cases: xattr::CASES },
     Area { name: "inotify", cases: inotify::CASES },
+    Area { name: "ipc_limits", cases: ipc_limits::CASES },
     Area { name: "tmpfs", cases: tmpfs::CASES },
     Area { name: "ns", cases: ns::CASES },
     Area { name: "pidns", cases: pidns::CASES },

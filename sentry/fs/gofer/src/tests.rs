@@ -63,7 +63,7 @@ impl Drop for Scratch {
 
 /// A gofer's serving threads, in this process and without the jail.
 fn serve(dir: &std::path::Path, read_only: bool) -> Vec<OwnedFd> {
-    let mounts = vec![gofer::Mount { source: dir.into(), read_only, allow_special: true }];
+    let mounts = vec![gofer::Mount { source: dir.into(), read_only, allow_special: true, recursive: true }];
     gofer::serve_unjailed(dir, mounts, 2).unwrap()
 }
 

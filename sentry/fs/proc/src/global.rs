@@ -32,7 +32,11 @@ const FILES: &[(&str, Maker)] = &[
 ];
 
 const FIXED: &[(&str, &str)] = &[
-    ("cgroups", "#subsys_name\thierarchy\tnum_cgroups\tenabled\n"),
+    (
+        "cgroups",
+        "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpuset\t0\t1\t1\ncpu\t0\t1\t1\ncpuacct\t0\t1\t1\n\
+         blkio\t0\t1\t1\nmemory\t0\t1\t1\npids\t0\t1\t1\n",
+    ),
     ("cmdline", "\n"),
     ("consoles", ""),
     (

@@ -18,6 +18,7 @@ mod root;
 mod smaps;
 mod status;
 mod sysctl;
+mod sysctl_ipc;
 
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sentry_base::{Errno, Mutex, Result, lock::rank};
-use sentry_kernel::Task;
+use sentry_kernel::{Kernel, Task};
 use sentry_net::NetworkNamespace;
 use sentry_vfs::pseudo::{Content, PseudoFs};
 use sentry_vfs::{Caller, Inode, cap};
@@ -101,11 +101,6 @@ fn network_of(task: &Task) -> Arc<NetworkNamespace> {
     task.namespaces().net.extension()
 }
 
-/// The network that the reader of a setting is in.
-fn network_of_caller(caller: &dyn Caller) -> Result<Arc<NetworkNamespace>> {
-    crate::task_of(caller).map(network_of).ok_or(Errno::EINVAL)
-}
-
 /// `/proc/PID/net`.
 pub(crate) fn dir(fs: &Arc<PseudoFs>, task: &Task) -> Arc<dyn Inode> {
     let network = network_of(task);
@@ -139,11 +134,18 @@ impl Content for Setting {
 }
 
 /// `net.ipv4.ip_unprivileged_port_start`, which the sockets heed.
-struct PortStart;
+struct PortStart(Arc<Kernel>);
+
+impl PortStart {
+    /// The network that the caller is in; the sandbox's first, if that is the sandbox itself.
+    fn network(&self, caller: &dyn Caller) -> Arc<NetworkNamespace> {
+        crate::task_of(caller).map_or_else(|| self.0.first_network().extension(), network_of)
+    }
+}
 
 impl Content for PortStart {
     fn text(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
-        let start = network_of_caller(caller)?.inet().unprivileged_port_start();
+        let start = self.network(caller).inet().unprivileged_port_start();
         Ok(format!("{start}\n").into_bytes())
     }
 
@@ -153,7 +155,7 @@ impl Content for PortStart {
         }
         let text = core::str::from_utf8(data).map_err(|_| Errno::EINVAL)?;
         let start = text.trim().parse().map_err(|_| Errno::EINVAL)?;
-        network_of_caller(caller)?.inet().set_unprivileged_port_start(start);
+        self.network(caller).inet().set_unprivileged_port_start(start);
         Ok(data.len())
     }
 }
@@ -171,9 +173,9 @@ fn per_interface(fs: &Arc<PseudoFs>, rows: &'static [(&'static str, &'static str
 }
 
 /// `/proc/sys/net`.
-pub(crate) fn sysctls(fs: &Arc<PseudoFs>) -> Arc<dyn Inode> {
+pub(crate) fn sysctls(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
     let mut v4 = settings(fs, IPV4);
-    v4.push(("ip_unprivileged_port_start", fs.file(0o644, PortStart)));
+    v4.push(("ip_unprivileged_port_start", fs.file(0o644, PortStart(Arc::clone(kernel)))));
     v4.push(("conf", per_interface(fs, CONF_V4)));
     let v6 = [
         ("bindv6only", fs.fixed("0\n")),

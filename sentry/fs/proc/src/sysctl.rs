@@ -9,6 +9,7 @@ use sentry_vfs::pseudo::{Content, PseudoFs};
 use sentry_vfs::{Caller, Inode, cap};
 
 use crate::global::{RELEASE, VERSION};
+use crate::sysctl_ipc;
 
 const VM: &[(&str, &str)] = &[
     ("overcommit_memory", "0\n"),
@@ -57,7 +58,6 @@ const KERNEL: &[(&str, &str)] = &[
     ("sched_autogroup_enabled", "0\n"),
     ("sched_rt_period_us", "1000000\n"),
     ("sched_rt_runtime_us", "950000\n"),
-    ("shm_rmid_forced", "0\n"),
     ("sysrq", "0\n"),
     ("unprivileged_bpf_disabled", "2\n"),
     ("threads-max", "63000\n"),
@@ -71,14 +71,6 @@ const KERNEL: &[(&str, &str)] = &[
     ("perf_event_paranoid", "2\n"),
     ("randomize_va_space", "2\n"),
     ("sched_child_runs_first", "0\n"),
-    ("sem", "32000\t1024000000\t500\t32000\n"),
-    ("shmall", "18446744073692774399\n"),
-    ("shmmax", "18446744073692774399\n"),
-    ("shmmni", "4096\n"),
-    ("msgmax", "8192\n"),
-    ("msgmnb", "16384\n"),
-    ("msgmni", "32000\n"),
-    ("shm_rmid_forced", "0\n"),
     ("tainted", "0\n"),
     ("kptr_restrict", "1\n"),
     ("dmesg_restrict", "1\n"),
@@ -158,19 +150,13 @@ pub(crate) fn tree(fs: &Arc<PseudoFs>, kernel: &Arc<Kernel>) -> Arc<dyn Inode> {
         move |_: &dyn Caller| -> Result<Vec<u8>> { Ok(format!("{}\n", aio.requests()).into_bytes()) };
     files.push(("aio-nr", fs.file(0o444, aio_nr)));
     files.push(("epoll", fs.dir([("max_user_watches", fs.fixed("5000000\n"))])));
-    let mqueue = [
-        ("queues_max", fs.fixed("256\n")),
-        ("msg_max", fs.fixed("10\n")),
-        ("msgsize_max", fs.fixed("8192\n")),
-        ("msg_default", fs.fixed("10\n")),
-        ("msgsize_default", fs.fixed("8192\n")),
-    ];
-    files.push(("mqueue", fs.dir(mqueue)));
+    entries.extend(sysctl_ipc::kernel(fs, kernel));
+    files.push(("mqueue", fs.dir(sysctl_ipc::mqueue(fs, kernel))));
     fs.dir([
         ("kernel", fs.dir(entries)),
         ("vm", fs.dir(fixed(fs, VM))),
         ("fs", fs.dir(files)),
-        ("net", crate::net::sysctls(fs)),
+        ("net", crate::net::sysctls(fs, kernel)),
         ("user", fs.dir(USER.iter().map(|name| (*name, fs.fixed("31500\n"))))),
     ])
 }

@@ -119,6 +119,11 @@ pub fn unshare(task: &Task, flags: u64) -> Result<()> {
     if flags.intersects(CloneFlags::SYSVSEM | CloneFlags::NEWIPC) {
         task.leave_sem_undo();
     }
+    if flags.contains(CloneFlags::NEWIPC)
+        && let Some(ipc) = task.ipc_of_made_shm()
+    {
+        task.leave_shm(&ipc);
+    }
     task.set_namespaces(Arc::clone(&changed.set));
     task.set_creds(changed.creds);
     Ok(())
