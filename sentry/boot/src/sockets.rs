@@ -23,6 +23,9 @@ const CONTROL_ALIGN: usize = 8;
 
 const SIOCINQ: u32 = 0x541b;
 
+/// Bytes of a list of sockets that are shown.
+const TABLE_MAX: usize = 1 << 20;
+
 /// The connection to the broker.
 #[derive(Debug)]
 struct Broker {
@@ -61,12 +64,14 @@ impl Broker {
 #[derive(Debug)]
 pub struct HostSockets {
     broker: Arc<Broker>,
+    /// The kernel's lists of sockets, by number.
+    tables: Vec<(u8, OwnedFd)>,
     watcher: Arc<Watcher>,
 }
 
 impl HostSockets {
-    pub fn new(channel: OwnedFd, watcher: Arc<Watcher>) -> Arc<Self> {
-        Arc::new(Self { broker: Arc::new(Broker { channel: Mutex::new(channel) }), watcher })
+    pub fn new(channel: OwnedFd, tables: Vec<(u8, OwnedFd)>, watcher: Arc<Watcher>) -> Arc<Self> {
+        Arc::new(Self { broker: Arc::new(Broker { channel: Mutex::new(channel) }), tables, watcher })
     }
 }
 
@@ -77,6 +82,22 @@ impl HostNet for HostSockets {
         let fd = answer.fd.ok_or(Errno::ENETDOWN)?;
         End::make(&self.broker, &self.watcher, fd, answer.value != 0, observer)
     }
+
+    fn table(&self, number: u8) -> String {
+        let Some((_, file)) = self.tables.iter().find(|(known, _)| *known == number) else {
+            return String::new();
+        };
+        let mut text = vec![0; TABLE_MAX];
+        let mut len = 0;
+        while let Some(room) = text.get_mut(len..).filter(|room| !room.is_empty()) {
+            match retry(|| Ok(rustix::io::pread(file, &mut *room, len as u64)?)) {
+                Ok(0) | Err(_) => break,
+                Ok(got) => len += got,
+            }
+        }
+        text.truncate(len);
+        String::from_utf8_lossy(&text).into_owned()
+    }
 }
 
 /// A host socket, or the end of a relay to one.
@@ -86,6 +107,8 @@ struct End {
     /// Datagrams go through the broker, each with its address.
     relayed: bool,
     token: u64,
+    /// Of the descriptor.
+    inode: u64,
     broker: Arc<Broker>,
     watcher: Arc<Watcher>,
 }
@@ -98,8 +121,16 @@ impl End {
         relayed: bool,
         observer: Weak<dyn Observer>,
     ) -> Result<Box<dyn HostEnd>> {
+        let inode = rustix::fs::fstat(&fd).map_err(|error| Errno::from_raw(error.raw_os_error()))?.st_ino;
         let token = watcher.enter(fd.as_fd(), observer)?;
-        Ok(Box::new(Self { fd, relayed, token, broker: Arc::clone(broker), watcher: Arc::clone(watcher) }))
+        Ok(Box::new(Self {
+            fd,
+            relayed,
+            token,
+            inode,
+            broker: Arc::clone(broker),
+            watcher: Arc::clone(watcher),
+        }))
     }
 
     fn ask(&self, op: Op, arguments: [i32; 3], data: &[u8]) -> Result<Answer> {
@@ -264,6 +295,10 @@ impl HostEnd for End {
         }
         let query = i32::try_from(query).map_err(|_| Errno::ENOTTY)?;
         Ok(self.ask(Op::Queued, [query, 0, 0], &[])?.value)
+    }
+
+    fn inode(&self) -> u64 {
+        self.inode
     }
 
     fn poll(&self, events: Events) -> Events {
