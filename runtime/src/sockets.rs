@@ -16,6 +16,9 @@ use crate::sandbox::{Guarded, program};
 /// `lo`, which every sandbox has.
 const LOOPBACK: u32 = 1;
 
+/// `RTPROT_KERNEL`.
+const BY_KERNEL: u8 = 2;
+
 /// What the sandbox is shown of the network that this process is in.
 fn seen() -> io::Result<Network> {
     let routing = Routing::open()?;
@@ -40,7 +43,6 @@ fn seen() -> io::Result<Network> {
     links.sort_by_key(|link| link.index);
     let mut routes = routing.routes()?;
     // What an address makes by itself is not a route that somebody has set.
-    const BY_KERNEL: u8 = 2;
     routes.retain(|route| route.protocol != BY_KERNEL && links.iter().any(|link| link.index == route.link));
     let port_start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let port_start = port_start.ok().and_then(|text| text.trim().parse().ok());

@@ -143,7 +143,8 @@ impl End {
         }
         let mut packet = vec![0; MAX_DATAGRAM];
         let flags = (flags & libc::MSG_PEEK) | libc::MSG_DONTWAIT;
-        let got = retry(|| sock::receive_from(self.fd.as_fd(), &mut packet, flags)).map_err(host)?;
+        let got = retry(|| sock::receive_from(self.fd.as_fd(), &mut packet, flags))
+            .map_err(|error| Errno::from_io(&error))?;
         let packet = packet.get(..got.len).unwrap_or_default();
         if let Some(errno) = error_of(packet) {
             return Err(Errno::from_raw(errno));
@@ -164,10 +165,6 @@ impl End {
             flags: if len > fits { libc::MSG_TRUNC } else { 0 },
         })
     }
-}
-
-fn host(error: std::io::Error) -> Errno {
-    Errno::from_io(&error)
 }
 
 /// Control messages that a datagram may go out with.
@@ -229,7 +226,7 @@ impl HostEnd for End {
         if self.relayed {
             return Err(Errno::EOPNOTSUPP);
         }
-        let (fd, peer) = retry(|| sock::accept(self.fd.as_fd())).map_err(host)?;
+        let (fd, peer) = retry(|| sock::accept(self.fd.as_fd())).map_err(|error| Errno::from_io(&error))?;
         Ok((Self::make(&self.broker, &self.watcher, fd, false, observer)?, peer))
     }
 
@@ -241,11 +238,13 @@ impl HostEnd for End {
                 self.address(true).map_err(|_| Errno::EDESTADDRREQ)?;
             }
             let packet = Datagram { address: to, data }.to_bytes();
-            retry(|| sock::send(self.fd.as_fd(), &packet, &[], libc::MSG_DONTWAIT)).map_err(host)?;
+            retry(|| sock::send(self.fd.as_fd(), &packet, &[], libc::MSG_DONTWAIT))
+                .map_err(|error| Errno::from_io(&error))?;
             return Ok(data.len());
         }
         let control = control_bytes(control)?;
-        retry(|| sock::send_to(self.fd.as_fd(), data, to, &control, flags)).map_err(host)
+        retry(|| sock::send_to(self.fd.as_fd(), data, to, &control, flags))
+            .map_err(|error| Errno::from_io(&error))
     }
 
     fn receive(&self, data: &mut [u8], flags: i32) -> Result<HostMessage> {
@@ -253,7 +252,8 @@ impl HostEnd for End {
             return self.receive_relayed(data, flags);
         }
         let flags = flags | libc::MSG_DONTWAIT;
-        let got = retry(|| sock::receive_from(self.fd.as_fd(), data, flags)).map_err(host)?;
+        let got = retry(|| sock::receive_from(self.fd.as_fd(), data, flags))
+            .map_err(|error| Errno::from_io(&error))?;
         Ok(HostMessage {
             len: got.len,
             from: got.from,
@@ -291,7 +291,7 @@ impl HostEnd for End {
 
     fn queued(&self, query: u32) -> Result<i32> {
         if query == SIOCINQ && !self.relayed {
-            return sock::queued(self.fd.as_fd(), query).map_err(host);
+            return sock::queued(self.fd.as_fd(), query).map_err(|error| Errno::from_io(&error));
         }
         let query = i32::try_from(query).map_err(|_| Errno::ENOTTY)?;
         Ok(self.ask(Op::Queued, [query, 0, 0], &[])?.value)
