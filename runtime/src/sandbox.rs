@@ -174,11 +174,11 @@ impl Sandbox {
             network = Some(process);
         }
         if let Some(grant) = &plan.sockets {
-            let (process, seen, channel) = crate::sockets::start(grant)?;
-            warnings.extend(cgroup.add(process.pid())?);
-            plan.boot.network = Some(seen);
-            descriptors.push((Descriptor::Broker, channel));
-            network = Some(process);
+            let broker = crate::sockets::start(grant)?;
+            warnings.extend(cgroup.add(broker.process.pid())?);
+            plan.boot.network = Some(broker.seen);
+            descriptors.extend(broker.descriptors);
+            network = Some(broker.process);
         }
         if let Some(file) = plan.filestore.open()? {
             descriptors.push((Descriptor::Filestore, file));

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use control_protocol::{Address, Link, MAX_LINKS, Network};
+use control_protocol::{Address, Descriptor, Link, MAX_LINKS, Network};
 use hostsys::launch::Command;
 use hostsys::{sealed, sock};
 use net_broker::sockets::{Grant, NAME};
@@ -15,6 +15,9 @@ use crate::sandbox::{Guarded, program};
 
 /// `lo`, which every sandbox has.
 const LOOPBACK: u32 = 1;
+
+/// `RTPROT_KERNEL`.
+const BY_KERNEL: u8 = 2;
 
 /// What the sandbox is shown of the network that this process is in.
 fn seen() -> io::Result<Network> {
@@ -40,7 +43,6 @@ fn seen() -> io::Result<Network> {
     links.sort_by_key(|link| link.index);
     let mut routes = routing.routes()?;
     // What an address makes by itself is not a route that somebody has set.
-    const BY_KERNEL: u8 = 2;
     routes.retain(|route| route.protocol != BY_KERNEL && links.iter().any(|link| link.index == route.link));
     let port_start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let port_start = port_start.ok().and_then(|text| text.trim().parse().ok());
@@ -52,9 +54,29 @@ pub(crate) fn check(grant: &Grant) -> Result<()> {
     grant.check().map_err(Error::Usage)
 }
 
-/// Starts it in the network namespace of this process; gives what the sandbox sees of that, and the sandbox' end of the
-/// channel. Call it while this process has one thread.
-pub(crate) fn start(grant: &Grant) -> Result<(Guarded, Network, OwnedFd)> {
+/// The kernel's lists of sockets, in the order of [`Descriptor::SocketTable`].
+const TABLES: [&str; 4] = ["tcp", "tcp6", "udp", "udp6"];
+
+/// Those of the network that this process is in. One that is not there is not shown.
+fn tables() -> impl Iterator<Item = (Descriptor, OwnedFd)> {
+    (0..).zip(TABLES).filter_map(|(number, name)| {
+        let file = File::open(format!("/proc/self/net/{name}")).ok()?;
+        Some((Descriptor::SocketTable(number), file.into()))
+    })
+}
+
+/// A broker that runs.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub process: Guarded,
+    /// What the sandbox sees of the network.
+    pub seen: Network,
+    /// The sandbox' end of the channel, and what else it gets.
+    pub descriptors: Vec<(Descriptor, OwnedFd)>,
+}
+
+/// Starts it in the network namespace of this process. Call it while this process has one thread.
+pub(crate) fn start(grant: &Grant) -> Result<Started> {
     check(grant)?;
     let network = seen().context(|| "read the interfaces of the host's network".into())?;
     let (ours, theirs) = sock::packet_pair().context(|| "socketpair".into())?;
@@ -76,5 +98,6 @@ pub(crate) fn start(grant: &Grant) -> Result<(Guarded, Network, OwnedFd)> {
     };
     let mut process = Guarded::new(command.start().context(|| "start the broker of sockets".into())?);
     process.release().context(|| "start the broker of sockets".into())?;
-    Ok((process, network, ours))
+    let descriptors = [(Descriptor::Broker, ours)].into_iter().chain(tables()).collect();
+    Ok(Started { process, seen: network, descriptors })
 }

@@ -59,6 +59,8 @@ pub enum Descriptor {
     Link,
     /// A connection to the broker that makes host sockets.
     Broker,
+    /// The kernel's list of the sockets of that network, open for reading: TCP, TCP over IPv6, UDP, UDP over IPv6.
+    SocketTable(u8),
     /// A listening socket: each connection carries one [`crate::Request`].
     Listener,
     /// A datagram socket that takes what comes to the container's notify socket ([`Boot::notify_name`]).

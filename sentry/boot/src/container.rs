@@ -76,11 +76,16 @@ impl Shared {
     }
 
     /// Makes the network the host's, whose sockets a broker makes.
-    fn be_the_hosts(&self, network: &Network, broker: OwnedFd) -> Result<(), String> {
+    fn be_the_hosts(
+        &self,
+        network: &Network,
+        broker: OwnedFd,
+        tables: Vec<(u8, OwnedFd)>,
+    ) -> Result<(), String> {
         // Another network cannot be taken over besides.
         self.link_bell.lock().take().ok_or("the sandbox has a network already")?;
         let first = self.kernel.first_network().extension::<NetworkNamespace>();
-        let broker = HostSockets::new(broker, Arc::clone(&self.watcher));
+        let broker = HostSockets::new(broker, tables, Arc::clone(&self.watcher));
         let inet = first.inet();
         if let Some(port) = network.port_start {
             inet.set_unprivileged_port_start(port);
@@ -166,7 +171,9 @@ impl Container {
         if let Some(network) = &boot.network {
             let links = core::mem::take(&mut fds.links);
             let done = match fds.broker.take() {
-                Some(broker) if network.host => shared.be_the_hosts(network, broker),
+                Some(broker) if network.host => {
+                    shared.be_the_hosts(network, broker, core::mem::take(&mut fds.socket_tables))
+                }
                 _ => shared.connect(network, links),
             };
             done.map_err(|error| failed(Phase::Init, error))?;

@@ -23,6 +23,9 @@ const CONTROL_ALIGN: usize = 8;
 
 const SIOCINQ: u32 = 0x541b;
 
+/// Bytes of a list of sockets that are shown.
+const TABLE_MAX: usize = 1 << 20;
+
 /// The connection to the broker.
 #[derive(Debug)]
 struct Broker {
@@ -61,12 +64,14 @@ impl Broker {
 #[derive(Debug)]
 pub struct HostSockets {
     broker: Arc<Broker>,
+    /// The kernel's lists of sockets, by number.
+    tables: Vec<(u8, OwnedFd)>,
     watcher: Arc<Watcher>,
 }
 
 impl HostSockets {
-    pub fn new(channel: OwnedFd, watcher: Arc<Watcher>) -> Arc<Self> {
-        Arc::new(Self { broker: Arc::new(Broker { channel: Mutex::new(channel) }), watcher })
+    pub fn new(channel: OwnedFd, tables: Vec<(u8, OwnedFd)>, watcher: Arc<Watcher>) -> Arc<Self> {
+        Arc::new(Self { broker: Arc::new(Broker { channel: Mutex::new(channel) }), tables, watcher })
     }
 }
 
@@ -77,6 +82,22 @@ impl HostNet for HostSockets {
         let fd = answer.fd.ok_or(Errno::ENETDOWN)?;
         End::make(&self.broker, &self.watcher, fd, answer.value != 0, observer)
     }
+
+    fn table(&self, number: u8) -> String {
+        let Some((_, file)) = self.tables.iter().find(|(known, _)| *known == number) else {
+            return String::new();
+        };
+        let mut text = vec![0; TABLE_MAX];
+        let mut len = 0;
+        while let Some(room) = text.get_mut(len..).filter(|room| !room.is_empty()) {
+            match retry(|| Ok(rustix::io::pread(file, &mut *room, len as u64)?)) {
+                Ok(0) | Err(_) => break,
+                Ok(got) => len += got,
+            }
+        }
+        text.truncate(len);
+        String::from_utf8_lossy(&text).into_owned()
+    }
 }
 
 /// A host socket, or the end of a relay to one.
@@ -86,6 +107,8 @@ struct End {
     /// Datagrams go through the broker, each with its address.
     relayed: bool,
     token: u64,
+    /// Of the descriptor.
+    inode: u64,
     broker: Arc<Broker>,
     watcher: Arc<Watcher>,
 }
@@ -98,8 +121,16 @@ impl End {
         relayed: bool,
         observer: Weak<dyn Observer>,
     ) -> Result<Box<dyn HostEnd>> {
+        let inode = rustix::fs::fstat(&fd).map_err(|error| Errno::from_raw(error.raw_os_error()))?.st_ino;
         let token = watcher.enter(fd.as_fd(), observer)?;
-        Ok(Box::new(Self { fd, relayed, token, broker: Arc::clone(broker), watcher: Arc::clone(watcher) }))
+        Ok(Box::new(Self {
+            fd,
+            relayed,
+            token,
+            inode,
+            broker: Arc::clone(broker),
+            watcher: Arc::clone(watcher),
+        }))
     }
 
     fn ask(&self, op: Op, arguments: [i32; 3], data: &[u8]) -> Result<Answer> {
@@ -112,7 +143,8 @@ impl End {
         }
         let mut packet = vec![0; MAX_DATAGRAM];
         let flags = (flags & libc::MSG_PEEK) | libc::MSG_DONTWAIT;
-        let got = retry(|| sock::receive_from(self.fd.as_fd(), &mut packet, flags)).map_err(host)?;
+        let got = retry(|| sock::receive_from(self.fd.as_fd(), &mut packet, flags))
+            .map_err(|error| Errno::from_io(&error))?;
         let packet = packet.get(..got.len).unwrap_or_default();
         if let Some(errno) = error_of(packet) {
             return Err(Errno::from_raw(errno));
@@ -133,10 +165,6 @@ impl End {
             flags: if len > fits { libc::MSG_TRUNC } else { 0 },
         })
     }
-}
-
-fn host(error: std::io::Error) -> Errno {
-    Errno::from_io(&error)
 }
 
 /// Control messages that a datagram may go out with.
@@ -198,7 +226,7 @@ impl HostEnd for End {
         if self.relayed {
             return Err(Errno::EOPNOTSUPP);
         }
-        let (fd, peer) = retry(|| sock::accept(self.fd.as_fd())).map_err(host)?;
+        let (fd, peer) = retry(|| sock::accept(self.fd.as_fd())).map_err(|error| Errno::from_io(&error))?;
         Ok((Self::make(&self.broker, &self.watcher, fd, false, observer)?, peer))
     }
 
@@ -210,11 +238,13 @@ impl HostEnd for End {
                 self.address(true).map_err(|_| Errno::EDESTADDRREQ)?;
             }
             let packet = Datagram { address: to, data }.to_bytes();
-            retry(|| sock::send(self.fd.as_fd(), &packet, &[], libc::MSG_DONTWAIT)).map_err(host)?;
+            retry(|| sock::send(self.fd.as_fd(), &packet, &[], libc::MSG_DONTWAIT))
+                .map_err(|error| Errno::from_io(&error))?;
             return Ok(data.len());
         }
         let control = control_bytes(control)?;
-        retry(|| sock::send_to(self.fd.as_fd(), data, to, &control, flags)).map_err(host)
+        retry(|| sock::send_to(self.fd.as_fd(), data, to, &control, flags))
+            .map_err(|error| Errno::from_io(&error))
     }
 
     fn receive(&self, data: &mut [u8], flags: i32) -> Result<HostMessage> {
@@ -222,7 +252,8 @@ impl HostEnd for End {
             return self.receive_relayed(data, flags);
         }
         let flags = flags | libc::MSG_DONTWAIT;
-        let got = retry(|| sock::receive_from(self.fd.as_fd(), data, flags)).map_err(host)?;
+        let got = retry(|| sock::receive_from(self.fd.as_fd(), data, flags))
+            .map_err(|error| Errno::from_io(&error))?;
         Ok(HostMessage {
             len: got.len,
             from: got.from,
@@ -260,10 +291,14 @@ impl HostEnd for End {
 
     fn queued(&self, query: u32) -> Result<i32> {
         if query == SIOCINQ && !self.relayed {
-            return sock::queued(self.fd.as_fd(), query).map_err(host);
+            return sock::queued(self.fd.as_fd(), query).map_err(|error| Errno::from_io(&error));
         }
         let query = i32::try_from(query).map_err(|_| Errno::ENOTTY)?;
         Ok(self.ask(Op::Queued, [query, 0, 0], &[])?.value)
+    }
+
+    fn inode(&self) -> u64 {
+        self.inode
     }
 
     fn poll(&self, events: Events) -> Events {

@@ -33,6 +33,7 @@ pub struct Descriptors {
     pub filestore: Option<OwnedFd>,
     pub links: Vec<OwnedFd>,
     pub broker: Option<OwnedFd>,
+    pub socket_tables: Vec<(u8, OwnedFd)>,
 }
 
 impl Descriptors {
@@ -47,6 +48,7 @@ impl Descriptors {
                 Descriptor::Filestore => sorted.filestore = Some(fd),
                 Descriptor::Link => sorted.links.push(fd),
                 Descriptor::Broker => sorted.broker = Some(fd),
+                Descriptor::SocketTable(number) => sorted.socket_tables.push((*number, fd)),
                 Descriptor::Listener => sorted.listener = Some(fd),
                 Descriptor::Notify => sorted.notify = Some(fd),
             }

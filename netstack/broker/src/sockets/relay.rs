@@ -80,7 +80,7 @@ impl Relays {
     pub fn turn(&mut self, token: u64, gate: &mut Gate) {
         let number = token / 2;
         let Some(relay) = self.by_number.get(&number) else { return };
-        let open = if token % 2 == 0 {
+        let open = if token.is_multiple_of(2) {
             relay.outward(&mut self.buffer, gate)
         } else {
             relay.inward(&mut self.buffer);

@@ -33,6 +33,8 @@ use crate::{ControlMessage, Inet, RecvMsg, SendMsg, SockCtx, Socket};
 pub trait HostNet: Send + Sync + Debug {
     /// A socket of domain, type and protocol; `observer` is told of what it is [armed](HostEnd::arm) for.
     fn socket(&self, how: [i32; 3], observer: Weak<dyn Observer>) -> Result<Box<dyn HostEnd>>;
+    /// The host's list of the sockets there, as its `/proc/net` has it: 0 for TCP, 1 for TCP over IPv6, 2 and 3 for UDP.
+    fn table(&self, number: u8) -> String;
 }
 
 /// A message that a host socket has received.
@@ -62,6 +64,8 @@ pub trait HostEnd: Send + Sync + Debug {
     fn set_option(&self, level: i32, name: i32, value: &[u8]) -> Result<()>;
     /// `SIOCINQ` or one of its kin.
     fn queued(&self, query: u32) -> Result<i32>;
+    /// Its number in the host's lists of sockets.
+    fn inode(&self) -> u64;
     /// What it has of `events` now, errors and hang-ups besides.
     fn poll(&self, events: Events) -> Events;
     /// Has the observer told once when it has one of `events`, an error or a hang-up.
