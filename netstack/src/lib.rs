@@ -19,6 +19,7 @@
 //! **Threat.** Both ends of a connection are untrusted, and hostile to one another: what one may make the other hold is
 //! bounded by the receiver's and the sender's buffer sizes.
 
+pub mod broker;
 pub mod buffer;
 pub mod datagram;
 pub mod error;

@@ -73,6 +73,9 @@ pub struct Global {
     /// Whether calls of changed text may be answered without the Sentry; for tests
     #[arg(long, value_name = "on|off", value_parser = ["on", "off"], hide = true, default_value = "on")]
     pub resident: String,
+    /// What containers may reach that are on the host's network: a policy, as of `do --net-policy`, without domains
+    #[arg(long, value_name = "FILE")]
+    pub host_net_policy: Option<PathBuf>,
     /// Print the version
     #[arg(long, short = 'v')]
     pub version: bool,
@@ -371,7 +374,10 @@ pub struct Do {
     /// Let it reach the network, by way of the host's
     #[arg(long)]
     pub net: bool,
-    /// What it may reach of the network; implies --net
+    /// Its network: "none" but a loopback, "nat" (as --net), or "host": the host's own, with its loopback and its ports
+    #[arg(long, value_name = "none|nat|host", value_parser = ["none", "nat", "host"])]
+    pub network: Option<String>,
+    /// What it may reach of the network; implies --net, where --network does not say otherwise
     #[arg(long, value_name = "FILE")]
     pub net_policy: Option<PathBuf>,
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]

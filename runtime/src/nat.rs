@@ -41,7 +41,7 @@ pub(crate) fn network() -> Network {
         hardware: net_broker::GUEST_HARDWARE,
         addresses: vec![own],
     };
-    Network { links: vec![link], routes: vec![default], resolver: false, forward: false }
+    Network { links: vec![link], routes: vec![default], ..Network::default() }
 }
 
 fn prepare(end: &OwnedFd) -> io::Result<()> {

@@ -25,6 +25,7 @@ mod exit;
 mod fields;
 mod files;
 mod host_command;
+mod host_network;
 mod hostile;
 mod idle;
 mod intrusion;

@@ -15,6 +15,13 @@ pub struct Network {
     /// Whether, last of all, a listening socket comes along: what is connected to it is meant for the sandbox's loopback.
     #[serde(default)]
     pub forward: bool,
+    /// The sandbox' sockets are the host's: links and routes are shown, no descriptor stands for a link, and the one that
+    /// comes along leads to the broker.
+    #[serde(default)]
+    pub host: bool,
+    /// `net.ipv4.ip_unprivileged_port_start`, of the host's network.
+    #[serde(default)]
+    pub port_start: Option<u16>,
 }
 
 /// An interface, by the host's number and name.
