@@ -46,7 +46,7 @@ fn seen() -> io::Result<Network> {
     routes.retain(|route| route.protocol != BY_KERNEL && links.iter().any(|link| link.index == route.link));
     let port_start = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let port_start = port_start.ok().and_then(|text| text.trim().parse().ok());
-    Ok(Network { links, routes, resolver: false, host: true, port_start })
+    Ok(Network { links, routes, host: true, port_start, ..Network::default() })
 }
 
 /// Says what is wrong with a policy for it.

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::str::Chars;
+use std::time::Duration;
 
 use super::wire::{Value, Writer};
 use crate::error::{Error, Result};
@@ -71,13 +72,8 @@ fn microseconds(value: &Given) -> std::result::Result<Given, String> {
     let of = match value.data {
         Data::Integer(seconds) => u64::try_from(seconds).ok().and_then(|s| s.checked_mul(1_000_000)),
         Data::Double(bits) => {
-            let micros = f64::from_bits(bits) * 1e6;
-            #[allow(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "the range is checked, and less than a microsecond is nothing"
-            )]
-            (0.0..1.8e19).contains(&micros).then_some(micros as u64)
+            let seconds = Duration::try_from_secs_f64(f64::from_bits(bits)).ok();
+            seconds.and_then(|seconds| u64::try_from(seconds.as_micros()).ok())
         }
         _ => return Err("not a number of seconds".into()),
     };
