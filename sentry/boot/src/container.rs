@@ -20,7 +20,7 @@ use sentry_vfs::Vfs;
 
 use crate::console::Console;
 use crate::control::Address;
-use crate::link::{self, Capture, LinkBell};
+use crate::link::{self, Bandwidth, Capture, LinkBell};
 use crate::log::{Log, Moment};
 use crate::notify;
 use crate::started::{self, Descriptors, Ending, Factory, Kind, Made, failed};
@@ -53,6 +53,7 @@ pub struct Shared {
     /// For the links of the network, until there are some.
     link_bell: Mutex<Option<LinkBell>, { rank::LEAF }>,
     capture: Arc<Capture>,
+    bandwidth: Bandwidth,
 }
 
 impl Shared {
@@ -60,7 +61,7 @@ impl Shared {
     pub fn connect(&self, network: &Network, fds: Vec<OwnedFd>) -> Result<(), String> {
         let bell = self.link_bell.lock().take().ok_or("the sandbox has a network already")?;
         let first = self.kernel.first_network().extension::<NetworkNamespace>();
-        link::connect(first.inet(), bell, &self.capture, network, fds)
+        link::connect(first.inet(), bell, &self.capture, (network, self.bandwidth), fds)
     }
 
     /// Begins to write frames to a file, or ends it.
@@ -136,6 +137,10 @@ impl Container {
             main: ground.main,
             link_bell: Mutex::new(Some(ground.link_bell)),
             capture: Arc::default(),
+            bandwidth: Bandwidth {
+                ingress: boot.options.ingress_bandwidth,
+                egress: boot.options.egress_bandwidth,
+            },
         });
         if let Some(network) = &boot.network {
             let links = core::mem::take(&mut fds.links);

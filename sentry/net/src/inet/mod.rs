@@ -12,7 +12,7 @@ mod info;
 pub(crate) mod netdev;
 pub(crate) mod options;
 pub(crate) mod outside;
-mod raw;
+pub(crate) mod raw;
 pub(crate) mod report;
 mod resolver;
 mod tcp;
@@ -35,10 +35,12 @@ use sentry_vfs::{Caller, UserNs, cap};
 
 use crate::Socket;
 use crate::netlink::NetlinkTable;
+use crate::packet::Taps;
 pub use addr::Domain;
 use outside::Outside;
 pub use outside::{LinkHost, LinkSetup, Links};
 use raw::{RawSocket, RawTable};
+pub use resolver::LINK as RESOLVER_LINK;
 use tcp::{TcpCore, TcpSocket};
 use udp::{UdpCore, UdpSocket};
 
@@ -51,6 +53,7 @@ pub struct Inet {
     /// All TCP sockets that are open, by inode number, for `/proc/net/tcp`.
     tcp_sockets: Mutex<BTreeMap<u64, Weak<TcpCore>>, { rank::LEAF }>,
     raws: RawTable,
+    pub(crate) taps: Arc<Taps>,
     pub(crate) groups: groups::Groups,
     pub(crate) netlink: NetlinkTable,
     buffers: Mutex<BufferPool, { rank::LEAF }>,
@@ -78,6 +81,7 @@ impl Default for Inet {
             interfaces: Mutex::default(),
             tcp_sockets: Mutex::default(),
             raws: Mutex::default(),
+            taps: Arc::default(),
             groups: groups::Groups::default(),
             netlink: NetlinkTable::default(),
             buffers: Mutex::default(),
