@@ -174,7 +174,7 @@ fn an_annotation_that_is_no_bandwidth_is_named() -> Result<()> {
     write_config(&dir, &config)?;
     let words: [PathBuf; 4] = ["run".into(), "--bundle".into(), dir, trial.id().into()];
     let out = trial.casemate(words).run()?;
-    ensure!(out.code() != Some(0) && out.err().contains("egress-bandwidth: \"fast\""), "{out}");
+    ensure!(out.code() != 0 && out.err().contains("egress-bandwidth: \"fast\""), "{out}");
     trial.finish()
 }
 

@@ -12,6 +12,7 @@ cases![
     a_cooked_socket_sees_no_link_header,
     a_frame_that_is_sent_arrives,
     a_cooked_frame_that_is_sent_arrives,
+    frames_of_127_are_seen_and_not_taken_in,
     a_filter_chooses_frames,
     filters_that_are_none,
     statistics_begin_anew_when_they_are_read,
@@ -28,6 +29,7 @@ cases![
 ];
 
 const ETH_IP: u16 = 0x0800;
+const ETH_IPV6: u16 = 0x86dd;
 const ETH_ALL: u16 = 3;
 const ADD_MEMBERSHIP: i32 = 1;
 const DROP_MEMBERSHIP: i32 = 2;
@@ -144,24 +146,59 @@ fn a_cooked_socket_sees_no_link_header() -> Outcome {
     Ok(())
 }
 
-/// A datagram from 127.0.0.1 to itself, as a packet.
-fn datagram(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
+fn total(parts: &[&[u8]]) -> u16 {
+    let bytes = parts.concat();
+    let mut sum: u32 =
+        bytes.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], *w.get(1).unwrap_or(&0)]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn udp_head(from: u16, to: u16, len: u16) -> Vec<u8> {
+    [from.to_be_bytes(), to.to_be_bytes(), len.to_be_bytes(), [0, 0]].concat()
+}
+
+/// A datagram from 127.0.0.1 to itself, as a packet, without a sum.
+fn datagram4(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
     let len = (28 + data.len()) as u16;
     let mut p = vec![0x45, 0];
     p.extend_from_slice(&len.to_be_bytes());
     p.extend_from_slice(&[0, 1, 0, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1]);
-    let mut sum: u32 = p.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    p[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    p.extend_from_slice(&from.to_be_bytes());
-    p.extend_from_slice(&to.to_be_bytes());
-    p.extend_from_slice(&(len - 20).to_be_bytes());
-    // No sum.
-    p.extend_from_slice(&[0, 0]);
+    let sum = total(&[&p]);
+    p[10..12].copy_from_slice(&sum.to_be_bytes());
+    p.extend_from_slice(&udp_head(from, to, len - 20));
     p.extend_from_slice(data);
     p
+}
+
+/// The same from ::1.
+fn datagram6(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
+    let len = (8 + data.len()) as u16;
+    let mut udp = udp_head(from, to, len);
+    udp.extend_from_slice(data);
+    let sum = total(&[&LO6, &LO6, &[0, 0], &len.to_be_bytes(), &[0, 0, 0, 17], &udp]);
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
+    let mut p = vec![0x60, 0, 0, 0];
+    p.extend_from_slice(&len.to_be_bytes());
+    p.extend_from_slice(&[17, 64]);
+    p.extend_from_slice(&LO6);
+    p.extend_from_slice(&LO6);
+    p.extend_from_slice(&udp);
+    p
+}
+
+/// UDP sockets at ::1, and their ports.
+fn udp6_pair() -> Result<(OwnedFd, u16, OwnedFd, u16), String> {
+    let (a, b) = (sock(AF_INET6, SOCK_DGRAM)?, sock(AF_INET6, SOCK_DGRAM)?);
+    let wait = timeval { tv_sec: 20, tv_usec: 0 };
+    for s in [&a, &b] {
+        ok!(bind6(s, LO6, 0));
+        ok!(setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_RCVTIMEO, (&raw const wait).cast(), 16));
+    }
+    let (pa, pb) = (port_of(&a)?, port_of(&b)?);
+    Ok((a, pa, b, pb))
 }
 
 fn send_frame(s: &OwnedFd, frame: &[u8], to: Option<sockaddr_ll>) -> isize {
@@ -173,13 +210,24 @@ fn send_frame(s: &OwnedFd, frame: &[u8], to: Option<sockaddr_ll>) -> isize {
 }
 
 fn a_frame_that_is_sent_arrives() -> Outcome {
-    let (_a, pa, b, pb) = udp_pair()?;
+    let (_a, pa, b, pb) = udp6_pair()?;
     let sender = packet(SOCK_RAW, 0)?;
-    let s = watch(SOCK_RAW, ETH_ALL, pb)?;
+    let s = packet(SOCK_RAW, 0)?;
+    let one = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    let to_port6 = [
+        one(0x28, 0, 0, 12),
+        one(0x15, 0, 3, u32::from(ETH_IPV6)),
+        one(0x28, 0, 0, 14 + 40 + 2),
+        one(0x15, 0, 1, pb.into()),
+        one(0x06, 0, 0, u32::MAX),
+        one(0x06, 0, 0, 0),
+    ];
+    attach(&s, &to_port6)?;
+    ok!(bind_to(&s, 1, ETH_ALL));
     let mut frame = vec![0; 12];
-    frame.extend_from_slice(&[8, 0]);
-    frame.extend_from_slice(&datagram(pa, pb, b"by hand"));
-    same!(ok!(send_frame(&sender, &frame, Some(at(1, ETH_IP)))), frame.len() as isize);
+    frame.extend_from_slice(&ETH_IPV6.to_be_bytes());
+    frame.extend_from_slice(&datagram6(pa, pb, b"by hand"));
+    same!(ok!(send_frame(&sender, &frame, Some(at(1, ETH_IPV6)))), frame.len() as isize);
     same!(recv_flags(&b, 100, 0)?, b"by hand");
     for kind in [4, 0] {
         let (seen, _, from) = receive(&s, 2000)?;
@@ -188,7 +236,7 @@ fn a_frame_that_is_sent_arrives() -> Outcome {
     }
     // What is for another station is seen and not taken in.
     frame[0] = 2;
-    ok!(send_frame(&sender, &frame, Some(at(1, ETH_IP))));
+    ok!(send_frame(&sender, &frame, Some(at(1, ETH_IPV6))));
     for kind in [4, 3] {
         same!(receive(&s, 2000)?.2.sll_pkttype, kind);
     }
@@ -197,14 +245,29 @@ fn a_frame_that_is_sent_arrives() -> Outcome {
 }
 
 fn a_cooked_frame_that_is_sent_arrives() -> Outcome {
-    let (_a, pa, b, pb) = udp_pair()?;
+    let (_a, pa, b, pb) = udp6_pair()?;
     let sender = packet(SOCK_DGRAM, 0)?;
-    ok!(bind_to(&sender, 1, ETH_IP));
-    let p = datagram(pa, pb, b"cooked by hand");
-    same!(ok!(send_frame(&sender, &p, Some(at(1, ETH_IP)))), p.len() as isize);
+    ok!(bind_to(&sender, 1, ETH_IPV6));
+    let p = datagram6(pa, pb, b"cooked by hand");
+    same!(ok!(send_frame(&sender, &p, Some(at(1, ETH_IPV6)))), p.len() as isize);
     same!(recv_flags(&b, 100, 0)?, b"cooked by hand");
     same!(ok!(send_frame(&sender, &p, None)), p.len() as isize);
     same!(recv_flags(&b, 100, 0)?, b"cooked by hand");
+    Ok(())
+}
+
+fn frames_of_127_are_seen_and_not_taken_in() -> Outcome {
+    let (_a, pa, b, pb) = udp_pair()?;
+    let sender = packet(SOCK_DGRAM, 0)?;
+    let s = watch(SOCK_RAW, ETH_ALL, pb)?;
+    let p = datagram4(pa, pb, b"martian");
+    same!(ok!(send_frame(&sender, &p, Some(at(1, ETH_IP)))), p.len() as isize);
+    for kind in [4, 0] {
+        let (seen, _, from) = receive(&s, 2000)?;
+        same!(seen[14..], p);
+        same!(from.sll_pkttype, kind);
+    }
+    fails!(EAGAIN, try_recv(&b, MSG_DONTWAIT));
     Ok(())
 }
 
@@ -217,8 +280,9 @@ fn a_filter_chooses_frames() -> Outcome {
     ok!(send_to(&a, b"cut", pb));
     let (frame, len, _) = receive(&s, 2000)?;
     same!((frame.len(), len), (20, 20));
-    ok!(setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_DETACH_FILTER, null(), 0));
-    fails!(ENOENT, setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_DETACH_FILTER, null(), 0));
+    fails!(EINVAL, setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_DETACH_FILTER, null(), 0));
+    ok!(set_int(&s, SOL_SOCKET, SO_DETACH_FILTER, 0));
+    fails!(ENOENT, set_int(&s, SOL_SOCKET, SO_DETACH_FILTER, 0));
     Ok(())
 }
 
@@ -362,7 +426,7 @@ fn options_of_packet_sockets() -> Outcome {
     let s = packet(SOCK_DGRAM, ETH_IP)?;
     same!(get_int(&s, SOL_SOCKET, SO_TYPE)?, SOCK_DGRAM);
     same!(get_int(&s, SOL_SOCKET, SO_DOMAIN)?, AF_PACKET);
-    same!(get_int(&s, SOL_SOCKET, SO_PROTOCOL)?, i32::from(ETH_IP.to_be()));
+    same!(get_int(&s, SOL_SOCKET, SO_PROTOCOL)?, 0);
     same!(get_int(&s, SOL_SOCKET, SO_ERROR)?, 0);
     for name in [AUXDATA, IGNORE_OUTGOING] {
         same!(get_int(&s, SOL_PACKET, name)?, 0);

@@ -1,7 +1,7 @@
 //! `AF_PACKET` sockets: frames as the links and the loopback carry them (`packet(7)`, `net/packet/af_packet.c`).
 //!
 //! TCP over the loopback has no packets and shows none. A frame that is sent by a link is not seen by this network's own
-//! protocols; one that is sent by the loopback is taken in by them, as far as it carries UDP or ICMP.
+//! protocols; one that is sent by the loopback is taken in by them, as far as it carries UDP or ICMP of IPv6.
 //!
 //! **Threat.** A sender is whoever holds `CAP_NET_RAW` over this network. What waits at a receiver is bounded by its
 //! `SO_RCVBUF`, or by the ring that it has made.

@@ -123,8 +123,8 @@ impl PacketCore {
                 }
             }
             (libc::SOL_SOCKET, libc::SO_DOMAIN) => libc::AF_PACKET,
-            (libc::SOL_SOCKET, libc::SO_PROTOCOL) => i32::from(self.state.lock().protocol.to_be()),
-            (libc::SOL_SOCKET, libc::SO_ERROR | libc::SO_ACCEPTCONN) => 0,
+            // Its protocol is not one of those that this tells.
+            (libc::SOL_SOCKET, libc::SO_PROTOCOL | libc::SO_ERROR | libc::SO_ACCEPTCONN) => 0,
             (libc::SOL_SOCKET, _) => return self.options.get(level, name),
             (libc::SOL_PACKET, STATISTICS) => {
                 let mut state = self.state.lock();
@@ -156,6 +156,7 @@ impl PacketCore {
                 drop(old);
             }
             (libc::SOL_SOCKET, libc::SO_DETACH_FILTER) => {
+                int(value)?;
                 let old = self.state.lock().filter.take();
                 old.ok_or(Errno::ENOENT)?;
             }

@@ -2,7 +2,7 @@
 
 use netstack::asker::TYPE_ASKER;
 use netstack::frame::{ETHERNET_HEADER, OFFLOAD_HEADER, TYPE_V4, TYPE_V6};
-use netstack::packet::{ICMP, ICMPV6, Packet, UDP};
+use netstack::packet::{ICMPV6, Packet, UDP};
 use sentry_base::{Errno, Result};
 use sentry_vfs::IoStart;
 
@@ -152,7 +152,9 @@ impl Inet {
         let sight = Sight { interface: 1, hardware: LOOPBACK, kind, frame, unsummed: false };
         self.taps.show(&sight);
         self.stats.packet(frame.len());
-        if kind == kind::OTHER || ![TYPE_V4, TYPE_V6].contains(&sight.protocol()) {
+        // Addresses of this host are martians where the way of a packet has not been chosen by this host's own output, and
+        // IPv4's input looks at them on the loopback too (`ip_route_input_slow`).
+        if kind == kind::OTHER || sight.protocol() != TYPE_V6 {
             return;
         }
         let bytes = frame.get(ETHERNET_HEADER..).unwrap_or_default();
@@ -169,7 +171,7 @@ impl Inet {
         }
         match packet.protocol {
             UDP => drop(self.receive_udp(&packet, 1)),
-            ICMP | ICMPV6 => self.deliver_raw(&Message::of(&packet, 1)),
+            ICMPV6 => self.deliver_raw(&Message::of(&packet, 1)),
             _ => {}
         }
     }
