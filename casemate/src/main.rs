@@ -29,6 +29,9 @@ fn main() -> ExitCode {
     if is(0, net_broker::NAME) {
         return net_broker::main();
     }
+    if is(0, net_broker::sockets::NAME) {
+        return net_broker::sockets::main();
+    }
     if is(0, "casemate-gofer") && is(1, gofer::launch::SUBCOMMAND) {
         return gofer::main();
     }

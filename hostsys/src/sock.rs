@@ -1,4 +1,5 @@
-//! Packets over Unix sockets, with descriptors.
+//! Packets over Unix sockets, with descriptors; and calls on sockets of any family, whose addresses, options and control
+//! data are bytes as the kernel has them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -117,4 +118,154 @@ pub fn receive(socket: BorrowedFd<'_>, data: &mut [u8], flags: i32) -> io::Resul
         }
     }
     Ok(received)
+}
+
+/// Bytes of the longest address (`struct sockaddr_storage`).
+pub const MAX_ADDRESS: usize = 128;
+
+/// Bytes of control data that one message brings here.
+const MAX_CONTROL: usize = 1024;
+
+#[repr(C, align(8))]
+struct Address([u8; MAX_ADDRESS]);
+
+#[repr(C, align(8))]
+struct ControlData([u8; MAX_CONTROL]);
+
+impl Address {
+    fn cut(&self, len: libc::socklen_t) -> Vec<u8> {
+        let len = usize::try_from(len).unwrap_or(0).min(MAX_ADDRESS);
+        self.0.get(..len).unwrap_or_default().to_vec()
+    }
+}
+
+fn with_address(number: libc::c_long, socket: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
+    // SAFETY: `bind` and `connect` read `address.len()` bytes.
+    check(unsafe { libc::syscall(number, socket.as_raw_fd(), address.as_ptr(), address.len()) })?;
+    Ok(())
+}
+
+/// `bind(2)` to a `struct sockaddr`.
+pub fn bind(socket: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
+    with_address(libc::SYS_bind, socket, address)
+}
+
+/// `connect(2)` to a `struct sockaddr`.
+pub fn connect(socket: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
+    with_address(libc::SYS_connect, socket, address)
+}
+
+/// The address of this end, or of the other one with `peer` (`getsockname(2)`, `getpeername(2)`).
+pub fn address(socket: BorrowedFd<'_>, peer: bool) -> io::Result<Vec<u8>> {
+    let number = if peer { libc::SYS_getpeername } else { libc::SYS_getsockname };
+    let mut address = Address([0; MAX_ADDRESS]);
+    let mut len = MAX_ADDRESS as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes of the address, and `len`.
+    check(unsafe { libc::syscall(number, socket.as_raw_fd(), address.0.as_mut_ptr(), &raw mut len) })?;
+    Ok(address.cut(len))
+}
+
+/// Takes a connection that waits at a listening socket, and its peer's address (`accept4(2)`). The new socket does not
+/// block, and is closed on exec.
+pub fn accept(socket: BorrowedFd<'_>) -> io::Result<(OwnedFd, Vec<u8>)> {
+    let mut address = Address([0; MAX_ADDRESS]);
+    let mut len = MAX_ADDRESS as libc::socklen_t;
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the kernel writes at most `len` bytes of the address, and `len`.
+    let fd = check(unsafe {
+        libc::syscall(libc::SYS_accept4, socket.as_raw_fd(), address.0.as_mut_ptr(), &raw mut len, flags)
+    })?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) };
+    Ok((fd, address.cut(len)))
+}
+
+/// The value of an option, of at most `max` bytes (`getsockopt(2)`).
+pub fn option(socket: BorrowedFd<'_>, level: i32, name: i32, max: usize) -> io::Result<Vec<u8>> {
+    let mut value = vec![0_u8; max];
+    let mut len = libc::socklen_t::try_from(max).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes of the value, and `len`.
+    check(unsafe {
+        libc::syscall(libc::SYS_getsockopt, socket.as_raw_fd(), level, name, value.as_mut_ptr(), &raw mut len)
+    })?;
+    value.truncate(usize::try_from(len).unwrap_or(0));
+    Ok(value)
+}
+
+/// Sets an option (`setsockopt(2)`). Callers know which: some of them take addresses of memory.
+pub fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads `value.len()` bytes.
+    check(unsafe {
+        libc::syscall(libc::SYS_setsockopt, socket.as_raw_fd(), level, name, value.as_ptr(), value.len())
+    })?;
+    Ok(())
+}
+
+/// A number that a socket tells by `ioctl(2)`: `SIOCINQ` and its kin, which write an int.
+pub fn queued(socket: BorrowedFd<'_>, command: u32) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let command = libc::c_ulong::from(command);
+    // SAFETY: the kernel writes an int.
+    check(unsafe { libc::syscall(libc::SYS_ioctl, socket.as_raw_fd(), command, &raw mut value) })?;
+    Ok(value)
+}
+
+/// Sends to a `struct sockaddr`, or to the connected peer if that is empty, with control messages as the kernel reads
+/// them (`sendmsg(2)`). `flags` are `MSG_*`; `MSG_NOSIGNAL` is always set.
+pub fn send_to(
+    socket: BorrowedFd<'_>,
+    data: &[u8],
+    to: &[u8],
+    control: &[u8],
+    flags: i32,
+) -> io::Result<usize> {
+    let mut iov = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    let mut none = Control([0; HEADER + FD_BYTES]);
+    let mut message = header(&mut iov, &mut none, 0);
+    if !to.is_empty() {
+        message.msg_name = to.as_ptr().cast_mut().cast();
+        message.msg_namelen = libc::socklen_t::try_from(to.len()).unwrap_or(0);
+    }
+    if !control.is_empty() {
+        message.msg_control = control.as_ptr().cast_mut().cast();
+        message.msg_controllen = control.len();
+    }
+    // SAFETY: the kernel reads the message, its address, data and control block, which live through the call.
+    let sent = check(unsafe {
+        libc::syscall(libc::SYS_sendmsg, socket.as_raw_fd(), &raw const message, flags | libc::MSG_NOSIGNAL)
+    })?;
+    Ok(sent as usize)
+}
+
+/// A message that was received, with what came along, as the kernel writes it.
+#[derive(Debug, Default)]
+pub struct Message {
+    pub len: usize,
+    pub from: Vec<u8>,
+    pub control: Vec<u8>,
+    /// `MSG_*`.
+    pub flags: i32,
+}
+
+/// Receives into `data` (`recvmsg(2)`). `flags` are `MSG_*`. Only for sockets that carry no descriptors.
+pub fn receive_from(socket: BorrowedFd<'_>, data: &mut [u8], flags: i32) -> io::Result<Message> {
+    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    let mut none = Control([0; HEADER + FD_BYTES]);
+    let mut address = Address([0; MAX_ADDRESS]);
+    let mut control = ControlData([0; MAX_CONTROL]);
+    let mut message = header(&mut iov, &mut none, 0);
+    message.msg_name = address.0.as_mut_ptr().cast();
+    message.msg_namelen = MAX_ADDRESS as libc::socklen_t;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = MAX_CONTROL;
+    // SAFETY: the kernel writes the message, its address, data and control block, which live through the call.
+    let len =
+        check(unsafe { libc::syscall(libc::SYS_recvmsg, socket.as_raw_fd(), &raw mut message, flags) })?;
+    let used = message.msg_controllen.min(MAX_CONTROL);
+    Ok(Message {
+        len: len as usize,
+        from: address.cut(message.msg_namelen),
+        control: control.0.get(..used).unwrap_or_default().to_vec(),
+        flags: message.msg_flags,
+    })
 }

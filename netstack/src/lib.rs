@@ -21,6 +21,7 @@
 
 pub mod asker;
 pub mod bpf;
+pub mod broker;
 pub mod buffer;
 pub mod datagram;
 pub mod error;

@@ -12,7 +12,7 @@ use platform::{
 use crate::frame::{Channel, FrameAt};
 use crate::layout::{self, NR_STAGED, STAGE_MAX, command, resident, word};
 use crate::space::Space;
-use crate::thread::Thread;
+use crate::thread::{Running, Thread};
 
 /// How long a thread may take to store its extended state.
 const SAVE_NS: u64 = 2_000_000_000;
@@ -276,6 +276,6 @@ impl Context for SystrapContext {
 
 impl Drop for SystrapContext {
     fn drop(&mut self) {
-        self.space.platform().running.abandon(&self.thread);
+        Running::abandon(&self.thread);
     }
 }

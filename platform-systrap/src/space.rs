@@ -144,7 +144,12 @@ impl Space {
     /// A parked thread: a spare one, or a new one.
     fn thread(&self) -> Result<Thread, SpaceError> {
         if let Some(slot) = self.process.spares.lock().pop() {
-            return Ok(Thread::new(Arc::clone(&self.process), self.channel(slot)?, slot));
+            return Ok(Thread::new(
+                &self.platform.running,
+                Arc::clone(&self.process),
+                self.channel(slot)?,
+                slot,
+            ));
         }
         let mut next = self.next_slot.lock();
         let slot = *next;
@@ -153,7 +158,7 @@ impl Space {
         channel.window.store32(word::STATE, layout::state::POSTED);
         self.order(&[self.platform.thread_call(slot)])?;
         *next += 1;
-        Ok(Thread::new(Arc::clone(&self.process), channel, slot))
+        Ok(Thread::new(&self.platform.running, Arc::clone(&self.process), channel, slot))
     }
 
     /// Maps the group of `slot`, if it is not.

@@ -1,7 +1,7 @@
 //! One host thread of application code, and the list of those that run.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 
 use hostsys::futex::{self, WAIT_ANY_MAX, WaitWord};
@@ -22,8 +22,10 @@ mod phase {
     pub const TRAPPED: u32 = 2;
 }
 
-/// How long a thread whose context was dropped may take to answer a kick.
-const ORPHAN_NS: u64 = 2_000_000_000;
+/// How often a thread that is to stop for good is told so again.
+const TELL_NS: u64 = 50_000_000;
+/// How often it may be told in vain. Counted, since all of a sandbox may be frozen between two tellings.
+const MAX_TELLINGS: u32 = 40;
 
 /// A host thread of a stub process.
 #[derive(Debug)]
@@ -38,12 +40,16 @@ pub struct Thread {
     luck: Luck,
     /// Whether those of the worker that set it running have.
     patience: Luck,
-    /// The context is dropped: when the thread traps it goes to the spares. The time until which it may run on.
-    orphan_until_ns: Mutex<Option<u64>>,
+    /// The context is dropped: when the thread traps it goes to the spares.
+    orphan: AtomicBool,
+    /// How often it was told to stop for good; zero if it may run.
+    told: AtomicU32,
+    /// [`Running::nr_told`].
+    nr_told: Arc<AtomicUsize>,
 }
 
 impl Thread {
-    pub fn new(process: Arc<Process>, channel: Channel, slot: u64) -> Self {
+    pub fn new(running: &Running, process: Arc<Process>, channel: Channel, slot: u64) -> Self {
         Self {
             process,
             channel,
@@ -53,7 +59,9 @@ impl Thread {
             waker: Mutex::new(None),
             luck: Luck::default(),
             patience: Luck::default(),
-            orphan_until_ns: Mutex::new(None),
+            orphan: AtomicBool::new(false),
+            told: AtomicU32::new(0),
+            nr_told: Arc::clone(&running.nr_told),
         }
     }
 
@@ -139,6 +147,30 @@ impl Thread {
         self.kicked.swap(false, Ordering::AcqRel)
     }
 
+    /// Gives a thread whose context is dropped to the spares; false if it is none.
+    fn retire_orphan(&self) -> bool {
+        let orphan = self.orphan.swap(false, Ordering::SeqCst);
+        if orphan {
+            self.process.spares.lock().push(self.slot);
+        }
+        orphan
+    }
+
+    /// Tells a running thread to stop for good: until it does, workers tell it again, and at last kill its process.
+    fn tell_to_stop(&self) {
+        if self.told.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.nr_told.fetch_add(1, Ordering::Relaxed);
+        }
+        self.send_kick();
+    }
+
+    /// To be called when it has stopped.
+    fn has_stopped(&self) {
+        if self.told.load(Ordering::Relaxed) != 0 && self.told.swap(0, Ordering::AcqRel) != 0 {
+            self.nr_told.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     fn send_kick(&self) {
         // The thread's id lies in the channel, where the application may falsify it; the signal cannot leave the process
         // though, which is named by what the Sentry knows.
@@ -152,6 +184,13 @@ impl Kick for Thread {
         self.kicked.store(true, Ordering::SeqCst);
         if self.is_running() {
             self.send_kick();
+        }
+    }
+
+    fn kick_to_end(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        if self.is_running() {
+            self.tell_to_stop();
         }
     }
 }
@@ -198,7 +237,10 @@ pub struct Running {
     nr_listed: AtomicUsize,
     /// Threads that run, listed or not yet.
     nr_started: AtomicUsize,
-    nr_orphans: AtomicUsize,
+    /// Threads that are told to stop for good and have not.
+    nr_told: Arc<AtomicUsize>,
+    /// When they are told again.
+    next_telling_ns: AtomicU64,
     workers: Vec<Worker>,
     /// One more than the highest worker that has parked.
     nr_workers: AtomicUsize,
@@ -225,6 +267,8 @@ const SPIN_NS: u64 = 10_000;
 /// Threads that one sleep watches; with more, sleeps are short.
 const MAX_WATCHED: usize = WAIT_ANY_MAX - 1;
 const SHORT_SLEEP_NS: u64 = 500_000;
+/// The longest sleep while threads run.
+const LONG_SLEEP_NS: u64 = 1_000_000_000;
 
 impl Running {
     pub fn new(nr_cpus: usize) -> Self {
@@ -232,7 +276,8 @@ impl Running {
             list: Mutex::default(),
             nr_listed: AtomicUsize::new(0),
             nr_started: AtomicUsize::new(0),
-            nr_orphans: AtomicUsize::new(0),
+            nr_told: Arc::default(),
+            next_telling_ns: AtomicU64::new(0),
             workers: std::iter::repeat_with(Worker::default).take(MAX_WORKERS).collect(),
             nr_workers: AtomicUsize::new(0),
             nr_parked: AtomicUsize::new(0),
@@ -286,6 +331,7 @@ impl Running {
         if found {
             self.nr_started.fetch_sub(1, Ordering::Relaxed);
             thread.phase.store(phase::PARKED, Ordering::SeqCst);
+            thread.has_stopped();
         }
         found
     }
@@ -311,6 +357,7 @@ impl Running {
             self.nr_listed.store(list.len(), Ordering::Relaxed);
         }
         thread.phase.store(phase::PARKED, Ordering::SeqCst);
+        thread.has_stopped();
         true
     }
 
@@ -341,46 +388,56 @@ impl Running {
         }
         let count = arrived.len();
         for (thread, waker) in arrived {
-            if self.retire_orphan(&thread) {
+            thread.has_stopped();
+            if thread.retire_orphan() {
                 continue;
             }
             if let Some(waker) = waker {
                 waker.wake();
             }
         }
-        if self.nr_orphans.load(Ordering::Relaxed) > 0 {
-            self.kill_stubborn_orphans();
+        if self.nr_told.load(Ordering::Relaxed) > 0 {
+            self.tell_again();
         }
         count
     }
 
     /// Disposes of a thread whose context is dropped: at once if it is parked, else when it traps.
-    pub fn abandon(&self, thread: &Arc<Thread>) {
-        let deadline = futex::monotonic_ns() + ORPHAN_NS;
-        *thread.orphan_until_ns.lock() = Some(deadline);
-        self.nr_orphans.fetch_add(1, Ordering::Relaxed);
+    pub fn abandon(thread: &Thread) {
+        thread.orphan.store(true, Ordering::SeqCst);
         if thread.is_running() {
-            thread.send_kick();
+            thread.tell_to_stop();
         } else {
-            self.retire_orphan(thread);
+            // It may have been told when it had just stopped.
+            thread.has_stopped();
+            thread.retire_orphan();
         }
     }
 
-    fn retire_orphan(&self, thread: &Arc<Thread>) -> bool {
-        let orphan = thread.orphan_until_ns.lock().take().is_some();
-        if orphan {
-            self.nr_orphans.fetch_sub(1, Ordering::Relaxed);
-            thread.process.spares.lock().push(thread.slot);
-        }
-        orphan
-    }
-
-    fn kill_stubborn_orphans(&self) {
+    /// Tells those that have not stopped again, and kills the processes of those that were told often enough.
+    fn tell_again(&self) {
         let now = futex::monotonic_ns();
+        let due = self.next_telling_ns.load(Ordering::Relaxed);
+        let is_mine = now >= due
+            && self
+                .next_telling_ns
+                .compare_exchange(due, now + TELL_NS, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if !is_mine {
+            return;
+        }
         let list = self.list.lock();
         for thread in list.iter() {
-            if thread.orphan_until_ns.lock().is_some_and(|until| until < now) {
-                thread.process.kill(Cause::Protocol("a thread did not stop when it was told to"));
+            match thread.told.load(Ordering::Relaxed) {
+                0 => {}
+                MAX_TELLINGS.. => {
+                    thread.process.kill(Cause::Protocol("a thread did not stop when it was told to"));
+                }
+                told => {
+                    // Lost if it has stopped meanwhile, which is as good.
+                    let _ = thread.told.compare_exchange(told, told + 1, Ordering::AcqRel, Ordering::Relaxed);
+                    thread.send_kick();
+                }
             }
         }
     }
@@ -434,9 +491,16 @@ impl Running {
         let mut watched: Vec<Arc<Thread>> = Vec::new();
         {
             let list = self.list.lock();
-            if list.len() > MAX_WATCHED || self.nr_orphans.load(Ordering::Relaxed) > 0 {
-                let short = futex::monotonic_ns() + SHORT_SLEEP_NS;
-                until_ns = Some(until_ns.map_or(short, |until| until.min(short)));
+            // Who tells a thread to stop may be no worker: while any runs, some look around.
+            let longest = match list.len() {
+                0 => None,
+                len if len > MAX_WATCHED => Some(SHORT_SLEEP_NS),
+                _ if self.nr_told.load(Ordering::Relaxed) > 0 => Some(TELL_NS),
+                _ => Some(LONG_SLEEP_NS),
+            };
+            if let Some(longest) = longest {
+                let limit = futex::monotonic_ns() + longest;
+                until_ns = Some(until_ns.map_or(limit, |until| until.min(limit)));
             }
             for thread in list.iter().take(MAX_WATCHED) {
                 if thread.has_posted() || thread.process.is_gone() {

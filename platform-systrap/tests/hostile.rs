@@ -458,8 +458,9 @@ fn stubs_have_no_rights(platform: &Arc<Systrap>) {
     }
 }
 
-fn a_thread_that_refuses_to_stop_is_killed(platform: &Arc<Systrap>) {
-    // It blocks the kick by returning from a frame of its own making.
+/// Contexts of one space, at least one of which runs on and cannot be interrupted: it has blocked the kick by a return from
+/// a frame of its own making.
+fn refusing(platform: &Arc<Systrap>) -> (Arc<dyn AddressSpace>, Vec<Guest>) {
     let guest = Guest::new(platform, jump_rcx());
     let places = stub_syscalls(&guest);
     let frame = DATA + 0x1000;
@@ -476,7 +477,7 @@ fn a_thread_that_refuses_to_stop_is_killed(platform: &Arc<Systrap>) {
     guest.space.copy_out(CODE + 0x100, &[0xeb, 0xfe], FaultMode::Normal).expect("write");
     guest.space.protect(range(CODE, 0x1_0000), Prot::READ | Prot::EXEC).expect("protect");
     let space = Arc::clone(&guest.space);
-    let mut ran = false;
+    let mut running = Vec::new();
     for place in places {
         let mut context = Guest::on(platform, Arc::clone(&space));
         context.regs = Regs { rip: CODE, rcx: place, rax: 15, rsp: frame, ..Regs::default() };
@@ -488,17 +489,40 @@ fn a_thread_that_refuses_to_stop_is_killed(platform: &Arc<Systrap>) {
             trapped = context.context.poll_switch(&mut cx, &mut context.regs).is_ready()
                 && context.regs.orig_rax != u64::MAX;
         }
-        ran |= !trapped;
-        drop(context);
+        if !trapped {
+            running.push(context);
+        }
     }
-    assert!(ran, "one of the instructions is the return from the handler");
-    // The space holds a thread now that runs on without a context. Within seconds the platform puts an end to it.
-    let until = Instant::now() + Duration::from_secs(10);
+    assert!(!running.is_empty(), "one of the instructions is the return from the handler");
+    (space, running)
+}
+
+/// Waits until the process of `space` is gone, while something else runs.
+fn is_put_to_an_end(platform: &Arc<Systrap>, space: &Arc<dyn AddressSpace>) {
+    let until = Instant::now() + Duration::from_secs(20);
     let mut witness = Guest::new(platform, count_calls());
     while space.copy_in(CODE, &mut [0], FaultMode::Normal).is_ok() {
         assert!(Instant::now() < until, "the stub still runs");
         witness.syscall();
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn a_thread_that_refuses_to_stop_is_killed(platform: &Arc<Systrap>) {
+    let (space, running) = refusing(platform);
+    drop(running);
+    is_put_to_an_end(platform, &space);
+}
+
+fn a_task_that_refuses_to_end_is_killed(platform: &Arc<Systrap>) {
+    let (space, running) = refusing(platform);
+    for guest in &running {
+        // Its context is there until it traps.
+        guest.context.kicker().kick_to_end();
+    }
+    is_put_to_an_end(platform, &space);
+    for mut guest in running {
+        assert!(dies(&mut guest), "{:x?}", guest.regs);
     }
 }
 
@@ -562,6 +586,7 @@ fn main() {
         channels_of_the_dead_are_empty,
         stubs_have_no_rights,
         a_thread_that_refuses_to_stop_is_killed,
+        a_task_that_refuses_to_end_is_killed,
         stubs_die_with_the_sentry,
     ]);
 }

@@ -241,6 +241,12 @@ pub trait Kick: Send + Sync {
     /// Makes the current or next run end with [`TrapEvent::Interrupted`] soon. Never lost; a spurious
     /// interruption is allowed.
     fn kick(&self);
+
+    /// A kick of a context that is to run no more. One whose thread does not stop soon dies with all that shares its
+    /// address space: the application can keep a thread of its own from being stopped.
+    fn kick_to_end(&self) {
+        self.kick();
+    }
 }
 
 impl std::fmt::Debug for dyn Platform {

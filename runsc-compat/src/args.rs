@@ -84,6 +84,9 @@ pub struct Global {
     /// The same for what it sends
     #[arg(long, value_name = "BITS", value_parser = bandwidth)]
     pub egress_bandwidth: Option<u64>,
+    /// What containers may reach that are on the host's network: a policy, as of `do --net-policy`, without domains
+    #[arg(long, value_name = "FILE")]
+    pub host_net_policy: Option<PathBuf>,
     /// Print the version
     #[arg(long, short = 'v')]
     pub version: bool,
@@ -382,7 +385,10 @@ pub struct Do {
     /// Let it reach the network, by way of the host's
     #[arg(long)]
     pub net: bool,
-    /// What it may reach of the network; implies --net
+    /// Its network: "none" but a loopback, "nat" (as --net), or "host": the host's own, with its loopback and its ports
+    #[arg(long, value_name = "none|nat|host", value_parser = ["none", "nat", "host"])]
+    pub network: Option<String>,
+    /// What it may reach of the network; implies --net, where --network does not say otherwise
     #[arg(long, value_name = "FILE")]
     pub net_policy: Option<PathBuf>,
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]

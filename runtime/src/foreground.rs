@@ -15,7 +15,7 @@ use crate::detached::Network;
 use crate::drive::{Overseer, Progress, Run};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, HookState};
-use crate::lifecycle::network_of;
+use crate::lifecycle::{is_hosts, network_of};
 use crate::log::{Level, Log};
 use crate::network;
 use crate::notify::{self, Notifier};
@@ -35,6 +35,8 @@ pub struct Registration<'a> {
     pub keep: bool,
     /// Descriptors that become the container's from 3 on ([`take_preserved`]).
     pub preserved: Vec<OwnedFd>,
+    /// What it may reach where its network is the host's (JSON): everything, if nothing says otherwise.
+    pub net_policy: Option<String>,
 }
 
 /// Runs `plan` to its end. Call it while this process has one thread.
@@ -70,6 +72,11 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
     }
     let hooks = registration.as_ref().and_then(|registration| registration.config.spec.hooks().clone());
     let network = registration.as_ref().map_or(Network::Host, |registration| network_of(registration.config));
+    if let Some(registration) = &mut registration
+        && is_hosts(&network)
+    {
+        plan.use_host_sockets(registration.net_policy.take())?;
+    }
     plan.boot.held = hooks.is_some() || matches!(network, Network::Join(_));
     let (sandbox, warnings) = Sandbox::start(&mut plan, descriptors, &cgroup, log)?;
     log.warnings(warnings);

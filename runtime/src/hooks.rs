@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use control_protocol::{Process, Status, Text};
+use hostsys::sealed;
 use oci_spec::runtime::{Hook, Hooks};
 use rustix::thread::LinkNameSpaceType;
 use serde::Serialize;
@@ -175,12 +176,10 @@ fn run(name: &'static str, index: usize, hook: &Hook, state: &HookState<'_>, log
     }
     command.args(args).env_clear().current_dir(state.bundle);
     command.envs(hook.env().iter().flatten().filter_map(|entry| entry.split_once('=')));
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // A file and no pipe: a hook need not read it, however long it is.
+    let text = sealed::of_bytes(&state.text()).map_err(|error| fails(error.to_string()))?;
+    command.stdin(Stdio::from(text)).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| fails(error.to_string()))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not read it is no error; the text fits into the pipe.
-        let _ = stdin.write_all(&state.text());
-    }
     // Read beside, so that a hook that says much does not wait for us while we wait for it.
     let listener = child.stderr.take().map(|mut stderr| {
         std::thread::spawn(move || {

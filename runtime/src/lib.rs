@@ -44,6 +44,7 @@ mod seccomp;
 mod session;
 mod shown;
 pub mod signal_names;
+mod sockets;
 mod state;
 mod systemd;
 pub mod timestamp;

@@ -1,7 +1,8 @@
 //! Commands on containers: made, started, signalled, paused, deleted, each by a command of its own.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use control_protocol::{Descriptor, ProcessInfo, Request, TerminalSize};
@@ -30,6 +31,8 @@ pub struct Creation {
     pub pidfd_socket: Option<PathBuf>,
     /// Descriptors that become the container's from 3 on ([`crate::take_preserved`]).
     pub preserved: Vec<OwnedFd>,
+    /// What it may reach where its network is the host's (JSON): everything, if nothing says otherwise.
+    pub net_policy: Option<String>,
 }
 
 pub(crate) fn network_of(config: &Config) -> Network {
@@ -41,6 +44,18 @@ pub(crate) fn network_of(config: &Config) -> Network {
     match network.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
         Some(path) => Network::Join(path.clone()),
         None => Network::New,
+    }
+}
+
+/// Whether a container's network is that of this process: it has no namespace of its own, or one that is ours by another name.
+pub(crate) fn is_hosts(network: &Network) -> bool {
+    let inode = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.ino()).ok();
+    match network {
+        Network::Host => true,
+        Network::New => false,
+        Network::Join(path) => {
+            inode(path).is_some_and(|theirs| inode(Path::new("/proc/self/ns/net")) == Some(theirs))
+        }
     }
 }
 
@@ -100,7 +115,11 @@ pub fn create(
         plan.boot.process.terminal = Some(TerminalSize { rows: 24, columns: 80 });
     }
     let own_pids = pod::has_own_pids(config);
-    let launched = Monitor::launch(plan, &network_of(config), own_pids, descriptors, &cgroup, log);
+    let network = network_of(config);
+    if pod.is_none() && is_hosts(&network) {
+        plan.use_host_sockets(creation.net_policy)?;
+    }
+    let launched = Monitor::launch(plan, &network, own_pids, descriptors, &cgroup, log);
     let monitor = launched.map_err(|error| {
         match error {
             // What is wrong with the program itself is told as engines expect it.

@@ -7,6 +7,7 @@ use control_protocol::{
     Boot, Capabilities, MountFlags, MountKind, Options, Process, Rlimit, Root, TerminalSize, Text,
 };
 
+use net_broker::sockets::Grant as Sockets;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,7 @@ use crate::filestore::Filestore;
 use crate::mounts::{self, Attachment};
 use crate::pod;
 use crate::seccomp;
+use crate::sockets;
 use crate::state::is_rootless;
 use crate::systemd::Scope;
 use crate::validate::resource_number;
@@ -33,6 +35,9 @@ pub struct Plan {
     /// The policy of a user-mode NAT (JSON, or empty for the usual one), if the sandbox is to have one.
     #[serde(default)]
     pub nat: Option<String>,
+    /// What a sandbox may have whose sockets are those of the network namespace that its processes on the host are in.
+    #[serde(default)]
+    pub sockets: Option<Sockets>,
     /// Limits of the sandbox's control group, if it is to have one.
     #[serde(skip)]
     pub limits: Limits,
@@ -42,6 +47,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Makes the sandbox' sockets the host's, under a policy (JSON) or under none. Call it when the program's capabilities
+    /// are known.
+    pub fn use_host_sockets(&mut self, policy: Option<String>) -> Result<()> {
+        let grant = Sockets { policy, capabilities: self.boot.process.capabilities.bounding };
+        sockets::check(&grant)?;
+        self.sockets = Some(grant);
+        Ok(())
+    }
+
     /// Has what is written to the root reach the host's files as it is written, where it can be written at all.
     pub fn write_through(&mut self) {
         if self.boot.root.readonly {
@@ -136,7 +150,8 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
         held: false,
         descriptors: Vec::new(),
     };
-    Ok(Plan { boot, attachments, filestore: Filestore::default(), nat: None, limits, notes })
+    let filestore = Filestore::default();
+    Ok(Plan { boot, attachments, filestore, nat: None, sockets: None, limits, notes })
 }
 
 pub(crate) fn limits_of(id: &str, linux: &oci_spec::runtime::Linux, systemd: bool) -> Result<Limits> {
@@ -329,6 +344,7 @@ pub fn of_host_command(id: &str, command: HostCommand, options: Options) -> Plan
         attachments,
         filestore: Filestore::default(),
         nat: None,
+        sockets: None,
         limits: Limits::default(),
         notes: Vec::new(),
     }

@@ -138,8 +138,8 @@ pub(crate) struct Sandbox {
     // Fields are dropped in this order: the Sentry takes its stubs along, then the gofer goes.
     pub sentry: Guarded,
     pub gofer: Guarded,
-    /// Its network, where that is a process of ours.
-    _nat: Option<Guarded>,
+    /// Its network, where that is a process of ours: a NAT, or the broker of its sockets.
+    _network: Option<Guarded>,
     pub control: Channel,
     pub sentry_says: LastWords,
     pub gofer_says: LastWords,
@@ -164,13 +164,20 @@ impl Sandbox {
         warnings.extend(cgroup.add(gofer.pid())?);
         log.moment("gofer started");
 
-        let mut nat = None;
+        let mut network = None;
         if let Some(policy) = &plan.nat {
             let (process, link) = crate::nat::start(policy)?;
             warnings.extend(cgroup.add(process.pid())?);
             plan.boot.network = Some(crate::nat::network());
             descriptors.push((Descriptor::Link, link));
-            nat = Some(process);
+            network = Some(process);
+        }
+        if let Some(grant) = &plan.sockets {
+            let (process, seen, channel) = crate::sockets::start(grant)?;
+            warnings.extend(cgroup.add(process.pid())?);
+            plan.boot.network = Some(seen);
+            descriptors.push((Descriptor::Broker, channel));
+            network = Some(process);
         }
         if let Some(file) = plan.filestore.open()? {
             descriptors.push((Descriptor::Filestore, file));
@@ -184,7 +191,7 @@ impl Sandbox {
         // A Sentry that died meanwhile is found by the caller, with its cause.
         let _ = control.send_boot(&plan.boot, &borrowed);
         log.moment("boot message sent");
-        Ok((Self { sentry, gofer, _nat: nat, control, sentry_says, gofer_says }, warnings))
+        Ok((Self { sentry, gofer, _network: network, control, sentry_says, gofer_says }, warnings))
     }
 }
 

@@ -6,7 +6,8 @@
 //! so a sandbox that was taken over still gets nothing but what the policy allows, and no port of the host is open to it.
 //!
 //! **Files.** [`policy`] says what may be reached, [`dns`] reads the answers that tie names to addresses, [`nat`] is the
-//! loop, [`tcp`] and [`udp`] are its connections.
+//! loop, [`tcp`] and [`udp`] are its connections. [`sockets`] is another process, for sandboxes that are given sockets of a
+//! namespace of the host's.
 //!
 //! **Invariants.** Nothing comes in but answers. Memory is bounded by the number of connections, which is capped.
 //!
@@ -19,6 +20,7 @@ mod denials;
 pub mod dns;
 mod nat;
 pub mod policy;
+pub mod sockets;
 mod tcp;
 mod udp;
 

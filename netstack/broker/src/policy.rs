@@ -179,6 +179,14 @@ impl Policy {
         Ok(Self { rules, default: file.default })
     }
 
+    /// The first domain that a rule names, if any does.
+    pub fn first_domain(&self) -> Option<&str> {
+        self.rules.iter().flat_map(|rule| &rule.to).find_map(|to| match to {
+            Destination::Domain { name, .. } => Some(name.as_str()),
+            Destination::Networks(_) => None,
+        })
+    }
+
     /// Whether `to` may be reached, as far as its names are known.
     pub fn allows(&self, protocol: Protocol, to: SocketAddr, names: &Names) -> bool {
         let rule = self.rules.iter().find(|rule| rule.fits(protocol, to, names));

@@ -21,7 +21,12 @@ pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
     let on_terminal = streams.into_iter().all(terminal::is_terminal);
     // A program on a terminal that is only some of its streams may set it, and may end without setting it back.
     let kept = if on_terminal { None } else { streams.into_iter().find_map(|fd| KeptMode::of(fd).ok()) };
-    let (command_net, policy) = (command.net, command.net_policy);
+    let policy = match &command.net_policy {
+        Some(path) => Some(super::read_policy(path)?),
+        None => None,
+    };
+    let nat = command.net || policy.is_some();
+    let network = command.network.unwrap_or_else(|| if nat { "nat" } else { "none" }.to_owned());
     let command = HostCommand {
         args: command.command,
         env: env::vars_os().collect(),
@@ -36,13 +41,10 @@ pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
     let id = format!("do-{}", std::process::id());
     let mut plan = runtime::of_host_command(&id, command, super::options(global, log));
     plan.filestore = runtime::Filestore::parse(&global.filestore)?;
-    if command_net || policy.is_some() {
-        let text = match &policy {
-            Some(path) => std::fs::read_to_string(path)
-                .with_context(|| format!("read the network policy {}", path.display()))?,
-            None => String::new(),
-        };
-        plan.nat = Some(text);
+    match network.as_str() {
+        "nat" => plan.nat = Some(policy.unwrap_or_default()),
+        "host" => plan.use_host_sockets(policy)?,
+        _ => {}
     }
     let report = runtime::run(plan, None, log)?;
     for call in &report.unsupported {

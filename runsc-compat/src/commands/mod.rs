@@ -114,12 +114,22 @@ fn absolute(path: Option<&PathBuf>) -> Result<Option<PathBuf>> {
     path.map(|path| std::path::absolute(path).with_context(|| path.display().to_string())).transpose()
 }
 
-fn creation(making: &Making, preserved: Vec<OwnedFd>) -> Result<Creation> {
+/// The text of a network policy.
+fn read_policy(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read the network policy {}", path.display()))
+}
+
+fn host_net_policy(global: &Global) -> Result<Option<String>> {
+    global.host_net_policy.as_deref().map(read_policy).transpose()
+}
+
+fn creation(making: &Making, global: &Global, preserved: Vec<OwnedFd>) -> Result<Creation> {
     Ok(Creation {
         pid_file: absolute(making.pid_file.as_ref())?,
         console_socket: absolute(making.console_socket.as_ref())?,
         pidfd_socket: absolute(making.pidfd_socket.as_ref())?,
         preserved,
+        net_policy: host_net_policy(global)?,
     })
 }
 
@@ -131,7 +141,7 @@ fn make(
     log: &Log,
 ) -> Result<()> {
     let (config, plan) = load(&create.making, &create.id, global, true, log)?;
-    runtime::create(root, &config, plan, creation(&create.making, preserved)?, log)?;
+    runtime::create(root, &config, plan, creation(&create.making, global, preserved)?, log)?;
     Ok(())
 }
 
@@ -144,7 +154,7 @@ fn run_bundle(
 ) -> Result<u8> {
     let (config, plan) = load(&run.making, &run.id, global, run.detach, log)?;
     if run.detach {
-        runtime::create(root, &config, plan, creation(&run.making, preserved)?, log)?;
+        runtime::create(root, &config, plan, creation(&run.making, global, preserved)?, log)?;
         if let Err(error) = runtime::start(root, &run.id, log) {
             let _ = runtime::delete(root, &run.id, true, log);
             return Err(error.into());
@@ -155,7 +165,9 @@ fn run_bundle(
         anyhow::bail!("cannot use console socket if runc will not detach or allocate tty");
     }
     let pid_file = absolute(run.making.pid_file.as_ref())?;
-    let registration = Registration { root, config: &config, pid_file, keep: run.keep, preserved };
+    let net_policy = host_net_policy(global)?;
+    let registration =
+        Registration { root, config: &config, pid_file, keep: run.keep, preserved, net_policy };
     let report = runtime::run(plan, Some(registration), log)?;
     log.warnings(report.unsupported.iter().map(ToString::to_string));
     Ok(conclude(&report, log))

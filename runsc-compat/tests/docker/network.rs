@@ -1,4 +1,4 @@
-//! Docker's networks: the default bridge, published ports, a network of the user's with names, `docker-compose`.
+//! Docker's networks: the default bridge, published ports, the host's own, a network of the user's with names, `docker-compose`.
 //!
 //! The daemon has a network namespace of its own for a host, so that the machine's addresses and rules stay as they are;
 //! a second namespace is the world outside, with a name server.
@@ -142,6 +142,7 @@ fn docker_connects_containers() -> Result<()> {
     }
     let daemon = Daemon::start(&programs::get()?.casemate)?;
     bridge(&daemon)
+        .and_then(|()| host_network(&daemon))
         .and_then(|()| user_network(&daemon))
         .and_then(|()| compose(&daemon))
         .with_context(|| format!("the daemon's log ends with\n{}", daemon.engine.log()))
@@ -171,6 +172,26 @@ print(hashlib.sha256(r.urlopen('http://10.79.0.2:8080/f', timeout=20).read()).he
         Ok(daemon.hosts.outside(&["python3", "-c", fetch])?.out == digest)
     })?;
     daemon.docker(&["rm", "-f", "shown"])?.expect(0, "shown\n")
+}
+
+/// The host's own network: its addresses, its ports and its loopback.
+fn host_network(daemon: &Daemon) -> Result<()> {
+    let serve =
+        "mkdir /www; yes 0123456789 | head -c 3000000 >/www/f; exec httpd -f -p 10.79.0.2:8090 -h /www";
+    let words = ["run", "-d", "--name", "hosts", "--network", "host", "busybox", "sh", "-c", serve];
+    daemon.docker(&words)?.ok()?;
+    let fetch = "import hashlib, urllib.request as r
+print(hashlib.sha256(r.urlopen('http://10.79.0.2:8090/f', timeout=20).read()).hexdigest(), ' -')";
+    let digest = digest()?;
+    eventually("a server on the host's network serves the file", Duration::from_secs(30), || {
+        Ok(daemon.hosts.outside(&["python3", "-c", fetch])?.out == digest)
+    })?;
+    let ask =
+        "ip -4 -o addr show wan | grep -o 10.79.0.2/24; wget -q -O - http://10.79.0.2:8090/f | sha256sum
+        nslookup -type=a some.name.example | grep -c 'Address: 10.79.0.1'";
+    let expected = format!("10.79.0.2/24\n{digest}1\n");
+    daemon.docker(&["run", "--rm", "--network", "host", "busybox", "sh", "-c", ask])?.expect(0, &expected)?;
+    daemon.docker(&["rm", "-f", "hosts"])?.expect(0, "hosts\n")
 }
 
 /// Names of containers, names outside, and IPv6 where the host has it.

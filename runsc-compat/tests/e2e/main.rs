@@ -24,6 +24,7 @@ mod debugger;
 mod exit;
 mod files;
 mod host_command;
+mod host_network;
 mod hostile;
 mod idle;
 mod intrusion;

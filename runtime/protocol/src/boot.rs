@@ -57,6 +57,8 @@ pub enum Descriptor {
     Filestore,
     /// A link of [`Boot::network`], in their order.
     Link,
+    /// A connection to the broker that makes host sockets.
+    Broker,
     /// A listening socket: each connection carries one [`crate::Request`].
     Listener,
     /// A datagram socket that takes what comes to the container's notify socket ([`Boot::notify_name`]).

@@ -18,6 +18,13 @@ pub struct Network {
     /// Whether a process of ours is at the other end of the links, that is to hear which program begins a connection.
     #[serde(default)]
     pub tell_askers: bool,
+    /// The sandbox' sockets are the host's: links and routes are shown, no descriptor stands for a link, and the one that
+    /// comes along leads to the broker.
+    #[serde(default)]
+    pub host: bool,
+    /// `net.ipv4.ip_unprivileged_port_start`, of the host's network.
+    #[serde(default)]
+    pub port_start: Option<u16>,
 }
 
 /// An interface, by the host's number and name.

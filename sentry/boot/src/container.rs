@@ -23,6 +23,7 @@ use crate::control::Address;
 use crate::link::{self, Bandwidth, Capture, LinkBell};
 use crate::log::{Log, Moment};
 use crate::notify;
+use crate::sockets::HostSockets;
 use crate::started::{self, Descriptors, Ending, Factory, Kind, Made, failed};
 use crate::tree::{Parts, Tree};
 
@@ -40,6 +41,8 @@ pub struct Ground {
     pub total_memory: u64,
     pub link_bell: LinkBell,
     pub main: Address,
+    /// What was done before there was a log.
+    pub moments: Vec<Moment>,
 }
 
 /// What the containers of a sandbox share.
@@ -61,7 +64,24 @@ impl Shared {
     pub fn connect(&self, network: &Network, fds: Vec<OwnedFd>) -> Result<(), String> {
         let bell = self.link_bell.lock().take().ok_or("the sandbox has a network already")?;
         let first = self.kernel.first_network().extension::<NetworkNamespace>();
+        if network.host {
+            return Err("the host's network is given at the start".to_owned());
+        }
         link::connect(first.inet(), bell, &self.capture, (network, self.bandwidth), fds)
+    }
+
+    /// Makes the network the host's, whose sockets a broker makes.
+    fn be_the_hosts(&self, network: &Network, broker: OwnedFd) -> Result<(), String> {
+        // Another network cannot be taken over besides.
+        self.link_bell.lock().take().ok_or("the sandbox has a network already")?;
+        let first = self.kernel.first_network().extension::<NetworkNamespace>();
+        let broker = HostSockets::new(broker, Arc::clone(&self.watcher));
+        let inet = first.inet();
+        if let Some(port) = network.port_start {
+            inet.set_unprivileged_port_start(port);
+        }
+        inet.be_the_hosts(broker, link::interfaces(network), link::routes(network));
+        Ok(())
     }
 
     /// Begins to write frames to a file, or ends it.
@@ -144,7 +164,11 @@ impl Container {
         });
         if let Some(network) = &boot.network {
             let links = core::mem::take(&mut fds.links);
-            shared.connect(network, links).map_err(|error| failed(Phase::Init, error))?;
+            let done = match fds.broker.take() {
+                Some(broker) if network.host => shared.be_the_hosts(network, broker),
+                _ => shared.connect(network, links),
+            };
+            done.map_err(|error| failed(Phase::Init, error))?;
         }
         let which = Which { number: 0, own_pids: false };
         Self::assemble(&shared, boot, fds, log, terminals, which, ended)

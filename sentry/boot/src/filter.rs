@@ -50,8 +50,6 @@ const COMMON: &[i64] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
     libc::SYS_write,
@@ -59,6 +57,7 @@ const COMMON: &[i64] = &[
 
 /// Calls on descriptors that are open already, and to stubs.
 const WORKER: &[i64] = &[
+    libc::SYS_accept4,
     libc::SYS_copy_file_range,
     libc::SYS_dup,
     libc::SYS_epoll_create1,
@@ -92,7 +91,7 @@ const WORKER: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Calls of the main thread alone: commands connect to the socket that it listens on.
+/// Calls of the main thread: commands connect to the socket that it listens on.
 const CONTROL: &[i64] = &[libc::SYS_accept4];
 
 /// One allowed form of a call: the argument and one value that it may have.
@@ -167,6 +166,16 @@ fn add_mmap(rules: &mut Rules) -> Result<(), FilterError> {
     Ok(())
 }
 
+/// Sends that do not connect on their way: a host socket leads where the broker has connected it.
+fn add_sends(rules: &mut Rules) -> Result<(), FilterError> {
+    for (number, flags) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2)] {
+        let not_opening = Op::MaskedEq(libc::MSG_FASTOPEN as u64);
+        let rule = Rule::new(vec![Condition::new(flags, Len::Dword, not_opening, 0)?])?;
+        rules.insert(number, vec![rule]);
+    }
+    Ok(())
+}
+
 fn rules_of(role: Role) -> Result<Rules, FilterError> {
     let mut rules = Rules::new();
     for number in COMMON {
@@ -176,6 +185,7 @@ fn rules_of(role: Role) -> Result<Rules, FilterError> {
         add_form(&mut rules, *form)?;
     }
     add_mmap(&mut rules)?;
+    add_sends(&mut rules)?;
     if role == Role::Control {
         for number in CONTROL {
             add_any(&mut rules, *number);
@@ -268,6 +278,9 @@ mod tests {
             libc::SYS_socket,
             libc::SYS_connect,
             libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_setsockopt,
+            libc::SYS_sendmmsg,
             libc::SYS_execve,
             libc::SYS_execveat,
             libc::SYS_ptrace,

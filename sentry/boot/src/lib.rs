@@ -27,6 +27,7 @@ mod link;
 mod log;
 mod notify;
 mod session;
+mod sockets;
 mod started;
 mod tree;
 

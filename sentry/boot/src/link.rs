@@ -182,7 +182,8 @@ impl LinkHost for Host {
     }
 }
 
-fn setup(network: &Network, host: Arc<Host>) -> LinkSetup {
+/// The interfaces that a network says.
+pub fn interfaces(network: &Network) -> Vec<Interface> {
     let interfaces = network.links.iter().map(|link| Interface {
         index: link.index,
         name: link.name.clone(),
@@ -197,6 +198,11 @@ fn setup(network: &Network, host: Arc<Host>) -> LinkSetup {
             .map(|a| InterfaceAddress { ip: a.ip, prefix: a.prefix, scope: a.scope })
             .collect(),
     });
+    interfaces.collect()
+}
+
+/// The routes that it says, but for those that are none.
+pub fn routes(network: &Network) -> Vec<StaticRoute> {
     let most = |ip: IpAddr| if ip.is_ipv4() { 32 } else { 128 };
     let routes = network.routes.iter().filter(|r| r.prefix <= most(r.to)).map(|r| StaticRoute {
         to: r.to,
@@ -208,9 +214,13 @@ fn setup(network: &Network, host: Arc<Host>) -> LinkSetup {
         protocol: r.protocol,
         scope: r.scope,
     });
+    routes.collect()
+}
+
+fn setup(network: &Network, host: Arc<Host>) -> LinkSetup {
     LinkSetup {
-        interfaces: interfaces.collect(),
-        routes: routes.collect(),
+        interfaces: interfaces(network),
+        routes: routes(network),
         routed: network.links.iter().filter(|link| link.accepts_routers).map(|link| link.index).collect(),
         resolver: host.resolver.is_some(),
         resolver_stream: network.resolver_stream,

@@ -32,6 +32,7 @@ pub struct Descriptors {
     pub notify: Option<OwnedFd>,
     pub filestore: Option<OwnedFd>,
     pub links: Vec<OwnedFd>,
+    pub broker: Option<OwnedFd>,
 }
 
 impl Descriptors {
@@ -45,6 +46,7 @@ impl Descriptors {
                 Descriptor::Console => sorted.console = Some(fd),
                 Descriptor::Filestore => sorted.filestore = Some(fd),
                 Descriptor::Link => sorted.links.push(fd),
+                Descriptor::Broker => sorted.broker = Some(fd),
                 Descriptor::Listener => sorted.listener = Some(fd),
                 Descriptor::Notify => sorted.notify = Some(fd),
             }

@@ -495,8 +495,10 @@ impl Task {
         // The run loop sets `in_app` before it looks at `work`: one of the two sees the other.
         if self.in_app.load(Ordering::SeqCst) {
             let kicker = self.kicker.lock().clone();
-            if let Some(kicker) = kicker {
-                kicker.kick();
+            match kicker {
+                Some(kicker) if bits & work::KILL != 0 => kicker.kick_to_end(),
+                Some(kicker) => kicker.kick(),
+                None => {}
             }
         }
     }

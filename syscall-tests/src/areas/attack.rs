@@ -28,6 +28,7 @@ cases![
     attach_races_with_exit,
     registers_set_at_random,
     a_spoilt_vdso_is_ones_own,
+    a_thread_that_hides_its_number_can_be_killed,
 ];
 
 const PT_LOAD: u32 = 1;
@@ -530,5 +531,30 @@ fn a_spoilt_vdso_is_ones_own() -> Outcome {
     want!(unsafe { std::slice::from_raw_parts(page, 64) } == head, "the parent sees what the child wrote");
     // Whoever runs next has a sound one, and so has this process.
     ok!(clock_gettime(CLOCK_MONOTONIC, &mut unsafe { std::mem::zeroed() }));
+    Ok(())
+}
+
+/// Where a stub keeps the host's number of a thread, from the base of GS on; the host leaves that base at 0.
+const HIDDEN_NUMBER: usize = 0x44;
+
+fn a_thread_that_hides_its_number_can_be_killed() -> Outcome {
+    let shared = Map::shared(PAGE)?;
+    let ready = shared.word(0);
+    let kid = fork(|| {
+        let base: usize;
+        unsafe { std::arch::asm!("rdgsbase {}", out(reg) base, options(nomem, nostack)) };
+        if base != 0 {
+            unsafe { ((base + HIDDEN_NUMBER) as *mut u32).write_volatile(0) };
+        }
+        ready.store(1, SeqCst);
+        loop {
+            std::hint::spin_loop();
+        }
+    })?;
+    sys::eventually("it spins", || ready.load(SeqCst) == 1)?;
+    ok!(kill(kid.pid, SIGKILL));
+    let mut status = 0;
+    sys::eventually("it is dead", || unsafe { waitpid(kid.pid, &mut status, WNOHANG) } == kid.pid)?;
+    want!(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "status {status:#x}");
     Ok(())
 }

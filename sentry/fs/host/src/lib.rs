@@ -17,7 +17,7 @@ mod file;
 mod watcher;
 
 pub use file::{HostFile, HostFileError};
-pub use watcher::Watcher;
+pub use watcher::{Watcher, ready_now};
 
 use sentry_base::Errno;
 

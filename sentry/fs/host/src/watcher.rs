@@ -24,6 +24,8 @@ struct Watch {
     observer: Weak<dyn Observer>,
     /// What is armed now.
     armed: Events,
+    /// Every change is told.
+    followed: bool,
 }
 
 #[derive(Default)]
@@ -87,9 +89,13 @@ impl Watcher {
         let (observer, events) = {
             let mut watches = self.watches.lock();
             let Some(watch) = watches.by_token.get_mut(&token) else { return };
-            // The kernel has disarmed it as a whole: who waits for the rest is told too, looks again and arms it anew.
-            let events = found | core::mem::take(&mut watch.armed);
-            (watch.observer.upgrade(), events)
+            if watch.followed {
+                (watch.observer.upgrade(), found)
+            } else {
+                // The kernel has disarmed it as a whole: who waits for the rest is told too, looks again and arms it anew.
+                let events = found | core::mem::take(&mut watch.armed);
+                (watch.observer.upgrade(), events)
+            }
         };
         if let Some(observer) = observer {
             observer.notify(events);
@@ -97,20 +103,23 @@ impl Watcher {
     }
 
     /// Enters a descriptor, disarmed. `EPERM` for one that is always ready.
-    pub(crate) fn enter(&self, fd: BorrowedFd<'_>, observer: Weak<dyn Observer>) -> Result<u64> {
+    pub fn enter(&self, fd: BorrowedFd<'_>, observer: Weak<dyn Observer>) -> Result<u64> {
         let mut watches = self.watches.lock();
         watches.last_token += 1;
         let token = watches.last_token;
         epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::ONESHOT).map_err(from_rustix)?;
-        watches.by_token.insert(token, Watch { observer, armed: Events::empty() });
+        watches.by_token.insert(token, Watch { observer, armed: Events::empty(), followed: false });
         // Armed for nothing, it may still report a hang-up once; that is a spurious notification.
         Ok(token)
     }
 
     /// Asks for one report of `events`, or of an error or hang-up. At once if it is so already.
-    pub(crate) fn arm(&self, fd: BorrowedFd<'_>, token: u64, events: Events) {
+    pub fn arm(&self, fd: BorrowedFd<'_>, token: u64, events: Events) {
         let mut watches = self.watches.lock();
         let Some(watch) = watches.by_token.get_mut(&token) else { return };
+        if watch.followed {
+            return;
+        }
         let wanted = watch.armed | events;
         if wanted != watch.armed
             && epoll::modify(&self.epoll, fd, EventData::new_u64(token), flags(wanted)).is_ok()
@@ -119,7 +128,19 @@ impl Watcher {
         }
     }
 
-    pub(crate) fn leave(&self, fd: BorrowedFd<'_>, token: u64) {
+    /// Has every change told from now on, as an edge-triggered watch has it: for those who look at a descriptor now and then
+    /// and want to hear of what is new.
+    pub fn follow(&self, fd: BorrowedFd<'_>, token: u64) {
+        let all = EventFlags::IN | EventFlags::PRI | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        let mut watches = self.watches.lock();
+        if let Some(watch) = watches.by_token.get_mut(&token) {
+            watch.followed =
+                watch.followed || epoll::modify(&self.epoll, fd, EventData::new_u64(token), all).is_ok();
+        }
+    }
+
+    /// Forgets a descriptor, before it is closed.
+    pub fn leave(&self, fd: BorrowedFd<'_>, token: u64) {
         let watch = self.watches.lock().by_token.remove(&token);
         let _ = epoll::delete(&self.epoll, fd);
         drop(watch);
@@ -141,7 +162,7 @@ impl Drop for Watcher {
 }
 
 /// What a descriptor has at this moment (`poll(2)` without waiting).
-pub(crate) fn ready_now(fd: BorrowedFd<'_>, events: Events) -> Result<Events> {
+pub fn ready_now(fd: BorrowedFd<'_>, events: Events) -> Result<Events> {
     let wanted = i16::try_from(events.bits()).map_err(|_| Errno::EINVAL)?;
     let mut interest = [hostsys::polling::Interest::new(fd.as_fd(), wanted)];
     hostsys::polling::wait(&mut interest, Some(0)).map_err(|e| Errno::from_io(&e))?;

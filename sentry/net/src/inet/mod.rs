@@ -26,7 +26,7 @@ use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, Weak};
 
-use netstack::iface::Interfaces;
+use netstack::iface::{Interface, Interfaces, StaticRoute};
 use netstack::ports::PortTable;
 use netstack::stats::Stats;
 use netstack::{BufferPool, Ready};
@@ -34,6 +34,7 @@ use sentry_base::{Errno, Events, Mutex, Result, lock::rank};
 use sentry_vfs::{Caller, UserNs, cap};
 
 use crate::Socket;
+use crate::host::{HostNet, HostSocket};
 use crate::netlink::NetlinkTable;
 use crate::packet::Taps;
 pub use addr::Domain;
@@ -68,6 +69,10 @@ pub struct Inet {
     pub(crate) unix: OnceLock<Weak<crate::UnixNamespace>>,
     /// Links, where this network has some.
     pub(crate) outside: OnceLock<Outside>,
+    /// Who makes its sockets, where they are the host's.
+    host: OnceLock<Arc<dyn HostNet>>,
+    /// These, by inode number.
+    pub(crate) host_sockets: Mutex<BTreeMap<u64, Weak<HostSocket>>, { rank::LEAF }>,
 }
 
 /// Bytes in TCP streams above which each connection is held to one buffer (`net.ipv4.tcp_mem`).
@@ -91,6 +96,8 @@ impl Default for Inet {
             owner: OnceLock::new(),
             unix: OnceLock::new(),
             outside: OnceLock::new(),
+            host: OnceLock::new(),
+            host_sockets: Mutex::default(),
         }
     }
 }
@@ -106,13 +113,17 @@ impl Inet {
     }
 
     /// Whether the caller may bind to a port.
-    fn check_port(&self, caller: &dyn Caller, port: u16) -> Result<()> {
+    pub(crate) fn check_port(&self, caller: &dyn Caller, port: u16) -> Result<()> {
         let free = port == 0 || port >= self.unprivileged_port_start();
         if free || self.allows(caller, cap::NET_BIND_SERVICE) { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// Whether the caller has a capability over this network.
     pub(crate) fn allows(&self, caller: &dyn Caller, cap: u32) -> bool {
+        if cap == cap::NET_ADMIN && self.host.get().is_some() {
+            // The interfaces are the host's, and only shown.
+            return false;
+        }
         let creds = caller.creds();
         self.owner.get().map_or_else(|| creds.has_cap(cap), |owner| creds.has_cap_in(owner, cap))
     }
@@ -128,6 +139,25 @@ impl Inet {
         });
     }
 
+    /// Whether this network's sockets are the host's.
+    pub(crate) fn is_the_hosts(&self) -> bool {
+        self.host.get().is_some()
+    }
+
+    /// Makes this network the host's: its sockets are made by `host`, and these are its interfaces besides the loopback. The
+    /// first time counts.
+    pub fn be_the_hosts(&self, host: Arc<dyn HostNet>, shown: Vec<Interface>, routes: Vec<StaticRoute>) {
+        let mut interfaces = self.interfaces.lock();
+        for interface in shown {
+            interfaces.add(interface);
+        }
+        for route in routes {
+            interfaces.add_route(route);
+        }
+        drop(interfaces);
+        let _ = self.host.set(host);
+    }
+
     /// `socket(AF_INET or AF_INET6, kind, protocol)`; `kind` without its flags.
     pub fn socket(
         self: &Arc<Self>,
@@ -138,6 +168,9 @@ impl Inet {
     ) -> Result<Arc<dyn Socket>> {
         if !(0..=255).contains(&protocol) && protocol != libc::IPPROTO_MPTCP {
             return Err(Errno::EINVAL);
+        }
+        if let Some(host) = self.host.get() {
+            return HostSocket::open(self, host.as_ref(), caller, domain, kind, protocol);
         }
         match (kind, protocol) {
             (libc::SOCK_STREAM, libc::IPPROTO_IP | libc::IPPROTO_TCP) => {
@@ -192,7 +225,7 @@ fn events(ready: Ready) -> Events {
 }
 
 /// Sends the caller SIGPIPE, unless it asked not to.
-fn broken_pipe(caller: &dyn Caller, flags: i32) -> Errno {
+pub(crate) fn broken_pipe(caller: &dyn Caller, flags: i32) -> Errno {
     if flags & libc::MSG_NOSIGNAL == 0 {
         caller.signal_self(libc::SIGPIPE);
     }

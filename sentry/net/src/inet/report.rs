@@ -88,6 +88,9 @@ impl UdpCore {
 impl Inet {
     /// The TCP sockets of a family that are not closed, then the addresses that rest.
     pub(crate) fn tcp_rows(&self, domain: Domain) -> Vec<Row> {
+        if self.host.get().is_some() {
+            return crate::host::rows(self, domain, libc::IPPROTO_TCP);
+        }
         let cores: Vec<Arc<TcpCore>> =
             self.tcp_sockets.lock().values().filter_map(std::sync::Weak::upgrade).collect();
         let mut rows: Vec<Row> =
@@ -114,6 +117,9 @@ impl Inet {
 
     /// The UDP sockets of a family that have a port.
     pub(crate) fn udp_rows(&self, domain: Domain) -> Vec<Row> {
+        if self.host.get().is_some() {
+            return crate::host::rows(self, domain, libc::IPPROTO_UDP);
+        }
         let cores: Vec<Arc<UdpCore>> = self.udp.lock().iter().filter_map(|b| b.owner.upgrade()).collect();
         let mut rows: Vec<Row> =
             cores.iter().filter(|core| core.domain == domain).map(|core| core.row()).collect();

@@ -197,7 +197,8 @@ pub struct PacketSocket(Arc<PacketCore>);
 impl PacketSocket {
     /// `socket(AF_PACKET, kind, protocol)`; `kind` without its flags, the protocol in network order.
     pub fn new(caller: &dyn Caller, net: &Arc<Inet>, kind: i32, protocol: i32) -> Result<Arc<Self>> {
-        if !net.allows(caller, cap::NET_RAW) {
+        // Frames of the host's own links are nobody's here.
+        if net.is_the_hosts() || !net.allows(caller, cap::NET_RAW) {
             return Err(Errno::EPERM);
         }
         if ![libc::SOCK_RAW, libc::SOCK_DGRAM].contains(&kind) {
