@@ -1,12 +1,17 @@
-//! Frames from a link: headers, fragments, questions of neighbours, and segments for connections in every state.
+//! Frames from a link: headers, fragments, questions of neighbours, words of routers, segments for connections in every
+//! state; and filters of packet sockets over them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use netstack::asker::Asker;
+use netstack::bpf::{Instruction, Program, View};
 use netstack::flow::{Settings, TcpFlow, Tuple};
 use netstack::frame::Arrived;
 use netstack::icmp;
+use netstack::iface::Interfaces;
 use netstack::neighbor::{Arp, Discovery, Neighbors};
 use netstack::packet::{Packet, Reassembler};
+use netstack::router::Advertisement;
 use netstack::table::{FlowTable, Segment, reset_for, tuple_of};
 
 const SETTINGS: Settings =
@@ -22,6 +27,8 @@ fuzz_target!(|data: &[u8]| {
     let mut table = FlowTable::<()>::default();
     table.rest(tuple, 1, 1, 0);
     let mut neighbors = Neighbors::default();
+    let mut interfaces = Interfaces::default();
+    let mut filter = None;
     let mut now = 0;
     // Each piece of the input is a frame, after two bytes of its length.
     let mut rest = data;
@@ -30,7 +37,27 @@ fuzz_target!(|data: &[u8]| {
         let (piece, tail) = tail.split_at(len);
         rest = tail;
         now += 1_000_000;
+        if let Some(program) = &filter {
+            let view = View {
+                frame: piece,
+                start: 14,
+                network: 14,
+                protocol: 0x800,
+                kind: 0,
+                interface: 1,
+                hardware: 1,
+            };
+            let _ = Program::run(program, &view);
+        }
+        let list = piece.chunks_exact(8).map(|one| Instruction {
+            code: u16::from_le_bytes([one[0], one[1]]),
+            jt: one[2],
+            jf: one[3],
+            k: u32::from_le_bytes([one[4], one[5], one[6], one[7]]),
+        });
+        filter = Program::check(list.collect()).or(filter);
         let Some(frame) = Arrived::parse(piece) else { continue };
+        let _ = Asker::parse(frame.packet);
         if let Some(arp) = Arp::parse(frame.packet) {
             neighbors.learn(1, arp.sender.1.into(), arp.sender.0, arp.is_question, now, &mut Vec::new());
         }
@@ -38,6 +65,9 @@ fuzz_target!(|data: &[u8]| {
         let _ = packet.is_intact();
         let _ = partial.join(&packet, now);
         let _ = Discovery::parse(packet.payload);
+        if let Some(said) = Advertisement::parse(packet.payload) {
+            said.apply(&mut interfaces, 1, std::net::Ipv6Addr::LOCALHOST);
+        }
         let _ = icmp::reply_v4(packet.payload);
         let _ = reset_for(&packet);
         if let Some(segment) = Segment::parse(packet.payload) {

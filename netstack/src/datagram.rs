@@ -25,11 +25,16 @@ pub struct Datagram {
 }
 
 impl Datagram {
-    /// What it weighs in a queue (`skb->truesize`).
+    /// What it weighs in a queue.
     pub fn weight(&self) -> usize {
-        let head = self.data.len() + 384;
-        OVERHEAD + if head <= PAGE { head.next_multiple_of(UNIT) } else { head.next_multiple_of(PAGE) }
+        weight(self.data.len())
     }
+}
+
+/// What a message of `len` bytes weighs in a queue (`skb->truesize`).
+pub fn weight(len: usize) -> usize {
+    let head = len + 384;
+    OVERHEAD + if head <= PAGE { head.next_multiple_of(UNIT) } else { head.next_multiple_of(PAGE) }
 }
 
 /// The datagrams that wait at a socket.

@@ -341,7 +341,9 @@ impl Interfaces {
         for route in self.routes.iter().filter(|r| r.covers(to)) {
             let Some(interface) = self.by_index(route.interface).filter(|i| i.is_up()) else { continue };
             let near = route.gateway.unwrap_or(to);
-            let source = from.or(route.source).or_else(|| interface.source_for(near));
+            // IPv4 chooses by who takes the packet, IPv6 by whom it is for.
+            let whom = if to.is_ipv4() { near } else { to };
+            let source = from.or(route.source).or_else(|| interface.source_for(whom));
             if let Some(source) = source {
                 let next_hop = Some(if to.is_multicast() { to } else { near });
                 let (index, mtu) = (interface.index, interface.mtu);
@@ -368,11 +370,21 @@ impl Interfaces {
 }
 
 impl Interface {
-    /// The address that packets to `to` come from (`inet_select_addr`).
+    /// The address that packets to `to` come from (`inet_select_addr`; RFC 6724: the right scope, then the longest common
+    /// prefix).
     fn source_for(&self, to: IpAddr) -> Option<IpAddr> {
         let own = || self.addresses.iter().filter(|a| a.ip.is_ipv4() == to.is_ipv4());
         let far = |ip: IpAddr| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
         let wanted = far(to) || to.is_multicast();
+        if let IpAddr::V6(to) = to {
+            let common = |a: &&InterfaceAddress| match a.ip {
+                IpAddr::V6(ip) => (ip.to_bits() ^ to.to_bits()).leading_zeros(),
+                IpAddr::V4(_) => 0,
+            };
+            // Of equals the last one is the greatest, and the first one is meant.
+            let best = own().rev().filter(|a| far(a.ip) == wanted).max_by_key(common);
+            return best.or_else(|| own().next()).map(|a| a.ip);
+        }
         own()
             .find(|a| a.covers(to) && far(a.ip) == wanted)
             .or_else(|| own().find(|a| far(a.ip) == wanted))

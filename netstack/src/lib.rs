@@ -19,6 +19,8 @@
 //! **Threat.** Both ends of a connection are untrusted, and hostile to one another: what one may make the other hold is
 //! bounded by the receiver's and the sender's buffer sizes.
 
+pub mod asker;
+pub mod bpf;
 pub mod broker;
 pub mod buffer;
 pub mod datagram;
@@ -30,6 +32,8 @@ pub mod iface;
 pub mod neighbor;
 pub mod packet;
 pub mod ports;
+pub mod router;
+pub mod shaper;
 pub mod stats;
 pub mod stream;
 pub mod table;

@@ -25,6 +25,11 @@ pub struct Arguments {
     pub command: Command,
 }
 
+fn bandwidth(text: &str) -> Result<u64, String> {
+    runtime::parse_bandwidth(text)
+        .ok_or_else(|| "this is no number of bits in a second, such as 10M".to_owned())
+}
+
 #[derive(Debug, Args)]
 pub struct Global {
     /// Log what is done
@@ -73,6 +78,12 @@ pub struct Global {
     /// Whether calls of changed text may be answered without the Sentry; for tests
     #[arg(long, value_name = "on|off", value_parser = ["on", "off"], hide = true, default_value = "on")]
     pub resident: String,
+    /// Bits in a second that each link may bring to the container, such as 10M; annotations can only lower it
+    #[arg(long, value_name = "BITS", value_parser = bandwidth)]
+    pub ingress_bandwidth: Option<u64>,
+    /// The same for what it sends
+    #[arg(long, value_name = "BITS", value_parser = bandwidth)]
+    pub egress_bandwidth: Option<u64>,
     /// What containers may reach that are on the host's network: a policy, as of `do --net-policy`, without domains
     #[arg(long, value_name = "FILE")]
     pub host_net_policy: Option<PathBuf>,

@@ -14,6 +14,7 @@
 //! are compared with what is known. The Sentry may be taken over by its guest: its messages are numbers and text to
 //! show.
 
+mod bandwidth;
 mod capability;
 mod cgroup;
 mod config;
@@ -51,6 +52,7 @@ mod systemd;
 pub mod timestamp;
 mod validate;
 
+pub use bandwidth::parse as parse_bandwidth;
 pub use capability::{bit as capability_bit, names as capability_names};
 pub use cgroup::Group;
 pub use config::Config;

@@ -40,8 +40,9 @@ pub(crate) fn network() -> Network {
         mtu: u32::from(net_broker::MTU),
         hardware: net_broker::GUEST_HARDWARE,
         addresses: vec![own],
+        accepts_routers: false,
     };
-    Network { links: vec![link], routes: vec![default], ..Network::default() }
+    Network { links: vec![link], routes: vec![default], tell_askers: true, ..Network::default() }
 }
 
 fn prepare(end: &OwnedFd) -> io::Result<()> {
@@ -57,6 +58,21 @@ fn prepare(end: &OwnedFd) -> io::Result<()> {
 /// Starts it under a policy; gives the sandbox's end of the link. Call it while this process has one thread.
 pub(crate) fn start(policy: &str) -> Result<(Guarded, OwnedFd)> {
     net_broker::Policy::parse(policy).map_err(|error| Error::Usage(error.to_string()))?;
+    let (mut process, link) = launch(policy, None)?;
+    process.release().context(|| "start the NAT".into())?;
+    Ok((process, link))
+}
+
+/// Starts one in a network namespace that ends connections to the engine's resolver there and reaches nothing else. It
+/// lives as long as the sandbox holds its end of the link.
+pub(crate) fn start_for_resolver(namespace: &File) -> Result<OwnedFd> {
+    let (mut process, link) = launch("", Some(namespace))?;
+    process.release().context(|| "start the resolver's relay".into())?;
+    process.set_free();
+    Ok(link)
+}
+
+fn launch(policy: &str, namespace: Option<&File>) -> Result<(Guarded, OwnedFd)> {
     let (ours, theirs) = sock::packet_pair().context(|| "socketpair".into())?;
     for end in [&ours, &theirs] {
         prepare(end).context(|| "set up a socketpair".into())?;
@@ -66,17 +82,23 @@ pub(crate) fn start(policy: &str) -> Result<(Guarded, OwnedFd)> {
     let null =
         File::options().read(true).write(true).open("/dev/null").context(|| "open /dev/null".into())?;
     let stderr = io::stderr();
-    let descriptors = [null.as_fd(), null.as_fd(), stderr.as_fd(), theirs.as_fd(), text.as_fd()];
+    let mut descriptors = vec![null.as_fd(), null.as_fd(), stderr.as_fd(), theirs.as_fd(), text.as_fd()];
+    let mut arguments = vec![std::ffi::CString::new(net_broker::NAME).unwrap_or_default()];
+    if let Some(namespace) = namespace {
+        // Nobody reads what a process says that outlives its command.
+        descriptors =
+            vec![null.as_fd(), null.as_fd(), null.as_fd(), theirs.as_fd(), text.as_fd(), namespace.as_fd()];
+        arguments.push(std::ffi::CString::new(net_broker::FOR_RESOLVER).unwrap_or_default());
+    }
     let command = Command {
         program: program.as_fd(),
-        arguments: vec![std::ffi::CString::new(net_broker::NAME).unwrap_or_default()],
+        arguments,
         environment: Vec::new(),
         namespaces: 0,
         descriptors: &descriptors,
         become_root: false,
-        outlives: false,
+        outlives: namespace.is_some(),
     };
-    let mut process = Guarded::new(command.start().context(|| "start the NAT".into())?);
-    process.release().context(|| "start the NAT".into())?;
+    let process = Guarded::new(command.start().context(|| "start the NAT".into())?);
     Ok((process, ours))
 }

@@ -71,7 +71,20 @@ pub(crate) fn take_over(namespace: &Path, forward: bool, log: &Log) -> Result<Op
         inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
     });
     match taken {
-        Ok(taken) => Ok(taken),
+        Ok(Some(mut taken)) => {
+            if taken.network.resolver_stream {
+                match crate::nat::start_for_resolver(&file) {
+                    Ok(link) => taken.descriptors.push(link),
+                    Err(error) => {
+                        taken.network.resolver_stream = false;
+                        let text = format!("the engine's resolver takes no queries by TCP: {error}");
+                        log.write(Level::Warning, &text);
+                    }
+                }
+            }
+            Ok(Some(taken))
+        }
+        Ok(None) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused(error),
         Err(error) => Err(error).context(|| format!("take over the network namespace {}", show(namespace))),
     }
@@ -94,12 +107,14 @@ fn take_all(log: &Log) -> io::Result<Option<Taken>> {
             continue;
         }
         descriptors.push(packet::link_socket(interface.index, LINK_BUFFER)?);
+        let accepts_routers = accepts_routers(&interface.name);
         network.links.push(Link {
             index: interface.index,
             name: interface.name,
             mtu: interface.mtu,
             hardware: interface.hardware,
             addresses: own.iter().map(|a| Address { ip: a.ip, prefix: a.prefix, scope: a.scope }).collect(),
+            accepts_routers,
         });
     }
     if network.links.is_empty() {
@@ -110,6 +125,7 @@ fn take_all(log: &Log) -> io::Result<Option<Taken>> {
     network.routes.retain(|route| route.protocol != BY_KERNEL);
     if let Some(socket) = resolver()? {
         network.resolver = true;
+        network.resolver_stream = listens("tcp");
         descriptors.push(socket);
     }
     let mut filtered = false;
@@ -145,12 +161,28 @@ const TAKEN: &str = "casemate";
 /// `RTPROT_KERNEL`.
 const BY_KERNEL: u8 = 2;
 
+/// Whether the host's kernel, in the calling thread's network, would believe routers of a link.
+fn accepts_routers(interface: &str) -> bool {
+    let setting = |name: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{interface}/{name}");
+        fs::read_to_string(path).ok()?.trim().parse::<i32>().ok()
+    };
+    let forwards = setting("forwarding").is_some_and(|value| value != 0);
+    let accepts = setting("accept_ra").is_some_and(|value| value == 2 || (value == 1 && !forwards));
+    accepts && setting("autoconf") == Some(1) && setting("disable_ipv6") == Some(0)
+}
+
+/// Whether something is bound at the resolver's address, by the table of a protocol.
+fn listens(protocol: &str) -> bool {
+    let hex = format!("{:08X}:", u32::from_ne_bytes(RESOLVER.0.octets()));
+    let table = fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap_or_default();
+    table.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|at| at.starts_with(&hex)))
+}
+
 /// A socket to the engine's resolver, where one is there: something listens at its address, under whichever port it has
 /// been moved to.
 fn resolver() -> io::Result<Option<OwnedFd>> {
-    let hex = format!("{:08X}:", u32::from_ne_bytes(RESOLVER.0.octets()));
-    let table = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
-    if !table.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|at| at.starts_with(&hex))) {
+    if !listens("udp") {
         return Ok(None);
     }
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;

@@ -123,6 +123,8 @@ pub fn of_bundle(id: &str, config: &Config, options: Options, systemd: bool) -> 
         scope.given = systemd::given(annotations)?;
     }
     pod::adjust(&mut limits, config);
+    let mut options = options;
+    crate::bandwidth::tighten(&mut options, spec.annotations().as_ref())?;
     let readonly = spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false);
     let mut notes = Vec::new();
     let filter = match linux.and_then(|linux| linux.seccomp().as_ref()) {

@@ -35,6 +35,7 @@ fn seen() -> io::Result<Network> {
             mtu: interface.mtu,
             hardware: interface.hardware,
             addresses: own.map(|a| Address { ip: a.ip, prefix: a.prefix, scope: a.scope }).collect(),
+            accepts_routers: false,
         });
     }
     // Where there are very many, those that lead somewhere.

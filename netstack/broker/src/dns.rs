@@ -52,6 +52,14 @@ fn question_name(message: &[u8]) -> Option<(String, usize)> {
     None
 }
 
+/// The name that a message asks for.
+pub fn question(message: &[u8]) -> Option<String> {
+    if short(message, 4)? != 1 {
+        return None;
+    }
+    question_name(message).map(|(name, _)| name)
+}
+
 /// The name that an answer is about, and the addresses that it gives. `None` for what is no answer.
 pub fn answer(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
     let is_answer = message.get(2)? & 0x80 != 0 && message.get(3)? & 0xf == 0;

@@ -16,6 +16,7 @@
 //! **Threat.** Every frame is the sandbox's, and hostile; so is every DNS message. Both are parsed by bounded code without
 //! `unsafe`. The process keeps no capability and no file.
 
+mod denials;
 pub mod dns;
 mod nat;
 pub mod policy;
@@ -26,7 +27,7 @@ mod udp;
 use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::process::ExitCode;
 
 pub use policy::{Policy, PolicyError};
@@ -44,9 +45,15 @@ const GATEWAY_HARDWARE: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
 /// Bytes of the longest IP packet on the link.
 pub const MTU: u16 = 32_768;
 
-/// Descriptors that the process is started with: its end of the link, and its policy as JSON.
+/// The argument by which it is started for an engine's resolver alone, and where that is.
+pub const FOR_RESOLVER: &str = "resolver";
+const RESOLVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 11), 53);
+
+/// Descriptors that the process is started with: its end of the link, its policy as JSON, and, for a resolver, the network
+/// namespace that it is in.
 const LINK_FD: RawFd = 3;
 const POLICY_FD: RawFd = 4;
+const NAMESPACE_FD: RawFd = 5;
 
 /// Runs the NAT until the sandbox is gone.
 pub fn main() -> ExitCode {
@@ -57,10 +64,18 @@ pub fn main() -> ExitCode {
         let mut text = String::new();
         File::from(inherited(POLICY_FD)?).read_to_string(&mut text).map_err(|error| error.to_string())?;
         let policy = Policy::parse(&text).map_err(|error| error.to_string())?;
-        let resolvers = resolvers();
+        let for_resolver = std::env::args().nth(1).is_some_and(|word| word == FOR_RESOLVER);
+        if for_resolver {
+            let namespace = inherited(NAMESPACE_FD)?;
+            hostsys::packet::enter_network(namespace.as_fd())
+                .map_err(|error| format!("enter the network namespace: {error}"))?;
+            hostsys::process::drop_capabilities().map_err(|error| format!("drop capabilities: {error}"))?;
+        }
+        let only = for_resolver.then(|| RESOLVER.into());
+        let resolvers = if for_resolver { Vec::new() } else { resolvers() };
         let _ = std::env::set_current_dir("/");
         let _ = hostsys::process::set_no_new_privs();
-        nat::Nat::new(link, policy, resolvers).serve().map_err(|error| error.to_string())
+        nat::Nat::new(link, policy, resolvers, only).serve().map_err(|error| error.to_string())
     };
     match run() {
         Ok(()) => ExitCode::SUCCESS,

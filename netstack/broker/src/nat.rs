@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use hostsys::polling::{self, Interest};
+use netstack::asker::{Asker, TYPE_ASKER};
 use netstack::flow::Tuple;
 use netstack::frame::{Arrived, EVERYBODY, Frame, TYPE_ARP, TYPE_V4};
 use netstack::icmp;
@@ -13,6 +14,7 @@ use netstack::neighbor::{Arp, Station};
 use netstack::packet::{Header, ICMP, Packet, Reassembler, TCP, UDP};
 use netstack::table::{FlowTable, Orphan, Segment, reset_for, tuple_of};
 
+use crate::denials::Denials;
 use crate::policy::{Names, Policy, Protocol, is_out_of_bounds};
 use crate::tcp::{Connection, Verdict};
 use crate::udp::Pair;
@@ -25,14 +27,14 @@ const MAX_PAIRS: usize = 1024;
 const TURN: usize = 128;
 /// Bytes of the longest frame.
 const LONGEST: usize = 66_000;
-/// Denials that are logged one by one; the rest are counted.
-const MAX_DENIALS: u64 = 1000;
 
 #[derive(Debug)]
 pub(crate) struct Nat {
     link: OwnedFd,
     policy: Policy,
     resolvers: Vec<IpAddr>,
+    /// All that may be reached, by TCP alone, where this serves a resolver.
+    only: Option<SocketAddr>,
     names: Names,
     connections: HashMap<Tuple, Connection>,
     pairs: HashMap<(SocketAddr, SocketAddr), Pair>,
@@ -40,7 +42,7 @@ pub(crate) struct Nat {
     table: FlowTable<()>,
     partial: Reassembler,
     next_id: u32,
-    denials: u64,
+    denials: Denials,
     gone: bool,
 }
 
@@ -52,18 +54,19 @@ fn now() -> u64 {
 }
 
 impl Nat {
-    pub fn new(link: OwnedFd, policy: Policy, resolvers: Vec<IpAddr>) -> Self {
+    pub fn new(link: OwnedFd, policy: Policy, resolvers: Vec<IpAddr>, only: Option<SocketAddr>) -> Self {
         Self {
             link,
             policy,
             resolvers,
+            only,
             names: Names::default(),
             connections: HashMap::new(),
             pairs: HashMap::new(),
             table: FlowTable::default(),
             partial: Reassembler::default(),
             next_id: 1,
-            denials: 0,
+            denials: Denials::default(),
             gone: false,
         }
     }
@@ -162,9 +165,14 @@ impl Nat {
                     self.send(arp.answer(me).frame, TYPE_ARP);
                 }
             }
+            TYPE_ASKER => {
+                if let Some(asker) = Asker::parse(frame.packet) {
+                    self.denials.expect(asker);
+                }
+            }
             TYPE_V4 => {
                 let Some(packet) = Packet::parse(frame.packet) else { return };
-                if packet.from != IpAddr::V4(GUEST) {
+                if packet.from != IpAddr::V4(GUEST) && self.only.is_none() {
                     return;
                 }
                 if packet.fragment.is_none() {
@@ -214,19 +222,23 @@ impl Nat {
         self.answer(packet, &message);
     }
 
-    /// Whether the policy lets a connection through; says so where it does not.
-    fn allows(&mut self, protocol: Protocol, to: SocketAddr) -> bool {
+    /// Whether the policy lets a connection from the sandbox's `port` through; says so where it does not. `asked` is the
+    /// name that a query is for.
+    fn allows(&mut self, protocol: Protocol, port: u16, to: SocketAddr, asked: Option<String>) -> bool {
+        if let Some(only) = self.only {
+            return protocol == Protocol::Tcp && to == only;
+        }
         let resolver = to.port() == 53 && self.resolvers.contains(&to.ip());
         let allowed = !is_out_of_bounds(to.ip())
             && to.ip() != IpAddr::V4(GATEWAY)
             && (resolver || self.policy.allows(protocol, to, &self.names));
-        if !allowed {
-            self.denials += 1;
-            if self.denials <= MAX_DENIALS {
-                let names = self.names.of(to.ip()).join(", ");
-                let names = if names.is_empty() { names } else { format!(" ({names})") };
-                let protocol = if protocol == Protocol::Tcp { "tcp" } else { "udp" };
-                eprintln!("network policy: denied {protocol} to {to}{names}");
+        if allowed {
+            self.denials.forget(protocol, port);
+        } else {
+            let mut about = self.names.of(to.ip()).to_vec();
+            about.extend(asked.map(|name| format!("a query for {name}")));
+            if let Some(line) = self.denials.line(protocol, port, to, &about) {
+                eprintln!("{line}");
             }
         }
         allowed
@@ -246,7 +258,7 @@ impl Nat {
             Orphan::Rests(answer) => self.send_all(answer.into_iter().collect()),
             Orphan::Stray => self.send_all(reset_for(packet).into_iter().collect()),
             Orphan::Opens => {
-                if !self.allows(Protocol::Tcp, tuple.local) {
+                if !self.allows(Protocol::Tcp, tuple.remote.port(), tuple.local, None) {
                     return self.unreachable(packet, 13);
                 }
                 if self.connections.len() >= MAX_CONNECTIONS {
@@ -299,7 +311,8 @@ impl Nat {
         let now = now();
         let key = (guest, to);
         if !self.pairs.contains_key(&key) {
-            if !self.allows(Protocol::Udp, to) {
+            let asked = if to.port() == 53 { crate::dns::question(data) } else { None };
+            if !self.allows(Protocol::Udp, guest.port(), to, asked) {
                 return self.unreachable(packet, 13);
             }
             if self.pairs.len() >= MAX_PAIRS {

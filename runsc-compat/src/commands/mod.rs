@@ -78,6 +78,8 @@ fn options(global: &Global, log: &Log) -> Options {
         patch: global.patch == "on",
         slow: global.patch_slow,
         no_answers: global.resident == "off",
+        ingress_bandwidth: global.ingress_bandwidth.unwrap_or(0),
+        egress_bandwidth: global.egress_bandwidth.unwrap_or(0),
         timing: log.stopwatch(),
         ..Options::default()
     }

@@ -21,7 +21,7 @@ pub(crate) struct Pair {
     middle: Option<String>,
 }
 
-fn ip(words: &str) -> Result<()> {
+pub(crate) fn ip(words: &str) -> Result<()> {
     let output = Command::new("ip").args(words.split(' ')).output()?;
     ensure!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
@@ -54,6 +54,11 @@ impl Pair {
         ip(&format!("-n {outside} addr add 10.78.0.1/32 dev lo"))?;
         ip(&format!("-n {inside} route add default via 10.77.0.2"))?;
         Ok(pair)
+    }
+
+    /// The namespace of a bad link.
+    pub(crate) fn middle(&self) -> Option<&str> {
+        self.middle.as_deref()
     }
 
     pub(crate) fn path(&self) -> String {
@@ -360,7 +365,7 @@ fn a_command_reaches_what_its_policy_allows() -> Result<()> {
         { "action": "allow", "to": ["10.77.0.2"], "ports": [7001], "protocol": "tcp" } ] }"#;
     std::fs::write(&policy, text)?;
     let policy = policy.to_string_lossy().into_owned();
-    let program = "
+    let program = r"
 import errno, socket
 def attempt(kind, to):
     s = socket.socket(socket.AF_INET, kind); s.settimeout(5)
@@ -369,20 +374,31 @@ def attempt(kind, to):
         if kind == socket.SOCK_DGRAM: s.send(b'x'); s.recv(1)
         return 'reached'
     except OSError as e: return errno.errorcode.get(e.errno, str(e))
+open('/proc/self/comm', 'w').write('Thirsty')
 print(attempt(socket.SOCK_STREAM, ('10.77.0.2', 7001)))
 print(attempt(socket.SOCK_STREAM, ('10.77.0.2', 7002)))
 print(attempt(socket.SOCK_STREAM, ('169.254.169.254', 80)))
 print(attempt(socket.SOCK_DGRAM, ('10.77.0.2', 7001)))
 print(attempt(socket.SOCK_STREAM, ('10.0.2.2', 22)))
+query = bytes.fromhex('000701000001000000000000') + b'\x03www\x07example\x03org\0\0\1\0\1'
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.sendto(query, ('10.77.0.2', 53))
+for _ in range(10): attempt(socket.SOCK_STREAM, ('10.77.0.2', 7003))
 ";
     let flags = ["--net-policy", policy.as_str()];
     let out = with_nat(&trial, &pair, &flags, &["python3", "-c", program]).run()?.expect(0)?;
     // Nobody listens at the port that is allowed: the refusal is the host's own.
     let denied = "EHOSTUNREACH\n".repeat(4);
     let said = out.err();
-    for denial in ["denied tcp to 10.77.0.2:7002", "denied udp to 10.77.0.2:7001", "denied tcp to 169.254"] {
-        ensure!(said.contains(denial), "no {denial:?} in {said:?}");
+    for denial in [
+        "denied tcp to 10.77.0.2:7002 by Thirsty, pid 1\n",
+        "denied udp to 10.77.0.2:7001 by Thirsty, pid 1\n",
+        "denied tcp to 169.254.169.254:80 by Thirsty, pid 1\n",
+        "denied tcp to 10.0.2.2:22 by Thirsty, pid 1\n",
+        "denied udp to 10.77.0.2:53 (a query for www.example.org) by Thirsty, pid 1\n",
+    ] {
+        ensure!(said.matches(denial).count() == 1, "not once {denial:?} in {said:?}");
     }
+    ensure!(said.contains("10.77.0.2:7003 by Thirsty, pid 1, 10 times\n"), "no count in {said:?}");
     out.expect_out(&format!("ECONNREFUSED\n{denied}"))?;
     trial.finish()
 }

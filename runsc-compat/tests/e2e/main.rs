@@ -41,6 +41,7 @@ mod net_attacks;
 mod network;
 mod notify;
 mod outside;
+mod packets;
 mod pods;
 mod posture;
 mod rootless;

@@ -221,6 +221,11 @@ pub struct Options {
     /// The stub answers no call itself, for tests.
     #[serde(default)]
     pub no_answers: bool,
+    /// Bits in a second that each link carries to and from the sandbox; 0 for no limit.
+    #[serde(default)]
+    pub ingress_bandwidth: u64,
+    #[serde(default)]
+    pub egress_bandwidth: u64,
     /// Log the moments of the start, by this clock.
     #[serde(default)]
     pub timing: Option<Stopwatch>,

@@ -5,13 +5,19 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 /// Links and routes. The descriptors that come along are a packet socket for each link, in their order, then the
-/// resolver's, if there is one.
+/// resolver's two, if they are there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     pub links: Vec<Link>,
     pub routes: Vec<Route>,
     /// Whether a datagram socket comes along that is connected to the engine's resolver.
     pub resolver: bool,
+    /// Whether a link comes along to a process that ends connections to the engine's resolver.
+    #[serde(default)]
+    pub resolver_stream: bool,
+    /// Whether a process of ours is at the other end of the links, that is to hear which program begins a connection.
+    #[serde(default)]
+    pub tell_askers: bool,
     /// The sandbox' sockets are the host's: links and routes are shown, no descriptor stands for a link, and the one that
     /// comes along leads to the broker.
     #[serde(default)]
@@ -33,6 +39,9 @@ pub struct Link {
     pub mtu: u32,
     pub hardware: [u8; 6],
     pub addresses: Vec<Address>,
+    /// Whether routers of the link are believed (`net.ipv6.conf.*.accept_ra` and `autoconf`).
+    #[serde(default)]
+    pub accepts_routers: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,7 +21,7 @@ use sentry_vfs::Vfs;
 use crate::console::Console;
 use crate::control::Address;
 use crate::forward;
-use crate::link::{self, Capture, LinkBell};
+use crate::link::{self, Bandwidth, Capture, LinkBell};
 use crate::log::{Log, Moment};
 use crate::notify;
 use crate::sockets::HostSockets;
@@ -57,6 +57,7 @@ pub struct Shared {
     /// For the links of the network, until there are some.
     link_bell: Mutex<Option<LinkBell>, { rank::LEAF }>,
     capture: Arc<Capture>,
+    bandwidth: Bandwidth,
 }
 
 impl Shared {
@@ -68,7 +69,7 @@ impl Shared {
         if network.host {
             return Err("the host's network is given at the start".to_owned());
         }
-        link::connect(first.inet(), bell, &self.capture, network, fds)?;
+        link::connect(first.inet(), bell, &self.capture, (network, self.bandwidth), fds)?;
         match forwarded {
             Some(listener) => forward::serve(first.inet(), listener).map_err(|error| error.to_string()),
             None => Ok(()),
@@ -167,6 +168,10 @@ impl Container {
             main: ground.main,
             link_bell: Mutex::new(Some(ground.link_bell)),
             capture: Arc::default(),
+            bandwidth: Bandwidth {
+                ingress: boot.options.ingress_bandwidth,
+                egress: boot.options.egress_bandwidth,
+            },
         });
         if let Some(network) = &boot.network {
             let links = core::mem::take(&mut fds.links);

@@ -22,8 +22,9 @@ use netstack::frame::{HEADROOM, OFFLOAD_HEADER};
 use netstack::iface::{
     BROADCAST, Interface, InterfaceAddress, LOWER_UP, MULTICAST, RUNNING, StaticRoute, UP,
 };
+use netstack::shaper::{Shaper, Verdict};
 use sentry_base::{mono_now, real_now};
-use sentry_net::{Inet, LinkHost, LinkSetup, Links};
+use sentry_net::{Inet, LinkHost, LinkSetup, Links, RESOLVER_LINK};
 
 /// Frames that are read from one link before another one's turn.
 const TURN: usize = 64;
@@ -94,20 +95,78 @@ impl Capture {
     }
 }
 
+/// Bits in a second that each link may carry to and from the sandbox; 0 for no limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bandwidth {
+    pub ingress: u64,
+    pub egress: u64,
+}
+
+/// A descriptor, and what limits it in either direction.
+#[derive(Debug)]
+struct Link {
+    fd: OwnedFd,
+    ingress: Option<Mutex<Shaper>>,
+    egress: Option<Mutex<Shaper>>,
+}
+
+impl Link {
+    fn new(fd: OwnedFd, bandwidth: Bandwidth) -> Self {
+        let limit = |bits: u64| (bits > 0).then(|| Mutex::new(Shaper::new(bits)));
+        Self { fd, ingress: limit(bandwidth.ingress), egress: limit(bandwidth.egress) }
+    }
+
+    fn write(&self, frame: &[u8]) {
+        // A frame that the link does not take is lost, as any frame may be.
+        let _ = hostsys::retry(|| Ok(rustix::io::write(&self.fd, frame)?));
+    }
+
+    /// When a frame that waits may go on, in either direction.
+    fn deadline(&self) -> Option<u64> {
+        let both = [&self.ingress, &self.egress].into_iter().flatten();
+        both.filter_map(|shaper| shaper.lock().ok()?.deadline()).min()
+    }
+
+    /// Hands on what has waited long enough.
+    fn serve(&self, capture: &Capture, mut take: impl FnMut(&[u8])) {
+        let due = |shaper: &Option<Mutex<Shaper>>| shaper.as_ref()?.lock().ok()?.due(mono_now());
+        while let Some(frame) = due(&self.egress) {
+            capture.note(&frame);
+            self.write(&frame);
+        }
+        while let Some(frame) = due(&self.ingress) {
+            take(&frame);
+        }
+    }
+}
+
+fn offer(shaper: Option<&Mutex<Shaper>>, frame: &[u8]) -> Verdict {
+    match shaper.map(Mutex::lock) {
+        None => Verdict::Goes,
+        Some(Ok(mut shaper)) => shaper.offer(frame, mono_now()),
+        Some(Err(_)) => Verdict::Lost,
+    }
+}
+
 #[derive(Debug)]
 struct Host {
     capture: Arc<Capture>,
-    links: BTreeMap<u32, OwnedFd>,
+    links: BTreeMap<u32, Link>,
     resolver: Option<OwnedFd>,
     ringer: UnixStream,
 }
 
 impl LinkHost for Host {
     fn send(&self, interface: u32, frame: &[u8]) {
-        if let Some(fd) = self.links.get(&interface) {
-            self.capture.note(frame);
-            // A frame that the link does not take is lost, as any frame may be.
-            let _ = hostsys::retry(|| Ok(rustix::io::write(fd, frame)?));
+        let Some(link) = self.links.get(&interface) else { return };
+        match offer(link.egress.as_ref(), frame) {
+            Verdict::Goes => {
+                self.capture.note(frame);
+                link.write(frame);
+            }
+            // The thread learns when that frame's time comes.
+            Verdict::Waits { first: true } => self.ring(),
+            Verdict::Waits { first: false } | Verdict::Lost => {}
         }
     }
 
@@ -162,7 +221,10 @@ fn setup(network: &Network, host: Arc<Host>) -> LinkSetup {
     LinkSetup {
         interfaces: interfaces(network),
         routes: routes(network),
+        routed: network.links.iter().filter(|link| link.accepts_routers).map(|link| link.index).collect(),
         resolver: host.resolver.is_some(),
+        resolver_stream: network.resolver_stream,
+        tell_askers: network.tell_askers,
         host,
     }
 }
@@ -172,17 +234,22 @@ pub fn connect(
     inet: &Arc<Inet>,
     bell: LinkBell,
     capture: &Arc<Capture>,
-    network: &Network,
+    (network, bandwidth): (&Network, Bandwidth),
     fds: Vec<OwnedFd>,
 ) -> Result<(), String> {
-    let wanted = network.links.len() + usize::from(network.resolver);
+    let resolvers = usize::from(network.resolver) + usize::from(network.resolver_stream);
+    let wanted = network.links.len() + resolvers;
     if fds.len() != wanted {
         return Err(format!("the network says {wanted} descriptors, {} came", fds.len()));
     }
     let mut fds = fds.into_iter();
-    let links: BTreeMap<u32, OwnedFd> =
-        network.links.iter().map(|link| link.index).zip(fds.by_ref()).collect();
-    let resolver = fds.next();
+    let described = network.links.iter().map(|link| link.index).zip(fds.by_ref());
+    let mut links: BTreeMap<u32, Link> =
+        described.map(|(index, fd)| (index, Link::new(fd, bandwidth))).collect();
+    let resolver = if network.resolver { fds.next() } else { None };
+    if let Some(fd) = fds.next() {
+        links.insert(RESOLVER_LINK, Link::new(fd, Bandwidth::default()));
+    }
     let host = Arc::new(Host { capture: Arc::clone(capture), links, resolver, ringer: bell.ringer });
     let links = inet.attach(setup(network, Arc::clone(&host)));
     let serve = move || serve(&links, &host, bell.ear);
@@ -203,8 +270,9 @@ fn serve(links: &Links, host: &Host, mut ear: UnixStream) {
             Interest::new(ear.as_fd(), libc::POLLIN),
             host.resolver.as_ref().map_or(Interest::none(), |fd| Interest::new(fd.as_fd(), libc::POLLIN)),
         ];
-        interests.extend(host.links.values().map(|fd| Interest::new(fd.as_fd(), libc::POLLIN)));
-        if polling::wait(&mut interests, timeout(links.deadline())).is_err() {
+        interests.extend(host.links.values().map(|link| Interest::new(link.fd.as_fd(), libc::POLLIN)));
+        let held = host.links.values().filter_map(Link::deadline);
+        if polling::wait(&mut interests, timeout(held.chain(links.deadline()).min())).is_err() {
             return;
         }
         let [bell, resolver, of_links @ ..] = interests.as_slice() else { return };
@@ -217,11 +285,17 @@ fn serve(links: &Links, host: &Host, mut ear: UnixStream) {
             drain(fd, &mut buffer, |answer| links.resolved(answer));
         }
         let mut failed = false;
-        for ((index, fd), interest) in host.links.iter().zip(of_links) {
+        for ((index, link), interest) in host.links.iter().zip(of_links) {
+            let take = |frame: &[u8]| {
+                host.capture.note(frame);
+                links.arrived(*index, frame);
+            };
+            link.serve(&host.capture, take);
             if interest.any() {
-                let got = drain(fd, &mut buffer, |frame| {
-                    host.capture.note(frame);
-                    links.arrived(*index, frame);
+                let got = drain(&link.fd, &mut buffer, |frame| {
+                    if offer(link.ingress.as_ref(), frame) == Verdict::Goes {
+                        take(frame);
+                    }
                 });
                 failed |= got == 0 && interest.found() & libc::POLLIN == 0;
             }

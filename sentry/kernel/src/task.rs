@@ -8,7 +8,7 @@ use abi::signal::{SigSet, StackT};
 use platform::Kick;
 use sentry_base::{Errno, Mutex, Nanos, Result, Sleeper, lock::rank};
 use sentry_ipc::UndoList;
-use sentry_memory::UserMemory;
+use sentry_memory::{MemoryFile, UserMemory};
 use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Terminal};
 
 use crate::cpu::CpuClock;
@@ -587,6 +587,14 @@ impl Caller for Task {
 
     fn pid(&self) -> i32 {
         Self::pid(self)
+    }
+
+    fn comm(&self) -> Vec<u8> {
+        Self::comm(self)
+    }
+
+    fn memory_file(&self) -> Option<Arc<MemoryFile>> {
+        Some(Arc::clone(self.mm().memory_file()))
     }
 
     fn rlimit(&self, resource: u32) -> u64 {

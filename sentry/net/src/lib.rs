@@ -1,5 +1,5 @@
 //! Sockets: the interface that system calls see, and the families behind it: `AF_UNIX` (`unix(7)`), `AF_INET` and
-//! `AF_INET6` (`ip(7)`) and `AF_NETLINK` (`netlink(7)`) over the network stack.
+//! `AF_INET6` (`ip(7)`), `AF_NETLINK` (`netlink(7)`) and `AF_PACKET` (`packet(7)`) over the network stack.
 //! No socket here has a host socket behind it: what goes out are packets, through links that the runtime has opened. The
 //! exception is a network that is the host's: its sockets are the host's, made by a broker ([`HostNet`]).
 //!
@@ -19,14 +19,16 @@ mod host;
 mod inet;
 mod namespace;
 mod netlink;
+mod packet;
 pub mod proc;
 mod socket;
 mod unix;
 
 pub use host::{HostEnd, HostMessage, HostNet};
-pub use inet::{Domain, Inet, LinkHost, LinkSetup, Links};
+pub use inet::{Domain, Inet, LinkHost, LinkSetup, Links, RESOLVER_LINK};
 pub use namespace::NetworkNamespace;
 pub use netlink::NetlinkSocket;
+pub use packet::PacketSocket;
 pub use socket::{
     ControlIn, ControlMessage, NoPaths, RecvMsg, SendMsg, SockCtx, Socket, SocketFile, SocketPaths,
     check_credentials,

@@ -71,7 +71,7 @@ impl NetworkNamespace {
                     .into()
             }
             "netstat" => netstat(inet),
-            "packet" => "sk       RefCnt Type Proto  Iface R Rmem   User   Inode\n".into(),
+            "packet" => inet.taps.rows(),
             "protocols" => protocols(),
             "psched" => "000003e8 00000040 000f4240 3b9aca00\n".into(),
             "route" => route(inet),

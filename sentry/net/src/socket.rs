@@ -8,6 +8,7 @@ use std::sync::Arc;
 use abi::net::Ucred;
 use sentry_base::{Errno, Events, Nanos, Result, WaitQueue};
 use sentry_memory::{UserReader, UserWriter};
+use sentry_mm::Mappable;
 use sentry_vfs::{
     Attr, Caller, FileDescription, FileKind, FileOps, Inode, IoCtx, IoStart, OpenFlags, Pos, WaitLimit, cap,
 };
@@ -209,6 +210,17 @@ pub trait Socket: Send + Sync + Debug {
     /// The value of an option, at full length.
     fn get_option(&self, caller: &dyn Caller, level: i32, name: i32) -> Result<Vec<u8>>;
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()>;
+    /// Whether the answer depends on what the caller has put where it is to go, and [`Socket::get_option_for`] is to be
+    /// asked.
+    fn answers_by_value(&self, level: i32, name: i32) -> bool {
+        let _ = (level, name);
+        false
+    }
+    /// The value of an option for what the caller has given.
+    fn get_option_for(&self, caller: &dyn Caller, level: i32, name: i32, given: &[u8]) -> Result<Vec<u8>> {
+        let _ = given;
+        self.get_option(caller, level, name)
+    }
     /// `SO_RCVTIMEO`, or `SO_SNDTIMEO` with `sending`; `None` for no limit.
     fn timeout(&self, sending: bool) -> Option<Nanos>;
     /// How long `close` waits, in nanoseconds, where `SO_LINGER` asks for it and something is left to be sent.
@@ -218,6 +230,10 @@ pub trait Socket: Send + Sync + Debug {
     fn readiness(&self) -> Events;
     fn wait_queue(&self) -> &WaitQueue;
     fn ioctl(&self, caller: &dyn Caller, command: u32, arg: u64) -> Result<i64>;
+    /// What `mmap` of the socket maps.
+    fn mappable(&self) -> Result<Arc<dyn Mappable>> {
+        Err(Errno::ENODEV)
+    }
     fn attr(&self) -> Attr;
     fn as_any(&self) -> &dyn Any;
 }
@@ -272,6 +288,10 @@ impl FileOps for SocketFile {
 
     fn ioctl(&self, io: &IoCtx<'_>, command: u32, arg: u64) -> Result<i64> {
         self.0.ioctl(io.caller, command, arg)
+    }
+
+    fn mappable(&self) -> Result<Arc<dyn Mappable>> {
+        self.0.mappable()
     }
 
     fn attr(&self) -> Option<Result<Attr>> {

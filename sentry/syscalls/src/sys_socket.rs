@@ -8,8 +8,8 @@ use sentry_base::{Errno, Events, Nanos, Result, mono_now};
 use sentry_kernel::{BlockEnd, Call, Current, IntoRax, Restart, Stop, SysResult, Task};
 use sentry_memory::{IoSeg, UserReader, UserWriter};
 use sentry_net::{
-    ControlIn, ControlMessage, Domain, NetlinkSocket, NetworkNamespace, RecvMsg, SendMsg, SockCtx, Socket,
-    SocketFile, SocketPaths, UnixSocket,
+    ControlIn, ControlMessage, Domain, NetlinkSocket, NetworkNamespace, PacketSocket, RecvMsg, SendMsg,
+    SockCtx, Socket, SocketFile, SocketPaths, UnixSocket,
 };
 use sentry_vfs::{Access, FileDescription, Inode, IoStart, LookupFlags, OpenFlags, PathCx};
 
@@ -22,7 +22,7 @@ use crate::net_args::{ControlOut, read_address, read_control, store_address, sto
 use crate::table::syscalls;
 
 syscalls! {
-    41 socket(domain: i32, kind: i32, protocol: i32) [sync, "AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK"];
+    41 socket(domain: i32, kind: i32, protocol: i32) [sync, "AF_UNIX, AF_INET, AF_INET6, AF_NETLINK and AF_PACKET"];
     42 connect(fd: i32, addr: Ptr, len: i32) [call];
     43 accept(fd: i32, addr: Ptr, len: Ptr) [call];
     44 sendto(fd: i32, buf: Ptr, len: usize, flags: i32, addr: Ptr, addr_len: i32) [call];
@@ -85,6 +85,7 @@ fn socket(cx: &mut Current, domain: i32, kind: i32, protocol: i32) -> Result<i32
         libc::AF_INET => network.inet().socket(task.as_ref(), Domain::V4, kind, protocol)?,
         libc::AF_INET6 => network.inet().socket(task.as_ref(), Domain::V6, kind, protocol)?,
         libc::AF_NETLINK => NetlinkSocket::new(task.as_ref(), network.inet(), kind, protocol)?,
+        libc::AF_PACKET => PacketSocket::new(task.as_ref(), network.inet(), kind, protocol)?,
         _ => return Err(Errno::EAFNOSUPPORT),
     };
     add_file(cx, SocketFile::new(socket), status, cloexec)
@@ -200,7 +201,13 @@ fn getsockopt(cx: &mut Current, fd: i32, level: i32, name: i32, value: Ptr, len:
     let socket = SocketFile::of(&file)?;
     let room: i32 = cx.read_obj(len.0)?;
     let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
-    let mut option = socket.get_option(cx.task.as_ref(), level, name)?;
+    let mut option = if socket.answers_by_value(level, name) {
+        let mut given = vec![0; room.min(OPTION_MAX)];
+        cx.copy_in(value.0, &mut given)?;
+        socket.get_option_for(cx.task.as_ref(), level, name, &given)?
+    } else {
+        socket.get_option(cx.task.as_ref(), level, name)?
+    };
     if (level, name) == (libc::SOL_SOCKET, libc::SO_PEERCRED)
         && let Ok(peer) = abi::net::Ucred::read_from_bytes(&option)
     {

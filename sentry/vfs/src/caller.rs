@@ -4,7 +4,7 @@ use core::any::Any;
 use std::sync::Arc;
 
 use sentry_base::Result;
-use sentry_memory::UserMemory;
+use sentry_memory::{MemoryFile, UserMemory};
 
 use crate::Credentials;
 
@@ -16,6 +16,14 @@ pub trait Caller: JobControl {
     /// Thread id, process id.
     fn tid(&self) -> i32;
     fn pid(&self) -> i32;
+    /// Where the caller's memory is taken from, for files that make memory to be mapped.
+    fn memory_file(&self) -> Option<Arc<MemoryFile>> {
+        None
+    }
+    /// The name of the calling task (`PR_SET_NAME`), without its zero.
+    fn comm(&self) -> Vec<u8> {
+        Vec::new()
+    }
     /// The soft limit of a resource (`RLIMIT_*`, `getrlimit(2)`).
     fn rlimit(&self, resource: u32) -> u64;
     /// The number of a process, group or session as the caller sees it; 0 for one outside of its PID namespace.

@@ -42,6 +42,7 @@ mod netdiag;
 mod netset;
 mod ns;
 mod openat2;
+mod packet;
 mod path;
 mod pidfd;
 mod pidns;
@@ -105,6 +106,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "urgent", cases: urgent::CASES },
     Area { name: "tty", cases: tty::CASES },
     Area { name: "pty", cases: pty::CASES },
+    Area { name: "packet", cases: packet::CASES },
     Area { name: "path", cases: path::CASES },
     Area { name: "dir", cases: dir::CASES },
     Area { name: "rename", cases: rename::CASES },

@@ -12,7 +12,7 @@ mod info;
 pub(crate) mod netdev;
 pub(crate) mod options;
 pub(crate) mod outside;
-mod raw;
+pub(crate) mod raw;
 pub(crate) mod report;
 mod resolver;
 mod tcp;
@@ -36,10 +36,12 @@ use sentry_vfs::{Caller, UserNs, cap};
 use crate::Socket;
 use crate::host::{HostNet, HostSocket};
 use crate::netlink::NetlinkTable;
+use crate::packet::Taps;
 pub use addr::Domain;
 use outside::Outside;
 pub use outside::{LinkHost, LinkSetup, Links};
 use raw::{RawSocket, RawTable};
+pub use resolver::LINK as RESOLVER_LINK;
 use tcp::{TcpCore, TcpSocket};
 use udp::{UdpCore, UdpSocket};
 
@@ -52,6 +54,7 @@ pub struct Inet {
     /// All TCP sockets that are open, by inode number, for `/proc/net/tcp`.
     tcp_sockets: Mutex<BTreeMap<u64, Weak<TcpCore>>, { rank::LEAF }>,
     raws: RawTable,
+    pub(crate) taps: Arc<Taps>,
     pub(crate) groups: groups::Groups,
     pub(crate) netlink: NetlinkTable,
     buffers: Mutex<BufferPool, { rank::LEAF }>,
@@ -83,6 +86,7 @@ impl Default for Inet {
             interfaces: Mutex::default(),
             tcp_sockets: Mutex::default(),
             raws: Mutex::default(),
+            taps: Arc::default(),
             groups: groups::Groups::default(),
             netlink: NetlinkTable::default(),
             buffers: Mutex::default(),
@@ -133,6 +137,11 @@ impl Inet {
             }
             Arc::clone(owner)
         });
+    }
+
+    /// Whether this network's sockets are the host's.
+    pub(crate) fn is_the_hosts(&self) -> bool {
+        self.host.get().is_some()
     }
 
     /// Makes this network the host's: its sockets are made by `host`, and these are its interfaces besides the loopback. The

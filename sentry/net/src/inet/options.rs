@@ -11,6 +11,7 @@ use sentry_base::{Errno, Mutex, Nanos, Result, lock::rank};
 use sentry_vfs::{Caller, cap};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Inet;
 use super::addr::Domain;
 
 /// `net.core.wmem_max` and `rmem_max`, in bytes.
@@ -357,11 +358,12 @@ impl Options {
                 self.kept.lock().insert((level, name), value);
             }
             (libc::SOL_SOCKET, libc::SO_BINDTODEVICE) => {
-                let name_bytes: Vec<u8> = value.iter().copied().take(15).take_while(|b| *b != 0).collect();
-                match name_bytes.as_slice() {
-                    b"" => drop(self.kept.lock().remove(&(level, name))),
-                    b"lo" => drop(self.kept.lock().insert((level, name), b"lo\0".to_vec())),
-                    _ => return Err(Errno::ENODEV),
+                let mut device = device(value);
+                if device.is_empty() {
+                    self.kept.lock().remove(&(level, name));
+                } else {
+                    device.push(0);
+                    self.kept.lock().insert((level, name), device);
                 }
             }
             (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => return Err(Errno::EINVAL),
@@ -451,6 +453,23 @@ impl Options {
         }
         self.put_number(level, name, stored);
         Ok(())
+    }
+}
+
+/// The name of an interface (`sock_setbindtodevice`).
+fn device(value: &[u8]) -> Vec<u8> {
+    value.iter().copied().take(15).take_while(|b| *b != 0).collect()
+}
+
+impl Inet {
+    /// `ENODEV` for an option that names an interface which this network has not.
+    pub(crate) fn check_device(&self, level: i32, name: i32, value: &[u8]) -> Result<()> {
+        if (level, name) != (libc::SOL_SOCKET, libc::SO_BINDTODEVICE) {
+            return Ok(());
+        }
+        let device = device(value);
+        let known = device.is_empty() || self.interfaces.lock().by_name(&device).is_some();
+        if known { Ok(()) } else { Err(Errno::ENODEV) }
     }
 }
 

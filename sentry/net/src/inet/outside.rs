@@ -9,19 +9,25 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 
+use netstack::asker::{Asker, TYPE_ASKER};
 use netstack::flow::Tuple;
-use netstack::frame::{Arrived, Frame, Hardware, TYPE_ARP, TYPE_V4, TYPE_V6};
+use netstack::frame::{
+    Arrived, EVERYBODY, Frame, HEADROOM, Hardware, OFFLOAD_HEADER, TYPE_ARP, TYPE_V4, TYPE_V6,
+};
 use netstack::icmp;
 use netstack::iface::{Interface, Route, StaticRoute};
 use netstack::neighbor::{Addressed, Arp, Discovery, Neighbors, Station};
 use netstack::packet::{Header, ICMP, ICMPV6, Packet, Reassembler, TCP, UDP, pseudo_header};
+use netstack::router::Advertisement;
 use netstack::stats::Counter;
 use netstack::table::{FlowTable, MAX_HALF_OPEN, Orphan, Segment, reset_for, tuple_of};
 use sentry_base::{Mutex, Nanos, lock::rank, mono_now};
+use sentry_vfs::Caller;
 
 use super::flow::Flow;
-use super::resolver::Resolver;
+use super::resolver::{self, Resolver};
 use super::{Inet, raw};
+use crate::packet::{Sight, Taps, kind, kind_of};
 
 /// The descriptors of a network, as the sandbox process has them.
 pub trait LinkHost: Send + Sync + core::fmt::Debug {
@@ -38,9 +44,15 @@ pub trait LinkHost: Send + Sync + core::fmt::Debug {
 pub struct LinkSetup {
     pub interfaces: Vec<Interface>,
     pub routes: Vec<StaticRoute>,
+    /// Links whose routers are believed.
+    pub routed: Vec<u32>,
     pub host: Arc<dyn LinkHost>,
     /// Whether queries to [`super::resolver::ADDRESS`] are passed on.
     pub resolver: bool,
+    /// Whether [`super::resolver::LINK`] leads to it.
+    pub resolver_stream: bool,
+    /// Whether the other end of the links is to hear which program begins a connection.
+    pub tell_askers: bool,
 }
 
 /// One link, and what it has carried.
@@ -49,6 +61,7 @@ struct Port {
     station: Station,
     received: Traffic,
     sent: Traffic,
+    accepts_routers: bool,
     /// Frames that were not for us, broken or of no known kind.
     dropped: Counter,
 }
@@ -63,6 +76,7 @@ struct Traffic {
 #[derive(Debug)]
 pub(crate) struct Outside {
     host: Arc<dyn LinkHost>,
+    taps: Arc<Taps>,
     ports: BTreeMap<u32, Port>,
     pub(crate) neighbors: Mutex<Neighbors, { rank::LEAF }>,
     pub(super) flows: Mutex<FlowTable<Arc<Flow>>, { rank::LEAF }>,
@@ -74,6 +88,8 @@ pub(crate) struct Outside {
     /// Errors that may still be sent this second, and the second (`icmp_ratelimit`).
     errors: Mutex<(Nanos, u32), { rank::LEAF }>,
     pub(super) resolver: Option<Resolver>,
+    pub(super) resolver_stream: bool,
+    pub(super) tell_askers: bool,
 }
 
 /// ICMP errors in a second.
@@ -96,17 +112,21 @@ pub struct Links(Arc<Inet>);
 impl Inet {
     /// Gives this network its links; the first time counts.
     pub fn attach(self: &Arc<Self>, setup: LinkSetup) -> Links {
-        let ports = setup.interfaces.iter().map(|interface| {
+        let stations = setup.interfaces.iter().map(|i| (i.index, i.hardware));
+        let hidden = setup.resolver_stream.then_some((resolver::LINK, resolver::OUR_STATION));
+        let ports = stations.chain(hidden).map(|(index, hardware)| {
             let port = Port {
-                station: Station { interface: interface.index, hardware: interface.hardware },
+                station: Station { interface: index, hardware },
+                accepts_routers: setup.routed.contains(&index),
                 received: Traffic::default(),
                 sent: Traffic::default(),
                 dropped: Counter::default(),
             };
-            (interface.index, port)
+            (index, port)
         });
         let outside = Outside {
             host: setup.host,
+            taps: Arc::clone(&self.taps),
             ports: ports.collect(),
             neighbors: Mutex::default(),
             flows: Mutex::default(),
@@ -116,6 +136,8 @@ impl Inet {
             next_id: AtomicU32::new(1),
             errors: Mutex::new((0, 0)),
             resolver: setup.resolver.then(Resolver::default),
+            resolver_stream: setup.resolver_stream,
+            tell_askers: setup.tell_askers,
         };
         outside.timers.armed.store(Nanos::MAX, Ordering::Relaxed);
         let mut interfaces = self.interfaces.lock();
@@ -229,13 +251,36 @@ impl Outside {
             let Some(port) = self.ports.get(&interface) else { continue };
             port.sent.packets.add(1);
             port.sent.bytes.add(frame.packet().len() as u64);
-            self.host.send(interface, frame.finish(to, port.station.hardware, kind));
+            let bytes = frame.finish(to, port.station.hardware, kind);
+            self.taps.show(&sight(interface, kind::OUTGOING, bytes));
+            self.host.send(interface, bytes);
         }
+    }
+
+    /// Sends what a packet socket has made: a frame behind its `struct virtio_net_hdr`.
+    pub(crate) fn send_raw(&self, interface: u32, bytes: &[u8]) {
+        let Some(port) = self.ports.get(&interface) else { return };
+        port.sent.packets.add(1);
+        port.sent.bytes.add(bytes.len().saturating_sub(HEADROOM) as u64);
+        self.host.send(interface, bytes);
+    }
+
+    /// Tells the other end of a link who is about to begin something from a port of ours, where it wants to know.
+    pub(super) fn tell_asker(&self, interface: u32, protocol: u8, port: u16, caller: &dyn Caller) {
+        let Some(link) = self.ports.get(&interface).filter(|_| self.tell_askers) else { return };
+        let pid = u32::try_from(caller.show_pid(caller.pid())).unwrap_or(0);
+        let mut frame = Asker { protocol, port, pid, name: caller.comm() }.frame();
+        self.host.send(interface, frame.finish(EVERYBODY, link.station.hardware, TYPE_ASKER));
     }
 
     /// Sends a packet along a route.
     pub(super) fn send(&self, route: &Route, frame: Frame) {
         let (Some(port), Some(next_hop)) = (self.ports.get(&route.interface), route.next_hop) else { return };
+        if route.interface == resolver::LINK {
+            let mut frame = frame;
+            let bytes = frame.finish(resolver::ITS_STATION, resolver::OUR_STATION, TYPE_V4);
+            return self.host.send(resolver::LINK, bytes);
+        }
         let now = mono_now();
         let mut out = Vec::with_capacity(2);
         let (taken, deadline) = {
@@ -276,6 +321,12 @@ impl Outside {
     fn arrived(&self, net: &Arc<Inet>, interface: u32, bytes: &[u8]) {
         let Some(port) = self.ports.get(&interface) else { return };
         let Some(frame) = Arrived::parse(bytes) else { return port.dropped.add(1) };
+        if interface == resolver::LINK {
+            return self.of_resolver(net, &frame);
+        }
+        if net.taps.any() && net.interfaces.lock().by_index(interface).is_some_and(Interface::is_up) {
+            net.taps.show(&sight(interface, kind_of(frame.to, port.station.hardware), bytes));
+        }
         let own = frame.to == port.station.hardware || frame.to[0] & 1 != 0;
         if !own || !net.interfaces.lock().by_index(interface).is_some_and(Interface::is_up) {
             return port.dropped.add(1);
@@ -286,6 +337,20 @@ impl Outside {
             TYPE_ARP => self.arp(net, port, &frame),
             TYPE_V4 | TYPE_V6 => self.packet(net, port, &frame),
             _ => port.dropped.add(1),
+        }
+    }
+
+    /// What comes by the resolver's link: segments of connections to it, and nothing else is taken.
+    fn of_resolver(&self, net: &Arc<Inet>, frame: &Arrived<'_>) {
+        let Some(packet) = Packet::parse(frame.packet).filter(|_| frame.kind == TYPE_V4) else { return };
+        if packet.protocol != TCP || packet.from != resolver::ADDRESS.ip() || packet.fragment.is_some() {
+            return;
+        }
+        let Some(segment) = Segment::parse(packet.payload) else { return };
+        let flow = self.flows.lock().get(&tuple_of(&packet, &segment)).map(Arc::clone);
+        if let Some(flow) = flow.filter(|_| frame.verified || packet.is_intact()) {
+            net.stats.tcp_segments.add(1);
+            flow.arrived(packet.whole);
         }
     }
 
@@ -385,6 +450,10 @@ impl Outside {
                 neighbors.learn(interface, about.target.into(), hardware, false, mono_now(), &mut out);
             }
             self.transmit(out);
+        } else if let Some(said) = Advertisement::parse(packet.payload)
+            .filter(|_| packet.hops == 255 && asker.is_unicast_link_local() && port.accepts_routers)
+        {
+            said.apply(&mut net.interfaces.lock(), interface, asker);
         } else if let Some(reply) = icmp::reply_v6(packet.payload, to, asker).filter(|_| !to.is_multicast()) {
             self.answer(net, packet, ICMPV6, &reply);
         } else {
@@ -504,19 +573,7 @@ impl Outside {
         data: &[u8],
         how: HowSent,
     ) -> bool {
-        let len = u16::try_from(data.len() + 8).unwrap_or(u16::MAX);
-        let mut message = Vec::with_capacity(data.len() + 8);
-        message.extend_from_slice(&from.port().to_be_bytes());
-        message.extend_from_slice(&to.port().to_be_bytes());
-        message.extend_from_slice(&len.to_be_bytes());
-        message.extend_from_slice(&[0, 0]);
-        message.extend_from_slice(data);
-        let sum = icmp::checksum(&[&pseudo_header(from.ip(), to.ip(), UDP, message.len()), &message]);
-        // Zero would say that there is no sum.
-        let sum = if sum == 0 { 0xffff } else { sum };
-        if let Some(field) = message.get_mut(6..8) {
-            field.copy_from_slice(&sum.to_be_bytes());
-        }
+        let message = udp_message(from, to, data);
         self.send_message(route, (from.ip(), to.ip()), UDP, &message, how)
     }
 
@@ -544,6 +601,32 @@ impl Outside {
         }
         true
     }
+}
+
+/// A datagram with its header.
+fn udp_message(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(data.len() + 8).unwrap_or(u16::MAX);
+    let mut message = Vec::with_capacity(data.len() + 8);
+    message.extend_from_slice(&from.port().to_be_bytes());
+    message.extend_from_slice(&to.port().to_be_bytes());
+    message.extend_from_slice(&len.to_be_bytes());
+    message.extend_from_slice(&[0, 0]);
+    message.extend_from_slice(data);
+    let sum = icmp::checksum(&[&pseudo_header(from.ip(), to.ip(), UDP, message.len()), &message]);
+    // Zero would say that there is no sum.
+    let sum = if sum == 0 { 0xffff } else { sum };
+    if let Some(field) = message.get_mut(6..8) {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
+    message
+}
+
+/// A frame of a link, behind its `struct virtio_net_hdr`, as packet sockets see it.
+fn sight(interface: u32, kind: u8, bytes: &[u8]) -> Sight<'_> {
+    // `VIRTIO_NET_HDR_F_NEEDS_CSUM`; `ARPHRD_ETHER`.
+    let unsummed = bytes.first().is_some_and(|flags| flags & 1 != 0);
+    let frame = bytes.get(OFFLOAD_HEADER..).unwrap_or_default();
+    Sight { interface, hardware: 1, kind, frame, unsummed }
 }
 
 fn is_group(net: &Inet, ip: IpAddr) -> bool {
@@ -613,19 +696,33 @@ impl Inet {
         self.outside.get().map(|o| o.neighbors.lock().known(mono_now())).unwrap_or_default()
     }
 
+    /// Shows a datagram of the loopback to packet sockets.
+    pub(super) fn show_udp(&self, from: SocketAddr, to: SocketAddr, data: &[u8], how: HowSent) {
+        if self.taps.any() {
+            self.show_message((from.ip(), to.ip()), UDP, &udp_message(from, to, data), how);
+        }
+    }
+
+    /// Shows a message of the loopback to packet sockets.
+    pub(super) fn show_message(
+        &self,
+        (from, to): (IpAddr, IpAddr),
+        protocol: u8,
+        payload: &[u8],
+        how: HowSent,
+    ) {
+        let HowSent { hops, class, dont_fragment } = how;
+        let header = Header { from, to, protocol, hops, class, id: 0, dont_fragment };
+        for frame in header.frames(payload, usize::from(u16::MAX)).unwrap_or_default() {
+            self.show_loopback(frame.packet());
+        }
+    }
+
     /// Raw sockets see every packet for this host.
     fn deliver_raw_outside(&self, packet: &Packet<'_>, interface: u32) {
         if self.raws.lock().is_empty() {
             return;
         }
-        self.deliver_raw(&raw::Message {
-            from: packet.from,
-            to: packet.to,
-            protocol: packet.protocol,
-            payload: packet.payload,
-            hops: packet.hops,
-            class: packet.class,
-            interface,
-        });
+        self.deliver_raw(&raw::Message::of(packet, interface));
     }
 }

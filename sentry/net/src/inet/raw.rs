@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use netstack::datagram::{Datagram, DatagramQueue};
 use netstack::icmp;
 use netstack::iface::or_this_host;
+use netstack::packet::Packet;
 use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank, real_now};
 use sentry_vfs::{Attr, Caller, IoStart};
 
@@ -102,7 +103,8 @@ impl RawSocket {
 }
 
 /// A message that has come.
-pub(super) struct Message<'p> {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Message<'p> {
     pub(super) from: IpAddr,
     pub(super) to: IpAddr,
     pub(super) protocol: u8,
@@ -112,9 +114,32 @@ pub(super) struct Message<'p> {
     pub(super) interface: u32,
 }
 
+impl<'p> Message<'p> {
+    /// What a packet that came by an interface carries.
+    pub(crate) fn of(packet: &Packet<'p>, interface: u32) -> Self {
+        Self {
+            from: packet.from,
+            to: packet.to,
+            protocol: packet.protocol,
+            payload: packet.payload,
+            hops: packet.hops,
+            class: packet.class,
+            interface,
+        }
+    }
+
+    /// Shows it to packet sockets, as the loopback carries it.
+    fn show(&self, net: &Inet) {
+        if net.taps.any() {
+            let how = HowSent { hops: self.hops, class: self.class, dont_fragment: false };
+            net.show_message((self.from, self.to), self.protocol, self.payload, how);
+        }
+    }
+}
+
 impl Inet {
     /// Brings a message to all sockets that see it.
-    pub(super) fn deliver_raw(&self, packet: &Message<'_>) {
+    pub(crate) fn deliver_raw(&self, packet: &Message<'_>) {
         self.stats.packet(packet.payload.len() + IP_HEADER);
         let cores: Vec<Arc<RawCore>> = self.raws.lock().iter().filter_map(Weak::upgrade).collect();
         for core in cores {
@@ -277,6 +302,7 @@ impl RawCore {
             class,
             interface: 1,
         };
+        request.show(&self.net);
         self.net.deliver_raw(&request);
         let reply = match (self.protocol, route.source, to) {
             (1, IpAddr::V4(_), _) => icmp::reply_v4(&data),
@@ -286,6 +312,7 @@ impl RawCore {
         if let Some(reply) = reply {
             self.net.stats.icmp_messages.add(1);
             let packet = Message { from: to, to: route.source, payload: &reply, hops: 64, ..request };
+            packet.show(&self.net);
             self.net.deliver_raw(&packet);
         }
         Ok(len)
@@ -412,6 +439,7 @@ impl Socket for RawSocket {
     }
 
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
+        self.0.net.check_device(level, name, value)?;
         match (level, name) {
             (SOL_RAW, ICMP_FILTER) if self.0.protocol == 1 && !self.0.ping => {
                 let filter = value.first_chunk().ok_or(Errno::EINVAL)?;

@@ -1,13 +1,24 @@
 //! The engine's resolver: Docker gives networks of its users a name server at an address of their loopback, whose other
 //! side is a socket in the network namespace on the host. Queries of the sandbox pass through a descriptor that is
-//! connected to it, each under a number of its own, so that an answer finds its asker.
+//! connected to it, each under a number of its own, so that an answer finds its asker. Connections to it are flows over a
+//! link that is no interface: at its other end a process of ours connects in their place, to the resolver and nothing else.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use netstack::frame::Hardware;
+use netstack::iface::Route;
 use sentry_base::{Mutex, Nanos, lock::rank, mono_now};
 
 use super::Inet;
+use super::outside::Outside;
+
+/// The number of that link. No interface has it.
+pub const LINK: u32 = u32::MAX;
+/// The longest packet that it carries, in bytes, and the hardware addresses of its ends.
+const MTU: u32 = 32_768;
+pub(super) const OUR_STATION: Hardware = [0x52, 0x55, 127, 0, 0, 1];
+pub(super) const ITS_STATION: Hardware = [0x52, 0x55, 10, 0, 2, 2];
 
 /// Where the sandbox's programs look for it.
 pub(super) const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11)), 53);
@@ -66,6 +77,15 @@ impl Resolver {
             *field = asked.number;
         }
         net.receive_answer(copy, ADDRESS, asked.by);
+    }
+}
+
+impl Inet {
+    /// The way of a connection to the resolver, where connections are passed on.
+    pub(super) fn route_to_resolver(&self, to: SocketAddr, from: IpAddr) -> Option<(&Outside, Route)> {
+        let outside = self.outside.get().filter(|outside| to == ADDRESS && outside.resolver_stream)?;
+        let route = Route { interface: LINK, source: from, next_hop: Some(to.ip()), mtu: MTU };
+        Some((outside, route))
     }
 }
 

@@ -7,10 +7,11 @@ use std::sync::{Arc, Weak};
 
 use netstack::flow::Tuple;
 use netstack::iface::{Route, or_this_host};
+use netstack::packet::TCP;
 use netstack::ports::BindingId;
 use netstack::stream::{End, LoopStream};
 use sentry_base::{Errno, Events, Result, mono_now};
-use sentry_vfs::IoStart;
+use sentry_vfs::{Caller, IoStart};
 
 use super::addr::{self, Domain, errno};
 use super::flow::Flow;
@@ -158,7 +159,7 @@ impl TcpCore {
         let to = addr::parse(self.domain, address)?;
         self.start_connect(to)?;
         self.net.stats.tcp_active_opens.add(1);
-        match self.attempt() {
+        match self.attempt(Some(cx.caller)) {
             Attempt::Connected if cx.nonblock => {
                 if let Phase::Connected { told, .. } = &mut self.state.lock().phase {
                     *told = false;
@@ -285,8 +286,9 @@ impl TcpCore {
         }
     }
 
-    /// Tries to enter the queue of the listener at the address that this socket connects to.
-    fn attempt(&self) -> Attempt {
+    /// Tries to enter the queue of the listener at the address that this socket connects to. `caller`: who connects, where
+    /// this is the first attempt.
+    fn attempt(&self, caller: Option<&dyn Caller>) -> Attempt {
         let (to, from, id) = {
             let state = self.state.lock();
             match (&state.phase, state.binding) {
@@ -295,7 +297,11 @@ impl TcpCore {
                 _ => return Attempt::Refused,
             }
         };
-        if let Some((outside, route)) = self.net.route_out(to.ip(), from.ip()) {
+        let resolver = self.net.route_to_resolver(to, from.ip());
+        if let Some((outside, route)) = resolver.or_else(|| self.net.route_out(to.ip(), from.ip())) {
+            if let Some(caller) = caller {
+                outside.tell_asker(route.interface, TCP, from.port(), caller);
+            }
             return self.open_flow(outside, route, (from, id), to);
         }
         self.net.stats.packet(60);
@@ -500,7 +506,7 @@ impl TcpCore {
         if !matches!(self.state.lock().phase, Phase::Connecting(_)) {
             return;
         }
-        match self.attempt() {
+        match self.attempt(None) {
             Attempt::Connected => {
                 if let Phase::Connected { told, .. } = &mut self.state.lock().phase {
                     *told = false;

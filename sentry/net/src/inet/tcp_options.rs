@@ -90,6 +90,7 @@ impl TcpCore {
     }
 
     pub(super) fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
+        self.net.check_device(level, name, value)?;
         match (level, name) {
             (
                 libc::SOL_SOCKET,

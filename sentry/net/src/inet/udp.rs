@@ -48,6 +48,8 @@ pub(super) struct State {
     /// What a corked socket has gathered for its next datagram, and where that goes.
     pub(super) corked: Option<(Vec<u8>, SocketAddr)>,
     groups: Vec<(IpAddr, u32)>,
+    /// The destination for which the asker was told last.
+    pub(super) told: Option<SocketAddr>,
 }
 
 /// What a socket is, apart from who holds it.
@@ -274,6 +276,7 @@ impl UdpCore {
     }
 
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
+        self.net.check_device(level, name, value)?;
         match (level, name) {
             (
                 libc::SOL_SOCKET,
@@ -443,6 +446,7 @@ impl UdpSocket {
             shut_write: false,
             corked: None,
             groups: Vec::new(),
+            told: None,
         };
         Arc::new(Self(Arc::new_cyclic(|me| UdpCore {
             me: Weak::clone(me),
@@ -487,8 +491,8 @@ impl Socket for UdpSocket {
         Err(Errno::EOPNOTSUPP)
     }
 
-    fn try_send(&self, _cx: &SockCtx<'_>, msg: &mut SendMsg<'_, '_>) -> Result<IoStart<usize>> {
-        self.0.send(msg).map(IoStart::Done)
+    fn try_send(&self, cx: &SockCtx<'_>, msg: &mut SendMsg<'_, '_>) -> Result<IoStart<usize>> {
+        self.0.send(cx, msg).map(IoStart::Done)
     }
 
     fn try_recv(&self, cx: &SockCtx<'_>, msg: &mut RecvMsg<'_, '_>) -> Result<IoStart<usize>> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use abi::net::{In6PktInfo, InPktInfo, SockExtendedErr};
 use netstack::datagram::Datagram;
 use netstack::iface::{Route, or_this_host};
-use netstack::packet::Packet;
+use netstack::packet::{Packet, UDP};
 use netstack::ports::{Binding, PortTable};
 use sentry_base::{Errno, Events, Result, real_now};
 use sentry_vfs::IoStart;
@@ -105,7 +105,7 @@ impl UdpCore {
         }
     }
 
-    pub(super) fn send(&self, msg: &mut SendMsg<'_, '_>) -> Result<usize> {
+    pub(super) fn send(&self, cx: &SockCtx<'_>, msg: &mut SendMsg<'_, '_>) -> Result<usize> {
         let len = msg.data.remaining();
         if len > 0xffff {
             return Err(Errno::EMSGSIZE);
@@ -144,6 +144,7 @@ impl UdpCore {
             }
             state.local.port()
         };
+        self.tell_asker(cx, SocketAddr::new(source, port), to);
         let mut data = vec![0; len];
         if msg.data.read(&mut data)? < len {
             return Err(Errno::EFAULT);
@@ -165,6 +166,18 @@ impl UdpCore {
             None => self.deliver(data, from, to, &asked, connected),
         }
         Ok(len)
+    }
+
+    /// Tells the other end of the link who sends, before the first datagram to a destination.
+    fn tell_asker(&self, cx: &SockCtx<'_>, from: SocketAddr, to: SocketAddr) {
+        if !self.net.outside.get().is_some_and(|outside| outside.tell_askers)
+            || self.state.lock().told.replace(to) == Some(to)
+        {
+            return;
+        }
+        if let Some((outside, route)) = self.net.route_out(to.ip(), from.ip()) {
+            outside.tell_asker(route.interface, UDP, from.port(), cx.caller);
+        }
     }
 
     /// Adds to what a corked socket gathers; gives the whole datagram when it is due.
@@ -227,6 +240,7 @@ impl UdpCore {
             return;
         }
         stats.packet(data.len() + 28);
+        self.net.show_udp(from, to, &data, HowSent { hops, class, dont_fragment: false });
         let receiver = {
             let table = self.net.udp.lock();
             let found = table.find(to, from, |binding| match binding.peer {
@@ -266,6 +280,9 @@ impl UdpCore {
             return;
         }
         self.net.stats.packet(data.len() + 28);
+        if interface == 1 {
+            self.net.show_udp(from, to, data, how);
+        }
         for core in self.net.group_takers(from, to, interface) {
             core.take_in(Datagram {
                 data: data.to_vec(),
@@ -430,7 +447,7 @@ impl Inet {
     }
 
     /// Brings a datagram from outside to the sockets that take it; false where there is none (`__udp4_lib_rcv`).
-    pub(super) fn receive_udp(&self, packet: &Packet<'_>, interface: u32) -> bool {
+    pub(crate) fn receive_udp(&self, packet: &Packet<'_>, interface: u32) -> bool {
         let Some((head, data)) = packet.payload.split_at_checked(UDP_HEADER) else { return true };
         let short =
             |at: usize| head.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u16::from_be_bytes(*b));
