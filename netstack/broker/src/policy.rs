@@ -119,7 +119,14 @@ fn network(text: &str) -> Option<InterfaceAddress> {
 fn word(text: &str) -> Option<Vec<InterfaceAddress>> {
     let list: &[&str] = match text {
         "any" => &["0.0.0.0/0", "::/0"],
-        "metadata" => &["169.254.0.0/16", "168.63.129.16", "192.0.0.192", "100.100.100.200", "fd00:ec2::254", "fe80::a9fe:a9fe"],
+        "metadata" => &[
+            "169.254.0.0/16",
+            "168.63.129.16",
+            "192.0.0.192",
+            "100.100.100.200",
+            "fd00:ec2::254",
+            "fe80::a9fe:a9fe",
+        ],
         "private" => &[
             "10.0.0.0/8",
             "172.16.0.0/12",
@@ -304,7 +311,10 @@ mod tests {
             (r#"{ "default": "deny", "rules": [{ "action": "allow", "to": ["nonsense"] }] }"#, "nonsense"),
             (r#"{ "default": "deny", "rules": [{ "action": "allow", "ports": ["9-1"] }] }"#, "9-1"),
             (r#"{ "default": "deny", "rule": [] }"#, "rule"),
-            (r#"{ "default": "allow", "rules": [{ "action": "deny", "to": ["*.evil.example"] }] }"#, "evil.example"),
+            (
+                r#"{ "default": "allow", "rules": [{ "action": "deny", "to": ["*.evil.example"] }] }"#,
+                "evil.example",
+            ),
         ] {
             assert!(Policy::parse(text).unwrap_err().to_string().contains(said));
         }
