@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use control_protocol::{
     Channel, ChannelError, Descriptor, Event, Order, Phase, Report, Request, TerminalSize,
 };
+use hostsys::credentials;
 use hostsys::polling::{self, Interest};
 use hostsys::process::Exit;
 use hostsys::signals;
@@ -122,6 +123,11 @@ pub(crate) fn sandbox_of(root: &StateRoot, config: &Config) -> Result<Option<Sta
         Err(Error::DoesNotExist | Error::InvalidId(_)) => return Ok(None),
         state => state?,
     };
+    // Annotations may come from whoever writes the pod: they lead to a container that was made to hold one, and to no other.
+    let holds_a_pod = Part::said(&state.annotations) == Part::Sandbox && state.pod.is_none();
+    if !holds_a_pod || state.owner != credentials::effective_uid() {
+        return Ok(None);
+    }
     match state.status() {
         Status::Created | Status::Running => Ok(Some(state)),
         status => {

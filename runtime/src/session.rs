@@ -1,6 +1,6 @@
 //! Further processes of a running container, and what else is asked of its Sentry.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use control_protocol::{
     TerminalSize,
 };
 use hostsys::polling::{self, Interest};
-use hostsys::signals;
+use hostsys::process::Exit;
+use hostsys::{sealed, signals};
 
 use crate::config::Config;
 use crate::detached;
@@ -20,6 +21,7 @@ use crate::foreground::{Descriptors, preserved, standard};
 use crate::log::Log;
 use crate::registration;
 use crate::relay::Relay;
+use crate::sandbox::code_of;
 use crate::state::{self, StateRoot, Status as Life};
 use crate::{capability, plan, pty, validate};
 
@@ -228,7 +230,7 @@ pub fn exec(root: &StateRoot, id: &str, mut execution: Execution, log: &Log) -> 
             }
         }
     }
-    let channel = begin(&state.dir, execution.process, descriptors)?;
+    let channel = begin(&state.dir, execution.process, descriptors, Some(&pending))?;
     if !execution.detach {
         if let Some(path) = &execution.pid_file {
             registration::write_pid_file(path, std::process::id())?;
@@ -247,14 +249,22 @@ pub fn exec(root: &StateRoot, id: &str, mut execution: Execution, log: &Log) -> 
     Ok(0)
 }
 
-/// Has the Sentry start a process, and waits until it has.
-fn begin(dir: &Path, process: Process, descriptors: Descriptors) -> Result<Channel> {
+/// Has the Sentry start a process, and waits until it has; a signal that would end a program ends the wait.
+fn begin(
+    dir: &Path,
+    process: Process,
+    descriptors: Descriptors,
+    pending: Option<&OwnedFd>,
+) -> Result<Channel> {
     let channel = connect(dir)?;
     let roles = descriptors.iter().map(|(role, _)| *role).collect();
     let request = Request::Exec { process: Box::new(process), descriptors: roles };
     let borrowed: Vec<_> = descriptors.iter().map(|(_, fd)| fd.as_fd()).collect();
     channel.send_sealed(&request, &borrowed)?;
     drop(descriptors);
+    if let Some(pending) = pending {
+        await_answer(&channel, pending)?;
+    }
     let message = match channel.receive::<Event>(true) {
         Ok(Some(Event::Ready)) => return Ok(channel),
         Ok(Some(Event::Failed(failure))) => {
@@ -267,6 +277,26 @@ fn begin(dir: &Path, process: Process, descriptors: Descriptors) -> Result<Chann
         Err(error) => error.to_string(),
     };
     Err(Error::Start { code: EXEC_FAILED, message })
+}
+
+/// Waits until the Sentry has something to say. A paused container has nothing before it is resumed.
+fn await_answer(channel: &Channel, pending: &OwnedFd) -> Result<()> {
+    loop {
+        let mut interests =
+            [Interest::new(channel.as_fd(), libc::POLLIN), Interest::new(pending.as_fd(), libc::POLLIN)];
+        polling::wait(&mut interests, None).context(|| "poll".into())?;
+        let [answer, signal] = &interests;
+        if answer.any() {
+            return Ok(());
+        }
+        if signal.any()
+            && let Some(signal) = signals::next(pending.as_fd()).context(|| "read signals".into())?
+            && [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP].contains(&signal.signo)
+        {
+            let code = code_of(Exit::Signal(signal.signo));
+            return Err(Error::Sandbox { code, message: String::new() });
+        }
+    }
 }
 
 /// Forwards signals and the terminal to a process of the container until its end.
@@ -328,15 +358,14 @@ pub(crate) fn run_quietly(
     input: &[u8],
     patience: Option<Duration>,
 ) -> Result<Status> {
-    let (reader, mut writer) = io::pipe().context(|| "pipe".into())?;
+    // A file and no pipe: the process need not read it, however long it is.
+    let text = sealed::of_bytes(input).context(|| "memfd_create".into())?;
     let null = || std::fs::File::options().read(true).write(true).open("/dev/null");
-    let mut descriptors: Descriptors = vec![(Descriptor::Guest(0), reader.into())];
+    let mut descriptors: Descriptors = vec![(Descriptor::Guest(0), text)];
     for number in 1..3 {
         descriptors.push((Descriptor::Guest(number), null().context(|| "open /dev/null".into())?.into()));
     }
-    let channel = begin(dir, process, descriptors)?;
-    let _ = writer.write_all(input);
-    drop(writer);
+    let channel = begin(dir, process, descriptors, None)?;
     let until = patience.map(|patience| Instant::now() + patience);
     loop {
         let left = until.map_or(Duration::from_hours(1), |at| at.saturating_duration_since(Instant::now()));

@@ -20,6 +20,12 @@ pub enum PolicyError {
     /// a port is neither a number nor a range
     #[error("network policy: {0:?} is neither a port nor a range of ports")]
     Port(String),
+    /// a domain is denied
+    #[error(
+        "network policy: {0:?} cannot be denied: a program may use the address by another name, or by none; deny its \
+         network, or deny by default and allow what is needed"
+    )]
+    DeniedDomain(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -113,7 +119,7 @@ fn network(text: &str) -> Option<InterfaceAddress> {
 fn word(text: &str) -> Option<Vec<InterfaceAddress>> {
     let list: &[&str] = match text {
         "any" => &["0.0.0.0/0", "::/0"],
-        "metadata" => &["169.254.0.0/16", "fd00:ec2::254", "fe80::a9fe:a9fe", "100.100.100.200"],
+        "metadata" => &["169.254.0.0/16", "168.63.129.16", "192.0.0.192", "100.100.100.200", "fd00:ec2::254", "fe80::a9fe:a9fe"],
         "private" => &[
             "10.0.0.0/8",
             "172.16.0.0/12",
@@ -169,9 +175,16 @@ impl Policy {
         let file: FilePolicy = serde_json::from_str(text)?;
         let mut rules = Vec::new();
         for rule in file.rules {
+            let to: Vec<_> = rule.to.iter().map(|text| destination(text)).collect::<Result<_, _>>()?;
+            if rule.action == Action::Deny
+                && let Some(Destination::Domain { name, .. }) =
+                    to.iter().find(|to| matches!(to, Destination::Domain { .. }))
+            {
+                return Err(PolicyError::DeniedDomain(name.clone()));
+            }
             rules.push(Rule {
                 action: rule.action,
-                to: rule.to.iter().map(|text| destination(text)).collect::<Result<_, _>>()?,
+                to,
                 ports: rule.ports.iter().map(ports).collect::<Result<_, _>>()?,
                 protocol: rule.protocol,
             });
@@ -291,6 +304,7 @@ mod tests {
             (r#"{ "default": "deny", "rules": [{ "action": "allow", "to": ["nonsense"] }] }"#, "nonsense"),
             (r#"{ "default": "deny", "rules": [{ "action": "allow", "ports": ["9-1"] }] }"#, "9-1"),
             (r#"{ "default": "deny", "rule": [] }"#, "rule"),
+            (r#"{ "default": "allow", "rules": [{ "action": "deny", "to": ["*.evil.example"] }] }"#, "evil.example"),
         ] {
             assert!(Policy::parse(text).unwrap_err().to_string().contains(said));
         }

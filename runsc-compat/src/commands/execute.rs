@@ -66,7 +66,7 @@ fn of_flags(exec: &Exec, mut process: Process, log: &Log) -> Result<Process> {
                     "parsing {text} as int for {what} failed: strconv.Atoi: parsing {text:?}: invalid syntax"
                 )
             };
-            text.parse::<u32>().ok().with_context(wrong)
+            in_range(text.parse::<u32>().ok().with_context(wrong)?)
         };
         match user.split_once(':') {
             Some((uid, gid)) => {
@@ -76,6 +76,14 @@ fn of_flags(exec: &Exec, mut process: Process, log: &Log) -> Result<Process> {
             None => process.uid = number(user, "uid")?,
         }
     }
-    process.additional_gids.extend(&exec.additional_gids);
+    for gid in &exec.additional_gids {
+        process.additional_gids.push(in_range(*gid)?);
+    }
     Ok(process)
+}
+
+/// Numbers of users and groups as runc takes them: the kernel's highest means "unchanged", and is nobody's.
+fn in_range(id: u32) -> Result<u32> {
+    anyhow::ensure!(i32::try_from(id).is_ok(), "uids and gids must be in range 0-{}: {id}", i32::MAX);
+    Ok(id)
 }
