@@ -103,7 +103,7 @@ struct Commit;
 /// The network namespace that the container's init is to be in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum Network {
-    /// The host's, which the Sentry does not use.
+    /// The host's own, by sockets that are the host's ([`crate::sockets`]).
     #[default]
     Host,
     New,

@@ -207,7 +207,7 @@ impl Taken {
                 self.descriptors.push(listener.into());
             }
             Err(error) => {
-                log.write(Level::Warning, &format!("ports of the pod cannot be forwarded: {error}"))
+                log.write(Level::Warning, &format!("ports of the pod cannot be forwarded: {error}"));
             }
         }
     }

@@ -72,7 +72,7 @@ fn namespaces(spec: &Value) -> Vec<String> {
     let all = list(spec, "/linux/namespaces");
     let mut findings = Vec::new();
     for (kind, without) in [
-        ("network", "the network of the host, which the sandbox does not use: it has its own"),
+        ("network", "the network of the host: its loopback, its ports and whatever it reaches"),
         ("pid", "the processes of the host, which the sandbox never sees"),
         ("ipc", "the shared memory of the host, which the sandbox never sees"),
         ("mount", "the mounts of the host, which the sandbox never sees"),
