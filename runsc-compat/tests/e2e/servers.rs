@@ -113,7 +113,7 @@ fn talk(
     let mut server = server.piped_stdin().start()?;
     server.until_says("ready")?;
     let out = load.run()?.expect(0)?;
-    let said = (server.so_far(), out.out().to_owned());
+    let said = (server.so_far(), out.out());
     drop(server.stdin.take());
     server.wait()?.expect(0)?;
     trial.finish()?;
