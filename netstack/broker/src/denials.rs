@@ -35,7 +35,7 @@ fn plain(bytes: &[u8]) -> String {
 
 impl Denials {
     /// Remembers who is about to ask.
-    pub fn expect(&mut self, asker: Asker) {
+    pub fn announce(&mut self, asker: Asker) {
         if self.askers.len() >= MAX_ASKERS {
             self.askers.clear();
         }
@@ -88,7 +88,7 @@ mod tests {
     fn a_denial_is_told_once_with_its_asker() {
         let mut denials = Denials::default();
         let to = "169.254.169.254:80".parse().unwrap();
-        denials.expect(Asker { protocol: TCP, port: 4000, pid: 12, name: b"cu\x1brl".to_vec() });
+        denials.announce(Asker { protocol: TCP, port: 4000, pid: 12, name: b"cu\x1brl".to_vec() });
         let said: Vec<String> = (0..12).filter_map(|_| denials.line(Protocol::Tcp, 4000, to, &[])).collect();
         let line = "network policy: denied tcp to 169.254.169.254:80 by cu?rl, pid 12";
         assert_eq!(said, [line.to_owned(), format!("{line}, 10 times")]);
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(many.count(), MAX_DENIALS - 2 + 1);
         for port in 0..MAX_ASKERS + 10 {
             let port = u16::try_from(port).unwrap();
-            denials.expect(Asker { protocol: UDP, port, pid: 1, name: Vec::new() });
+            denials.announce(Asker { protocol: UDP, port, pid: 1, name: Vec::new() });
         }
         assert!(denials.askers.len() <= MAX_ASKERS);
     }

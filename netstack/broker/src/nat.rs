@@ -167,7 +167,7 @@ impl Nat {
             }
             TYPE_ASKER => {
                 if let Some(asker) = Asker::parse(frame.packet) {
-                    self.denials.expect(asker);
+                    self.denials.announce(asker);
                 }
             }
             TYPE_V4 => {

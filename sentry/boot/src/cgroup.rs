@@ -4,6 +4,7 @@
 //! Language runtimes size heaps and thread pools by these files. They say what the host's group holds the container to, and
 //! how much its programs use; nothing can be set here.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use control_protocol::Options;
@@ -69,7 +70,7 @@ pub(crate) fn new(kernel: &Arc<Kernel>, options: &Options) -> Arc<PseudoFs> {
         ("memory.max", fs.fixed(limit(options.memory))),
         ("pids.max", fs.fixed(limit(options.tasks))),
     ]);
-    let live: [(&str, fn(&[Arc<ThreadGroup>]) -> String); 6] = [
+    let live: [(&str, Text); 6] = [
         ("cgroup.procs", processes),
         ("cgroup.threads", threads),
         ("cpu.stat", cpu),
@@ -89,13 +90,20 @@ pub(crate) fn new(kernel: &Arc<Kernel>, options: &Options) -> Arc<PseudoFs> {
     fs
 }
 
+/// The text of a file, by the processes of the container that reads it.
+type Text = fn(&[Arc<ThreadGroup>]) -> String;
+
+fn lines(numbers: impl Iterator<Item = impl Display>) -> String {
+    numbers.fold(String::new(), |text, number| text + &format!("{number}\n"))
+}
+
 fn processes(groups: &[Arc<ThreadGroup>]) -> String {
-    groups.iter().map(|group| format!("{}\n", group.pid_ns().local(group.pid()))).collect()
+    lines(groups.iter().map(|group| group.pid_ns().local(group.pid())))
 }
 
 fn threads(groups: &[Arc<ThreadGroup>]) -> String {
     let of = |group: &Arc<ThreadGroup>| group.threads().into_iter().map(|task| task.ns_tid());
-    groups.iter().flat_map(of).map(|tid| format!("{tid}\n")).collect()
+    lines(groups.iter().flat_map(of))
 }
 
 fn cpu(groups: &[Arc<ThreadGroup>]) -> String {

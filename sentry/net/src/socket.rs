@@ -18,9 +18,13 @@ const SOCKFS_DEV: u64 = 8;
 
 /// Attributes of a new socket of this owner.
 pub(crate) fn new_attr(uid: u32, gid: u32) -> Attr {
-    static NEXT_INO: AtomicU64 = AtomicU64::new(0x2000);
-    let ino = NEXT_INO.fetch_add(1, Ordering::Relaxed);
-    Attr { uid, gid, btime: None, ..Attr::new(FileKind::Socket, 0o777, ino, SOCKFS_DEV) }
+    Attr { uid, gid, btime: None, ..Attr::new(FileKind::Socket, 0o777, next_ino(), SOCKFS_DEV) }
+}
+
+/// A number for a socket, or for memory of one that is mapped.
+pub(crate) fn next_ino() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0x2000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// The methods of a [`Socket`] that is a handle of a shared part with fields `options`, `queue` and `attr`, and passes these

@@ -3,7 +3,6 @@
 //!
 //! The owner writes to it as well and is not believed: what is read from it is one word, whether a slot is free.
 
-use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use sentry_base::{Errno, Mutex, Result, lock::rank};
@@ -11,6 +10,7 @@ use sentry_memory::{MemoryFile, PagedData};
 use sentry_mm::{Mappable, MappedPiece};
 
 use super::Held;
+use crate::socket::next_ino;
 
 /// Bytes of `struct tpacket2_hdr` and of an address behind it (`TPACKET2_HDRLEN`); what a header of the link is given.
 const ADDRESS_AT: u64 = 32;
@@ -86,12 +86,10 @@ pub(super) struct Ring {
 
 impl Ring {
     pub(super) fn new(memory: &Arc<MemoryFile>, shape: Shape, cooked: bool) -> Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
         let size = shape.check()?;
         let mut data = PagedData::new(memory);
         data.reserve(0, size).map_err(|_| Errno::ENOMEM)?;
-        let ino = NEXT.fetch_add(1, Ordering::Relaxed);
-        let memory = Arc::new(Memory { ino, size, data: Mutex::new(data) });
+        let memory = Arc::new(Memory { ino: next_ino(), size, data: Mutex::new(data) });
         Ok(Self { memory, shape, link: if cooked { 0 } else { 14 }, next: 0 })
     }
 
