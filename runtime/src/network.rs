@@ -74,7 +74,11 @@ pub(crate) fn take_over(namespace: &Path, forward: bool, log: &Log) -> Result<Op
         Ok(Some(mut taken)) => {
             if taken.network.resolver_stream {
                 match crate::nat::start_for_resolver(&file) {
-                    Ok(link) => taken.descriptors.push(link),
+                    Ok(link) => {
+                        // A socket for forwarded ports comes last of all.
+                        let last = taken.descriptors.len().saturating_sub(usize::from(taken.network.forward));
+                        taken.descriptors.insert(last, link);
+                    }
                     Err(error) => {
                         taken.network.resolver_stream = false;
                         let text = format!("the engine's resolver takes no queries by TCP: {error}");
