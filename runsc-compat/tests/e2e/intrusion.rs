@@ -163,6 +163,47 @@ fn annotations_loosen_nothing() -> Result<()> {
     trial.finish()
 }
 
+/// Annotations name the sandbox that a container goes into: one that holds a pod, and no other container's.
+#[test]
+fn annotations_lead_to_pods_alone() -> Result<()> {
+    let trial = Trial::new("intrusion-pod")?;
+    let config = Bundle::new(busybox()?, ["sleep", "1000"]).config();
+    let mut intruder = Bundle::new(busybox()?, ["sh", "-c", "ps -o args; echo that is all"]).config();
+    intruder["annotations"] = json!({ "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": trial.id() });
+    write_config(&trial.path().join("scratch/intruder"), &intruder)?;
+    let text = "
+        rt create --bundle $bundle $id </dev/null >/dev/null && rt start $id
+        rt create --bundle $dir/intruder $id-2 </dev/null >$dir/out && rt start $id-2
+        for i in $(seq 500); do grep -q 'that is all' $dir/out && break; sleep 0.02; done
+        cat $dir/out; rt delete -f $id-2; rt delete -f $id";
+    let seen = script(&trial, &config, text)?.expect(0)?.out();
+    ensure!(seen.contains("that is all") && !seen.contains("sleep 1000"), "{seen}");
+    trial.finish()
+}
+
+/// What cannot go on ends by its time limit or a signal: a hook that reads nothing of a long text, and an exec into a paused
+/// container. Numbers of users that the kernel takes for none are refused.
+#[test]
+fn nothing_waits_for_ever() -> Result<()> {
+    let trial = Trial::new("intrusion-waits")?;
+    let mut config = Bundle::new(busybox()?, ["sleep", "1000"]).config();
+    let plain = config.clone();
+    config["annotations"] = json!({ "long": "x".repeat(200_000) });
+    config["hooks"] =
+        json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1 }] });
+    let text = "timeout -s KILL 30 $rt create --bundle $bundle $id </dev/null 2>&1 | grep -c 'past specified timeout'";
+    script(&trial, &config, text)?.expect(0)?.expect_out("1\n")?;
+    let text = "
+        rt create --bundle $bundle $id </dev/null >/dev/null && rt start $id
+        rt exec --user 4294967295 $id true 2>&1 | grep -c 'must be in range'
+        rt exec --user 1:4294967295 $id true 2>&1 | grep -c 'must be in range'
+        rt pause $id
+        timeout -s TERM -k 30 1 $rt exec --ignore-paused $id true </dev/null; echo code $?
+        rt resume $id; rt exec $id echo lives; rt delete -f $id";
+    script(&trial, &plain, text)?.expect(0)?.expect_out("1\n1\ncode 124\nlives\n")?;
+    trial.finish()
+}
+
 /// A console socket that nobody serves, that is closed or is no socket ends the command with a sentence, soon. One that takes
 /// the terminal and never reads does not hold the container up.
 #[test]
