@@ -177,28 +177,8 @@ fn mount_point(line: &[u8]) -> Option<Mounted> {
     let point = fields.nth(4)?;
     let kind = fields.skip_while(|f| *f != b"-").nth(1)?;
     let kind = std::str::from_utf8(kind).ok()?;
-    let at = PathBuf::from(std::ffi::OsString::from_vec(unescape(point)));
+    let at = PathBuf::from(std::ffi::OsString::from_vec(hostsys::mount::unescape(point)));
     Some(Mounted { at, is_kernel_file_system: is_kernel_file_system(kind) })
-}
-
-/// Turns the `\040` of a mount table back into bytes.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = (*first == b'\\').then(|| tail.get(..3)).flatten();
-        let value = octal
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        if let Some(byte) = value {
-            out.push(byte);
-            rest = tail.get(3..).unwrap_or_default();
-        } else {
-            out.push(*first);
-            rest = tail;
-        }
-    }
-    out
 }
 
 /// Keeps what serving files takes: reading any, and, where some mount is writable, making them with their owners.

@@ -1,4 +1,4 @@
-//! Mount calls that `rustix` lacks.
+//! Mount calls that `rustix` lacks, and how mount tables write paths.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -42,4 +42,24 @@ pub fn chmod_node(node: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     let rc =
         unsafe { libc::syscall(SYS_FCHMODAT2, node.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) };
     check(rc).map(|_| ())
+}
+
+/// Turns the `\040` and the like of a field of a mount table (`proc_pid_mountinfo(5)`) back into bytes.
+pub fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = (*first == b'\\').then(|| tail.get(..3)).flatten();
+        let value = octal
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        if let Some(byte) = value {
+            out.push(byte);
+            rest = tail.get(3..).unwrap_or_default();
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    out
 }

@@ -7,7 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use control_protocol::{Stopwatch, timing};
+use control_protocol::Stopwatch;
+use hostsys::futex::monotonic_ns;
 
 use crate::timestamp;
 
@@ -97,7 +98,7 @@ impl Log {
     /// With a stopwatch: what has been done by now, on the way to the container's first instruction or to its end.
     pub fn moment(&self, what: &str) {
         let Some((process, stopwatch)) = self.moments else { return };
-        let moment = stopwatch.line(timing::now_ns(), process, what);
+        let moment = stopwatch.line(monotonic_ns(), process, what);
         match self.file {
             Some(_) => self.append(&line(self.format, Level::Debug, &moment)),
             None => self.append(&format!("{moment}\n")),

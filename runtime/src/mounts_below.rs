@@ -44,7 +44,7 @@ fn of_table(table: &[u8], source: &Path) -> Vec<Below> {
 /// A line of the table, if it is of a mount below `source` that a gofer serves.
 fn parse(line: &[u8], source: &Path) -> Option<Below> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(4)?)));
+    let point = PathBuf::from(OsString::from_vec(hostsys::mount::unescape(fields.nth(4)?)));
     let options = std::str::from_utf8(fields.next()?).ok()?;
     let kind = std::str::from_utf8(fields.skip_while(|field| *field != b"-").nth(1)?).ok()?;
     let path = point.strip_prefix(source).ok().filter(|path| !path.as_os_str().is_empty())?;
@@ -60,26 +60,6 @@ fn parse(line: &[u8], source: &Path) -> Option<Below> {
         noatime: has("noatime"),
     };
     Some(Below { path: path.to_path_buf(), flags })
-}
-
-/// Undoes the table's `\040` and the like.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = (*first == b'\\').then(|| tail.get(..3)).flatten();
-        let value = octal
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        if let Some(byte) = value {
-            out.push(byte);
-            rest = tail.get(3..).unwrap_or_default();
-        } else {
-            out.push(*first);
-            rest = tail;
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -87,24 +87,11 @@ fn points(place: &Path, table: &[u8]) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|point| PathBuf::from(std::ffi::OsStr::from_bytes(&decode(point))))
+        .map(|point| PathBuf::from(std::ffi::OsStr::from_bytes(&hostsys::mount::unescape(point))))
         .filter(|point| point.starts_with(place))
         .collect();
     found.reverse();
     found
-}
-
-/// Takes `\040` and the like back to the bytes they stand for (`proc_pid_mountinfo(5)`).
-fn decode(text: &[u8]) -> Vec<u8> {
-    let mut decoded = Vec::new();
-    let mut rest = text;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        let byte = digits.filter(|_| *first == b'\\').and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        decoded.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { after.get(3..).unwrap_or_default() } else { after };
-    }
-    decoded
 }
 
 #[cfg(test)]

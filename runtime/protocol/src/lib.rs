@@ -19,7 +19,7 @@ mod event;
 mod network;
 mod request;
 mod text;
-pub mod timing;
+mod timing;
 
 pub use boot::*;
 pub use channel::{Channel, ChannelError, MAX_BOOT, MAX_MESSAGE};

@@ -11,7 +11,7 @@ pub struct Stopwatch {
 
 impl Stopwatch {
     pub fn start() -> Self {
-        Self { began_ns: now_ns() }
+        Self { began_ns: monotonic_ns() }
     }
 
     /// The line of a moment, `at_ns` of the monotonic clock: `timing:    3.214 ms  sandbox: filter closed`.
@@ -19,11 +19,6 @@ impl Stopwatch {
         let since = at_ns.saturating_sub(self.began_ns) / 1000;
         format!("timing: {:>5}.{:03} ms  {who}: {what}", since / 1000, since % 1000)
     }
-}
-
-/// The moment now, in nanoseconds of the monotonic clock.
-pub fn now_ns() -> u64 {
-    monotonic_ns()
 }
 
 #[cfg(test)]

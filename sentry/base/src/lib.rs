@@ -26,4 +26,4 @@ pub use hash::{KeyedMap, KeyedSet, KeyedState};
 pub use lock::{Mutex, MutexGuard, RwLock};
 pub use relay::Relay;
 pub use timer::{TimerId, TimerTarget, Timers};
-pub use wait::{Events, Observer, Sleeper, WaitClass, WaitEnd, WaitId, WaitQueue};
+pub use wait::{Events, Observer, Sleeper, WaitClass, WaitEnd, WaitId, WaitQueue, WatchedQueue};

@@ -15,7 +15,7 @@ use core::future::Future;
 use core::pin::Pin;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::task::{Context, Poll, Waker};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::clock::{Nanos, mono_now};
 use crate::lock::{Mutex, rank};
@@ -324,5 +324,30 @@ impl Future for Sleep<'_> {
             Some(end) => Poll::Ready(end),
             None => Poll::Pending,
         }
+    }
+}
+
+/// A queue whose source is a host descriptor: it is told what the host says of that, and tells what is ready by it.
+#[derive(Debug, Default)]
+pub struct WatchedQueue(pub WaitQueue);
+
+impl WatchedQueue {
+    /// Itself, as what watches descriptors takes it.
+    pub fn observer(self: &Arc<Self>) -> Weak<dyn Observer> {
+        let me: Arc<dyn Observer> = Arc::clone(self) as _;
+        Arc::downgrade(&me)
+    }
+}
+
+impl Observer for WatchedQueue {
+    fn notify(&self, events: Events) {
+        let mut events = events;
+        if events.contains(Events::IN) {
+            events |= Events::READABLE;
+        }
+        if events.contains(Events::OUT) {
+            events |= Events::WRITABLE;
+        }
+        self.0.notify(events);
     }
 }

@@ -5,7 +5,8 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use control_protocol::{Options, Stopwatch, timing};
+use control_protocol::{Options, Stopwatch};
+use hostsys::futex::monotonic_ns;
 
 /// Something that was done before the log was there.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +17,7 @@ pub struct Moment {
 
 impl Moment {
     pub fn now(what: &'static str) -> Self {
-        Self { at_ns: timing::now_ns(), what }
+        Self { at_ns: monotonic_ns(), what }
     }
 }
 
@@ -50,7 +51,7 @@ impl Log {
 
     /// With `--timing`: what has been done by now on the way to init's first instruction.
     pub fn moment(&self, what: &str) {
-        self.moment_at(timing::now_ns(), what);
+        self.moment_at(monotonic_ns(), what);
     }
 
     /// The same for moments that were noted before anybody could be told.

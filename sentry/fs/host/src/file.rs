@@ -11,8 +11,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::{Errno as HostErrno, ReadWriteFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use sentry_base::lock::rank;
-use sentry_base::wait::Observer;
-use sentry_base::{Errno, Events, Mutex, Result, WaitQueue};
+use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, WatchedQueue};
 use sentry_memory::{UserReader, UserWriter};
 use sentry_mm::{Mappable, MappedPiece};
 use sentry_vfs::{
@@ -50,23 +49,6 @@ enum Class {
     Stream,
 }
 
-/// The wait queue, reached by the watcher.
-#[derive(Debug, Default)]
-struct Queue(WaitQueue);
-
-impl Observer for Queue {
-    fn notify(&self, events: Events) {
-        let mut events = events;
-        if events.contains(Events::IN) {
-            events |= Events::READABLE;
-        }
-        if events.contains(Events::OUT) {
-            events |= Events::WRITABLE;
-        }
-        self.0.notify(events);
-    }
-}
-
 /// An open file of the caller.
 pub struct HostFile {
     fd: Arc<OwnedFd>,
@@ -79,7 +61,7 @@ pub struct HostFile {
     flags: OpenFlags,
     watcher: Arc<Watcher>,
     token: Option<u64>,
-    queue: Arc<Queue>,
+    queue: Arc<WatchedQueue>,
     /// Of a regular file: the position that this file's user has when the host's offset is where he left it.
     expected: Mutex<u64, { rank::LEAF }>,
 }
@@ -140,9 +122,8 @@ impl HostFile {
         let host = rustix::fs::fcntl_getfl(&fd).map_err(io::Error::from)?;
         let mut flags = OpenFlags::from_bits_retain(host.bits() & OFlags::RWMODE.bits());
         flags.set(OpenFlags::APPEND, host.contains(OFlags::APPEND));
-        let queue = Arc::new(Queue::default());
-        let observer: Arc<dyn Observer> = queue.clone();
-        let token = match watcher.enter(fd.as_fd(), Arc::downgrade(&observer)) {
+        let queue = Arc::new(WatchedQueue::default());
+        let token = match watcher.enter(fd.as_fd(), queue.observer()) {
             Ok(token) => Some(token),
             Err(Errno::EPERM) => None,
             Err(e) => return Err(io::Error::from_raw_os_error(e.raw()).into()),

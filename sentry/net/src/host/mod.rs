@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use sentry_base::wait::Observer;
-use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, lock::rank};
+use sentry_base::{Errno, Events, Mutex, Nanos, Result, WaitQueue, WatchedQueue, lock::rank};
 use sentry_vfs::{Attr, Caller, IoStart, cap};
 
 use crate::inet::addr::{self, Domain};
@@ -84,30 +84,6 @@ const SIOCOUTQ: u32 = 0x5411;
 const SIOCOUTQNSD: u32 = 0x894b;
 const SIOCATMARK: u32 = 0x8905;
 
-/// Those who wait for a socket, reached by the thread that watches descriptors.
-#[derive(Debug, Default)]
-struct Queue(WaitQueue);
-
-impl Observer for Queue {
-    fn notify(&self, events: Events) {
-        let mut events = events;
-        if events.contains(Events::IN) {
-            events |= Events::READABLE;
-        }
-        if events.contains(Events::OUT) {
-            events |= Events::WRITABLE;
-        }
-        self.0.notify(events);
-    }
-}
-
-impl Queue {
-    fn observer(self: &Arc<Self>) -> Weak<dyn Observer> {
-        let me: Arc<dyn Observer> = Arc::clone(self) as _;
-        Arc::downgrade(&me)
-    }
-}
-
 /// A socket of the host's.
 #[derive(Debug)]
 pub(crate) struct HostSocket {
@@ -117,7 +93,7 @@ pub(crate) struct HostSocket {
     protocol: i32,
     attr: Attr,
     end: Box<dyn HostEnd>,
-    queue: Arc<Queue>,
+    queue: Arc<WatchedQueue>,
     /// Time limits, and what else is kept here.
     options: Options,
     /// Of an accepted connection.
@@ -158,7 +134,7 @@ impl HostSocket {
         protocol: i32,
     ) -> Result<Arc<dyn Socket>> {
         let how = check(net, caller, domain, kind, protocol)?;
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(WatchedQueue::default());
         let end = host.socket(how, queue.observer())?;
         let creds = caller.creds();
         let socket = Self {
@@ -401,7 +377,7 @@ impl Socket for HostSocket {
     }
 
     fn try_accept(&self, _cx: &SockCtx<'_>) -> Result<IoStart<Arc<dyn Socket>>> {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(WatchedQueue::default());
         let (end, peer) = match self.end.accept(queue.observer()) {
             Err(Errno::EAGAIN) => return Ok(self.wait(Events::IN)),
             taken => taken?,
