@@ -195,8 +195,8 @@ impl Kick for Thread {
     }
 }
 
-/// Says whether to spin, by how spins have ended of late: a CPU that looks free may be busy with what the sandbox cannot
-/// see, or both sides may have landed on the same one.
+/// Says whether to spin, by how spins have ended of late: no count of what runs tells whether the other side has a CPU, for
+/// other sandboxes may have it, or both sides may have landed on the same one.
 #[derive(Debug, Default)]
 struct Luck(AtomicI32);
 
@@ -235,21 +235,13 @@ pub struct Running {
     list: Mutex<Vec<Arc<Thread>>>,
     /// Length of the list, to be read without the lock.
     nr_listed: AtomicUsize,
-    /// Threads that run, listed or not yet.
-    nr_started: AtomicUsize,
     /// Threads that are told to stop for good and have not.
     nr_told: Arc<AtomicUsize>,
     /// When they are told again.
     next_telling_ns: AtomicU64,
     workers: Vec<Worker>,
-    /// One more than the highest worker that has parked.
-    nr_workers: AtomicUsize,
-    nr_parked: AtomicUsize,
     spinner: AtomicBool,
-    /// Whether the workers' spins of late have paid off.
-    luck: Luck,
-    nr_cpus: usize,
-    /// Cycles of the time-stamp counter that make up the longest spin.
+    /// Cycles of the time-stamp counter that make up the longest spin; zero on a single CPU.
     spin_cycles: u32,
 }
 
@@ -275,25 +267,12 @@ impl Running {
         Self {
             list: Mutex::default(),
             nr_listed: AtomicUsize::new(0),
-            nr_started: AtomicUsize::new(0),
             nr_told: Arc::default(),
             next_telling_ns: AtomicU64::new(0),
             workers: std::iter::repeat_with(Worker::default).take(MAX_WORKERS).collect(),
-            nr_workers: AtomicUsize::new(0),
-            nr_parked: AtomicUsize::new(0),
             spinner: AtomicBool::new(false),
-            luck: Luck::default(),
-            nr_cpus,
             spin_cycles: if nr_cpus > 1 { measure_spin_cycles() } else { 0 },
         }
-    }
-
-    /// Cycles that a stub may spin now: none unless a CPU is free for it, with one for each running thread and for each
-    /// worker that is awake.
-    fn spin_allowance(&self, nr_running: usize) -> u32 {
-        let seen = self.nr_workers.load(Ordering::Relaxed).max(1);
-        let awake = seen.saturating_sub(self.nr_parked.load(Ordering::Relaxed)).max(1);
-        if nr_running + awake <= self.nr_cpus { self.spin_cycles } else { 0 }
     }
 
     /// Starts a parked thread whose frame is ready. False if a kick came first. Its trap is found by [`Running::linger`], or
@@ -304,8 +283,7 @@ impl Running {
             thread.phase.store(phase::PARKED, Ordering::SeqCst);
             return false;
         }
-        let nr_running = self.nr_started.fetch_add(1, Ordering::Relaxed) + 1;
-        if thread.set_running(self.spin_allowance(nr_running)) {
+        if thread.set_running(self.spin_cycles) {
             thread.wake();
         }
         true
@@ -316,7 +294,7 @@ impl Running {
     pub fn linger(&self, thread: &Thread) -> bool {
         // Nobody else would look after those that are listed.
         if self.nr_listed.load(Ordering::Relaxed) != 0
-            || self.spin_allowance(self.nr_started.load(Ordering::Relaxed)) == 0
+            || self.spin_cycles == 0
             || !thread.patience.try_again()
         {
             return false;
@@ -329,7 +307,6 @@ impl Running {
         }
         thread.patience.note(found);
         if found {
-            self.nr_started.fetch_sub(1, Ordering::Relaxed);
             thread.phase.store(phase::PARKED, Ordering::SeqCst);
             thread.has_stopped();
         }
@@ -350,10 +327,7 @@ impl Running {
                 return false;
             }
             let mut list = self.list.lock();
-            let before = list.len();
             list.retain(|other| !Arc::ptr_eq(other, thread));
-            // Who takes it from the list counts it.
-            self.nr_started.fetch_sub(before - list.len(), Ordering::Relaxed);
             self.nr_listed.store(list.len(), Ordering::Relaxed);
         }
         thread.phase.store(phase::PARKED, Ordering::SeqCst);
@@ -382,7 +356,6 @@ impl Running {
                 }
             }
             if !arrived.is_empty() {
-                self.nr_started.fetch_sub(arrived.len(), Ordering::Relaxed);
                 self.nr_listed.store(list.len(), Ordering::Relaxed);
             }
         }
@@ -444,7 +417,6 @@ impl Running {
 
     /// [`platform::Platform::park`].
     pub fn park(&self, worker: usize, until_ns: Option<u64>, spin: bool) {
-        self.nr_workers.fetch_max(worker + 1, Ordering::Relaxed);
         let Some(own) = self.workers.get(worker) else {
             std::thread::sleep(std::time::Duration::from_micros(100));
             return;
@@ -456,16 +428,14 @@ impl Running {
             own.token.store(0, Ordering::Release);
             return;
         }
-        self.nr_parked.fetch_add(1, Ordering::Relaxed);
         self.sleep(own, until_ns);
-        self.nr_parked.fetch_sub(1, Ordering::Relaxed);
         own.token.store(0, Ordering::Release);
     }
 
-    /// Spins while a thread runs and a CPU is free. True when there is something to do.
+    /// Spins while a thread runs, one worker at a time. True when there is something to do.
     fn spin(&self, own: &Worker) -> bool {
         if self.nr_listed.load(Ordering::Relaxed) == 0
-            || self.spin_allowance(self.nr_started.load(Ordering::Relaxed)) == 0
+            || self.spin_cycles == 0
             || self.spinner.swap(true, Ordering::Acquire)
         {
             return false;
@@ -478,7 +448,6 @@ impl Running {
             found =
                 own.token.load(Ordering::Acquire) != 0 || watched.iter().any(|thread| thread.has_posted());
         }
-        self.luck.note(found);
         self.spinner.store(false, Ordering::Release);
         found
     }

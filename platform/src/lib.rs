@@ -226,7 +226,7 @@ pub trait Context: Send {
     /// Tells the platform that the task is about to block, so that nothing spins for it.
     fn will_block(&mut self) {}
 
-    /// Lets the next [`Context::poll_switch`] wait some microseconds for the trap, where a CPU is free for that, instead of
+    /// Lets the next [`Context::poll_switch`] wait some microseconds for the trap, where that has paid off of late, instead of
     /// returning at once: its caller has nothing else to do.
     fn may_linger(&mut self, may: bool) {
         let _ = may;
