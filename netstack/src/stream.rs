@@ -293,15 +293,15 @@ impl LoopStream {
     }
 
     /// Whether the peer's queue has enough room to call this end writable (`sk_stream_is_writeable`).
-    fn writable(&self, end: End) -> bool {
+    fn writable(&self, end: End, cap: usize) -> bool {
         let (me, peer) = self.ends(end);
-        let capacity = me.send_limit + peer.receive_limit;
+        let capacity = (me.send_limit + peer.receive_limit).min(cap);
         capacity.saturating_sub(peer.unread) >= capacity / 3
     }
 
-    /// `tcp_poll`.
-    pub fn readiness(&mut self, end: End) -> Ready {
-        let writable = self.writable(end);
+    /// `tcp_poll`; `cap` as for [`LoopStream::room`].
+    pub fn readiness(&mut self, end: End, cap: usize) -> Ready {
+        let writable = self.writable(end, cap);
         let me = self.both(end).0;
         let mut ready = Ready::empty();
         if (me.shut_read && me.shut_write) || me.state == TcpState::Close {
@@ -332,16 +332,14 @@ impl LoopStream {
         ready
     }
 
-    /// Bytes that may be sent now; 0 when the sender has to wait. `pressed`: memory is short, and a connection gets what
-    /// one buffer holds.
-    pub fn room(&mut self, end: End, pressed: bool) -> Result<usize, Error> {
+    /// Bytes that may be sent now; 0 when the sender has to wait. However much the ends allow, no more than `cap` may wait:
+    /// memory may be short.
+    pub fn room(&mut self, end: End, cap: usize) -> Result<usize, Error> {
         let (me, peer) = self.both(end);
         if !me.state.carries() || me.fault.is_some() || me.shut_write {
             return Err(me.fault.take().unwrap_or(Error::Broken));
         }
-        let limit = me.send_limit + peer.receive_limit;
-        let limit = if pressed { limit.min(crate::buffer::LARGE) } else { limit };
-        let room = limit.saturating_sub(peer.unread);
+        let room = (me.send_limit + peer.receive_limit).min(cap).saturating_sub(peer.unread);
         if room == 0 {
             me.no_space = true;
         }
@@ -459,7 +457,7 @@ impl LoopStream {
     /// Tells the sender to `end` of room, where it waits for some and there is enough.
     fn tell_room(&mut self, end: End) -> Change {
         let mut change = Change::default();
-        let writable = self.writable(end.other());
+        let writable = self.writable(end.other(), usize::MAX);
         let peer = self.both(end).1;
         if peer.no_space && writable {
             peer.no_space = false;

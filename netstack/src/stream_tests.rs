@@ -48,10 +48,10 @@ fn bytes_arrive_in_order_and_small_ones_share_a_buffer() {
 #[test]
 fn a_full_queue_stops_the_writer_until_a_third_is_free() {
     let mut s = stream();
-    assert_eq!(s.room(Client, false), Ok(200));
+    assert_eq!(s.room(Client, usize::MAX), Ok(200));
     let _ = send(&mut s, Client, &[1; 200]).unwrap();
-    assert_eq!(s.room(Client, false), Ok(0));
-    assert!(!s.readiness(Client).contains(Ready::OUT));
+    assert_eq!(s.room(Client, usize::MAX), Ok(0));
+    assert!(!s.readiness(Client, usize::MAX).contains(Ready::OUT));
     let Taken::Chunk { chunk, .. } = s.take(Server, false, 200).unwrap() else { panic!("no chunk") };
     let (change, _) = s.give_back(Server, chunk, 10);
     assert_eq!(change.client, Ready::empty());
@@ -65,7 +65,7 @@ fn half_close_then_close_leaves_the_first_in_time_wait() {
     let mut s = stream();
     let _ = s.shutdown(Client, false, true);
     assert_eq!((s.state(Client), s.state(Server)), (TcpState::FinWait2, TcpState::CloseWait));
-    assert_eq!(s.room(Client, false), Err(Error::Broken));
+    assert_eq!(s.room(Client, usize::MAX), Err(Error::Broken));
     assert_eq!(read(&mut s, Server, 1).unwrap().unwrap(), b"");
     let _ = send(&mut s, Server, b"late").unwrap();
     assert_eq!(read(&mut s, Client, 9).unwrap().unwrap(), b"late");
@@ -79,12 +79,12 @@ fn closing_with_unread_bytes_resets_the_peer() {
     let _ = send(&mut s, Client, b"x").unwrap();
     let _ = send(&mut s, Server, b"y").unwrap();
     let _ = s.close(Server, false);
-    assert!(s.readiness(Client).contains(Ready::ERR | Ready::HUP | Ready::IN));
+    assert!(s.readiness(Client, usize::MAX).contains(Ready::ERR | Ready::HUP | Ready::IN));
     // What had come is still there to be read.
     assert_eq!(read(&mut s, Client, 9).unwrap().unwrap(), b"y");
     assert_eq!(read(&mut s, Client, 9), Err(Error::Reset));
     assert_eq!(read(&mut s, Client, 9).unwrap().unwrap(), b"");
-    assert_eq!(s.room(Client, false), Err(Error::Broken));
+    assert_eq!(s.room(Client, usize::MAX), Err(Error::Broken));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn writing_to_a_closed_end_works_once() {
     let mut s = stream();
     let _ = s.close(Server, false);
     let _ = send(&mut s, Client, b"x").unwrap();
-    assert_eq!(s.room(Client, false), Err(Error::Broken));
+    assert_eq!(s.room(Client, usize::MAX), Err(Error::Broken));
     assert_eq!(read(&mut s, Client, 9).unwrap().unwrap(), b"");
 }
 
@@ -117,7 +117,7 @@ fn a_low_water_mark_holds_readers_back_until_the_end() {
     let mut s = stream();
     s.set_low_water(Server, 3);
     let _ = send(&mut s, Client, b"ab").unwrap();
-    assert!(!s.readiness(Server).contains(Ready::IN));
+    assert!(!s.readiness(Server, usize::MAX).contains(Ready::IN));
     assert_eq!(read(&mut s, Server, 9).unwrap(), None);
     let _ = s.shutdown(Client, false, true);
     assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"ab");
@@ -126,10 +126,10 @@ fn a_low_water_mark_holds_readers_back_until_the_end() {
 #[test]
 fn short_memory_leaves_a_connection_one_buffer() {
     let mut s = LoopStream::new((1 << 20, 1 << 20), (1 << 20, 1 << 20));
-    assert_eq!(s.room(Client, true), Ok(crate::buffer::LARGE));
+    assert_eq!(s.room(Client, crate::buffer::LARGE), Ok(crate::buffer::LARGE));
     for _ in 0..2 {
         let _ = send(&mut s, Client, &vec![0; 40_000]).unwrap();
     }
-    assert_eq!(s.room(Client, true), Ok(0));
+    assert_eq!(s.room(Client, crate::buffer::LARGE), Ok(0));
     assert_eq!(s.close(Server, false).freed, 80_000);
 }

@@ -103,13 +103,28 @@ pub(crate) fn inside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Resul
 
 /// A Python program in the namespace of `pair`.
 pub(crate) fn python_inside<'t>(trial: &'t Trial, pair: &Pair, program: &str) -> Result<Invocation<'t>> {
+    python_with(trial, pair, &[], program, None)
+}
+
+/// The same under flags of the command, with at most `limit` bytes of memory.
+pub(crate) fn python_with<'t>(
+    trial: &'t Trial,
+    pair: &Pair,
+    flags: &[&str],
+    program: &str,
+    limit: Option<u64>,
+) -> Result<Invocation<'t>> {
     let bundle = Bundle::new(crate::common::debian()?, ["python3", "-c", program]).all_capabilities();
     let mut config = bundle.config();
     config["linux"]["namespaces"][1] = json!({ "type": "network", "path": pair.path() });
+    if let Some(limit) = limit {
+        config["linux"]["resources"] = json!({ "memory": { "limit": limit, "swap": limit } });
+        config["linux"]["cgroupsPath"] = json!(format!("/{}", trial.id()));
+    }
     let dir = trial.path().join("bundle");
     write_config(&dir, &config)?;
     let words: [PathBuf; 4] = ["run".into(), "--bundle".into(), dir, trial.id().into()];
-    Ok(trial.casemate(words))
+    Ok(trial.casemate(flags.iter().map(PathBuf::from).chain(words)))
 }
 
 pub(crate) fn outside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Invocation<'t> {

@@ -11,7 +11,7 @@ use xtask::trial::Trial;
 
 use crate::attacks::resident_kib;
 use crate::common::{debian, long, parts};
-use crate::links::{Pair, outside, possible, python_inside, set_addresses, with_nat};
+use crate::links::{Pair, outside, possible, python_inside, python_with, set_addresses, with_nat};
 
 #[test]
 fn t16_slow_readers_hold_little_and_others_go_on() -> Result<()> {
@@ -57,6 +57,77 @@ print('served', flush=True); sys.stdin.read()
     ensure!(grown < 250 << 10, "a hundred slow readers hold {grown} KiB");
     drop(clients.stdin.take());
     clients.wait()?.expect(0)?;
+    drop(sandbox.stdin.take());
+    sandbox.wait()?.expect(0)?;
+    trial.finish()
+}
+
+/// What peers have sent or do not take counts against the container's limit: neither ends it.
+#[test]
+fn t16_peers_cannot_have_a_container_run_out_of_memory() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let trial = Trial::new("t16-limit")?;
+    let pair = Pair::new("l", false)?;
+    let server = "
+import os, resource, select, socket, sys, threading
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+ports = {port: socket.create_server(('10.77.0.1', port), backlog=1024) for port in (7000, 7001, 7002)}
+block = bytes(1 << 16); kept = []; full = []
+def serve(port, act):
+    while True: act(ports[port].accept()[0])
+def pour(c):
+    c.setblocking(False); full.append(c)
+def pouring():
+    while True:
+        for c in full[:]:
+            try: c.send(block)
+            except BlockingIOError: pass
+            except OSError: full.remove(c)
+        select.select([], [], [], 0.01)
+def echo(c):
+    def run():
+        while data := c.recv(1 << 16): c.sendall(data)
+    threading.Thread(target=run, daemon=True).start()
+for port, act in ((7000, kept.append), (7001, echo), (7002, pour)):
+    threading.Thread(target=serve, args=(port, act), daemon=True).start()
+threading.Thread(target=pouring, daemon=True).start()
+print('ready', flush=True); sys.stdin.read(); os._exit(0)
+";
+    let limit = Some(128 << 20);
+    let mut sandbox = python_with(&trial, &pair, &[], server, limit)?.piped_stdin().start()?;
+    sandbox.until_says("ready")?;
+    // Three hundred send what nobody reads, three hundred read nothing of what they are sent; one gets its bytes back.
+    let client = "
+import hashlib, os, resource, socket, threading, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+def connect(port): return socket.create_connection(('10.77.0.1', port), timeout=60)
+good = connect(7001); fill = []; slow = []
+for _ in range(300):
+    fill.append(connect(7000)); slow.append(connect(7002))
+block = bytes(1 << 20); total = 0
+for c in fill: c.setblocking(False)
+until = time.monotonic() + 3
+while time.monotonic() < until:
+    for c in fill:
+        try: total += c.send(block)
+        except BlockingIOError: pass
+    time.sleep(0.01)
+def same(s):
+    data = os.urandom(1 << 20)
+    threading.Thread(target=s.sendall, args=(data,), daemon=True).start()
+    got = b''
+    while len(got) < len(data):
+        part = s.recv(1 << 16)
+        if not part: break
+        got += part
+    return got == data
+print(len(fill), len(slow), total > 1 << 20, same(good), same(connect(7001)))
+";
+    let limit = Duration::from_mins(2);
+    let clients = outside(&trial, &pair, &["python3", "-c", client]).limit(limit).run()?.expect(0)?;
+    clients.expect_out("300 300 True True True\n")?;
     drop(sandbox.stdin.take());
     sandbox.wait()?.expect(0)?;
     trial.finish()

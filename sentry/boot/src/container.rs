@@ -155,6 +155,8 @@ impl Container {
         vfs.register_fifo(Arc::new(Fifos));
         let memory = Arc::clone(&ground.memory);
         let total_memory = kernel.total_memory();
+        let first = kernel.first_network().extension::<NetworkNamespace>();
+        first.inet().set_memory(total_memory);
         vfs.register_type("tmpfs", Arc::new(TmpfsType { memory, total_memory }));
 
         vfs.register_type("proc", Arc::new(fs_proc::ProcType));

@@ -17,12 +17,11 @@ use netstack::stream::{Change, End, LoopStream, Taken, TcpState};
 use netstack::{Chunk, buffer};
 use sentry_base::{Mutex, Nanos, lock::rank, mono_now};
 
+use super::memory::Granted;
 use super::outside::Outside;
 use super::tcp::{Link, Side, TcpCore};
 use super::{Inet, addr};
 
-/// Bytes of a flow's own buffers, besides those of the socket.
-pub(super) const BUFFER: usize = 512 << 10;
 /// What a socket may have queued at the wire, and the wire at the socket, in bytes.
 pub(super) const SEND_QUEUE: usize = 512 << 10;
 
@@ -79,6 +78,8 @@ pub(crate) struct Flow {
     net: Arc<Inet>,
     tuple: Tuple,
     route: Route,
+    /// Held for its buffers.
+    _granted: Granted,
     inner: Mutex<Inner, { rank::FILE_DATA }>,
     /// The earliest time for which it is in the list of timers.
     scheduled: AtomicU64,
@@ -99,13 +100,16 @@ impl Flow {
         net: &Arc<Inet>,
         outside: &Outside,
         (tuple, route): (Tuple, Route),
-        settings: Settings,
-        stage: Stage,
+        core: &Arc<TcpCore>,
+        granted: Granted,
+        connects: bool,
         link: impl FnOnce(&Weak<Self>) -> Option<Arc<Link>>,
     ) -> Option<Arc<Self>> {
         let now = mono_now();
         let first = outside.flows.lock().first_sequence(&tuple, now);
-        let connects = matches!(stage, Stage::Opening(_));
+        let settings = core.flow_settings(&route, granted.buffer);
+        let core = Arc::downgrade(core);
+        let stage = if connects { Stage::Opening(core) } else { Stage::HalfOpen(core) };
         let tcp = if connects {
             TcpFlow::connect(tuple, first, &settings, now)
         } else {
@@ -117,6 +121,7 @@ impl Flow {
             net: Arc::clone(net),
             tuple,
             route,
+            _granted: granted,
             inner: Mutex::new(Inner {
                 tcp,
                 stage,
@@ -142,12 +147,10 @@ impl Flow {
         net: &Arc<Inet>,
         outside: &Outside,
         listener: &Arc<TcpCore>,
-        tuple: Tuple,
-        route: Route,
+        (tuple, route): (Tuple, Route),
+        granted: Granted,
     ) -> Option<Arc<Self>> {
-        let settings = listener.flow_settings(&route);
-        let stage = Stage::HalfOpen(Arc::downgrade(listener));
-        Self::make(net, outside, (tuple, route), settings, stage, |_| None)
+        Self::make(net, outside, (tuple, route), listener, granted, false, |_| None)
     }
 
     /// A connection that `core` opens. Call [`Flow::begin`] when the socket knows of it.
@@ -159,9 +162,8 @@ impl Flow {
         route: Route,
         side: Side,
     ) -> Option<Arc<Self>> {
-        let settings = core.flow_settings(&route);
-        let stage = Stage::Opening(Arc::downgrade(core));
-        Self::make(net, outside, (tuple, route), settings, stage, |me| {
+        let granted = net.memory.grant(true)?;
+        Self::make(net, outside, (tuple, route), core, granted, true, |me| {
             let mut stream = LoopStream::new(core.limits_outside(), (0, 0));
             core.configure_stream(&mut stream, End::Client, true);
             stream.set_urgent_inline(End::Server, true);
@@ -420,7 +422,7 @@ impl Inner {
             if readable == 0 {
                 break;
             }
-            let room = link.stream.lock().room(self.wire, net.is_pressed());
+            let room = link.stream.lock().room(self.wire, net.memory.stream_cap());
             let Ok(room @ 1..) = room else { break };
             let want = readable.min(room).min(buffer::LARGE);
             let mut bytes = net.buffer(want);
@@ -429,7 +431,7 @@ impl Inner {
                 let mut stream = link.stream.lock();
                 let before = stream.unread();
                 let pushed = stream.push(self.wire, Chunk::new(bytes, got));
-                net.note_queued(stream.unread().saturating_sub(before));
+                net.memory.queue(stream.unread().saturating_sub(before));
                 pushed
             };
             let Ok((told, spare)) = pushed else { break };
@@ -486,7 +488,7 @@ impl Inner {
     /// Whether nobody will take what comes.
     fn is_unheard(&self) -> bool {
         matches!(self.stage, Stage::Open)
-            && self.link.as_ref().is_none_or(|link| link.stream.lock().room(self.wire, false).is_err())
+            && self.link.as_ref().is_none_or(|link| link.stream.lock().room(self.wire, usize::MAX).is_err())
     }
 
     fn limit(&self) -> Nanos {
@@ -575,7 +577,7 @@ impl Inner {
             Stage::Admitting => self.stage = Stage::Admitting,
             Stage::Open => {
                 if self.tcp.readable() > 0
-                    && self.link.as_ref().is_some_and(|l| l.stream.lock().room(self.wire, false).is_ok())
+                    && self.link.as_ref().is_some_and(|l| l.stream.lock().room(self.wire, usize::MAX).is_ok())
                 {
                     // What came before the reset is read first.
                     self.stage = Stage::Open;

@@ -9,6 +9,7 @@ mod flow;
 pub(crate) mod groups;
 mod icmp_errors;
 mod info;
+mod memory;
 pub(crate) mod netdev;
 pub(crate) mod options;
 pub(crate) mod outside;
@@ -22,7 +23,7 @@ mod tcp_options;
 mod udp;
 mod udp_io;
 
-use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -58,8 +59,7 @@ pub struct Inet {
     pub(crate) groups: groups::Groups,
     pub(crate) netlink: NetlinkTable,
     buffers: Mutex<BufferPool, { rank::LEAF }>,
-    /// Bytes that wait in TCP streams.
-    queued: AtomicUsize,
+    memory: Arc<memory::Memory>,
     pub(crate) stats: Stats,
     /// `net.ipv4.ip_unprivileged_port_start`.
     unprivileged_port_start: AtomicU16,
@@ -75,9 +75,6 @@ pub struct Inet {
     pub(crate) host_sockets: Mutex<BTreeMap<u64, Weak<HostSocket>>, { rank::LEAF }>,
 }
 
-/// Bytes in TCP streams above which each connection is held to one buffer (`net.ipv4.tcp_mem`).
-const QUEUED_MAX: usize = 256 << 20;
-
 impl Default for Inet {
     fn default() -> Self {
         Self {
@@ -90,7 +87,7 @@ impl Default for Inet {
             groups: groups::Groups::default(),
             netlink: NetlinkTable::default(),
             buffers: Mutex::default(),
-            queued: AtomicUsize::new(0),
+            memory: Arc::default(),
             stats: Stats::default(),
             unprivileged_port_start: AtomicU16::new(1024),
             owner: OnceLock::new(),
@@ -110,6 +107,11 @@ impl Inet {
 
     pub fn set_unprivileged_port_start(&self, port: u16) {
         self.unprivileged_port_start.store(port, Ordering::Relaxed);
+    }
+
+    /// Says how much memory the container may use, in bytes: connections hold a part of it at the most.
+    pub fn set_memory(&self, total: u64) {
+        self.memory.set_total(usize::try_from(total).unwrap_or(usize::MAX));
     }
 
     /// Whether the caller may bind to a port.
@@ -194,16 +196,6 @@ impl Inet {
             (libc::SOCK_STREAM | libc::SOCK_DGRAM, _) => Err(Errno::EPROTONOSUPPORT),
             _ => Err(Errno::ESOCKTNOSUPPORT),
         }
-    }
-
-    /// Whether the streams hold so much that each of them must do with less.
-    fn is_pressed(&self) -> bool {
-        self.queued.load(Ordering::Relaxed) > QUEUED_MAX
-    }
-
-    /// Notes bytes that wait in a stream now.
-    fn note_queued(&self, bytes: usize) {
-        self.queued.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// A buffer for about `want` bytes.

@@ -25,6 +25,7 @@ use sentry_base::{Mutex, Nanos, lock::rank, mono_now};
 use sentry_vfs::Caller;
 
 use super::flow::Flow;
+use super::memory::Granted;
 use super::resolver::{self, Resolver};
 use super::{Inet, raw};
 use crate::packet::{Sight, Taps, kind, kind_of};
@@ -541,11 +542,29 @@ impl Outside {
         let Ok(route) = net.interfaces.lock().route(tuple.remote.ip(), Some(tuple.local.ip())) else {
             return Opened::Later;
         };
-        if let Some(flow) = Flow::half_open(net, self, &listener, tuple, route) {
+        let Some(granted) = self.memory_for_flow(net) else {
+            net.stats.listen_overflows.add(1);
+            return Opened::Later;
+        };
+        if let Some(flow) = Flow::half_open(net, self, &listener, (tuple, route), granted) {
             self.note_half_open(&flow);
             flow.arrived(packet.whole);
         }
         Opened::Yes
+    }
+
+    /// Memory for a connection that another end begins. Where there is none, those that have begun longest ago lose their
+    /// place, unless they stand.
+    fn memory_for_flow(&self, net: &Inet) -> Option<Granted> {
+        loop {
+            if let Some(granted) = net.memory.grant(false) {
+                return Some(granted);
+            }
+            let oldest = self.half_open.lock().pop_front()?;
+            if let Some(flow) = oldest.upgrade() {
+                flow.lose_place();
+            }
+        }
     }
 
     /// Makes room for one more connection that others have begun: who has had the longest time to go on loses its place, so

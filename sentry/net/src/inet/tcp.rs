@@ -1,6 +1,5 @@
 //! TCP sockets: what one is, and the interface that system calls see.
 
-use core::sync::atomic::Ordering;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -96,7 +95,7 @@ impl Link {
     /// The same without a word to the outside, which has done it.
     pub(super) fn apply_to_sockets(&self, change: Change) {
         if change.freed > 0 {
-            self.net.queued.fetch_sub(change.freed, Ordering::Relaxed);
+            self.net.memory.unqueue(change.freed);
         }
         if let Some(id) = change.time_wait.and_then(|end| self.side(end).binding()) {
             self.net.tcp.lock().rest(id, mono_now());
@@ -114,7 +113,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.net.stats.tcp_established.sub(2);
-        self.net.queued.fetch_sub(self.stream.get_mut().unread(), Ordering::Relaxed);
+        self.net.memory.unqueue(self.stream.get_mut().unread());
     }
 }
 
@@ -273,8 +272,8 @@ impl TcpCore {
         (self.options.receive_buffer(), if send == SEND_DEFAULT { SEND_QUEUE } else { send })
     }
 
-    /// What a flow needs to know of the options.
-    pub(super) fn flow_settings(&self, route: &Route) -> Settings {
+    /// What a flow needs to know of the options; `buffer`: bytes of either buffer of one that begins.
+    pub(super) fn flow_settings(&self, route: &Route, buffer: usize) -> Settings {
         let set = |level, name, or| self.options.set_or(level, name, or);
         let hops = if route.source.is_ipv4() {
             set(libc::IPPROTO_IP, libc::IP_TTL, 64)
@@ -286,8 +285,8 @@ impl TcpCore {
         let asked = usize::try_from(set(libc::IPPROTO_TCP, libc::TCP_MAXSEG, 0)).unwrap_or(0);
         let mtu = route.mtu as usize;
         Settings {
-            receive: super::flow::BUFFER,
-            send: super::flow::BUFFER,
+            receive: buffer,
+            send: buffer,
             mtu: if asked > 0 { mtu.min(asked + if route.source.is_ipv4() { 40 } else { 60 }) } else { mtu },
             hops: u8::try_from(hops).ok().filter(|hops| *hops > 0).unwrap_or(64),
             no_delay: self.options.flag(libc::IPPROTO_TCP, libc::TCP_NODELAY),
@@ -326,9 +325,11 @@ impl TcpCore {
         drop(state);
         let reader = connection.reader();
         let mut stream = connection.link.stream.lock();
-        let mut ready = stream.readiness(reader);
+        let cap = self.net.memory.stream_cap();
+        let mut ready = stream.readiness(reader, cap);
         if reader != connection.end {
-            ready = ready.difference(Ready::OUT) | stream.readiness(connection.end).intersection(Ready::OUT);
+            ready =
+                ready.difference(Ready::OUT) | stream.readiness(connection.end, cap).intersection(Ready::OUT);
         }
         fault | events(ready)
     }

@@ -3,8 +3,6 @@
 //! A sender fills a buffer from the application's memory and hands it to the stream; a receiver takes one out, copies
 //! it to the application, and gives back what is left. The stream's lock is not held over either copy.
 
-use core::sync::atomic::Ordering;
-
 use netstack::Chunk;
 use netstack::buffer::{LARGE, SMALL};
 use netstack::stream::Taken;
@@ -55,7 +53,7 @@ impl TcpCore {
             if left == 0 && sent > 0 {
                 return Ok(IoStart::Done(sent));
             }
-            let room = link.stream.lock().room(end, self.net.is_pressed());
+            let room = link.stream.lock().room(end, self.net.memory.stream_cap());
             let room = match room {
                 Ok(room) => room,
                 Err(_) if sent > 0 => return Ok(IoStart::Done(sent)),
@@ -83,7 +81,7 @@ impl TcpCore {
                 let before = stream.unread_by_peer(end);
                 let pushed = stream.push(end, Chunk::new(buffer, got));
                 let queued = stream.unread_by_peer(end).saturating_sub(before);
-                self.net.queued.fetch_add(queued, Ordering::Relaxed);
+                self.net.memory.queue(queued);
                 let whole = urgent && msg.data.remaining() == 0 && pushed.is_ok();
                 (pushed, last.filter(|_| whole).map(|byte| stream.mark_urgent(end, byte)))
             };
@@ -163,7 +161,7 @@ impl TcpCore {
                 let before = stream.unread();
                 let taken = stream.take(*end, copied > 0, if nonblock { 1 } else { want });
                 // An urgent byte that was passed over.
-                self.net.queued.fetch_sub(before - stream.unread(), Ordering::Relaxed);
+                self.net.memory.unqueue(before - stream.unread());
                 taken
             };
             let (chunk, limit) = match taken {
