@@ -103,14 +103,13 @@ pub(crate) fn inside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Resul
 
 /// A Python program in the namespace of `pair`.
 pub(crate) fn python_inside<'t>(trial: &'t Trial, pair: &Pair, program: &str) -> Result<Invocation<'t>> {
-    python_with(trial, pair, &[], program, None)
+    python_with(trial, pair, program, None)
 }
 
-/// The same under flags of the command, with at most `limit` bytes of memory.
+/// The same with at most `limit` bytes of memory.
 pub(crate) fn python_with<'t>(
     trial: &'t Trial,
     pair: &Pair,
-    flags: &[&str],
     program: &str,
     limit: Option<u64>,
 ) -> Result<Invocation<'t>> {
@@ -124,7 +123,7 @@ pub(crate) fn python_with<'t>(
     let dir = trial.path().join("bundle");
     write_config(&dir, &config)?;
     let words: [PathBuf; 4] = ["run".into(), "--bundle".into(), dir, trial.id().into()];
-    Ok(trial.casemate(flags.iter().map(PathBuf::from).chain(words)))
+    Ok(trial.casemate(words))
 }
 
 pub(crate) fn outside<'t>(trial: &'t Trial, pair: &Pair, words: &[&str]) -> Invocation<'t> {

@@ -96,7 +96,7 @@ threading.Thread(target=pouring, daemon=True).start()
 print('ready', flush=True); sys.stdin.read(); os._exit(0)
 ";
     let limit = Some(128 << 20);
-    let mut sandbox = python_with(&trial, &pair, &[], server, limit)?.piped_stdin().start()?;
+    let mut sandbox = python_with(&trial, &pair, server, limit)?.piped_stdin().start()?;
     sandbox.until_says("ready")?;
     // Three hundred send what nobody reads, three hundred read nothing of what they are sent; one gets its bytes back.
     let client = "
