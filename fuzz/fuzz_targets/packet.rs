@@ -14,14 +14,14 @@ use netstack::packet::{Packet, Reassembler};
 use netstack::router::Advertisement;
 use netstack::table::{FlowTable, Segment, reset_for, tuple_of};
 
-const SETTINGS: Settings =
-    Settings { receive: 4096, send: 4096, mtu: 1500, hops: 64, no_delay: false, keep_alive: None };
+const BUFFER: usize = 4096;
+const SETTINGS: Settings = Settings { mtu: 1500, hops: 64, no_delay: false, keep_alive: None };
 
 fuzz_target!(|data: &[u8]| {
     let tuple = Tuple { local: "10.0.0.1:80".parse().unwrap(), remote: "10.0.0.2:1000".parse().unwrap() };
     let mut out = Vec::new();
-    let mut server = TcpFlow::accept(tuple, 7, &SETTINGS, 0).unwrap();
-    let mut client = TcpFlow::connect(tuple, 7, &SETTINGS, 0).unwrap();
+    let mut server = TcpFlow::accept(tuple, 7, BUFFER, &SETTINGS, 0).unwrap();
+    let mut client = TcpFlow::connect(tuple, 7, BUFFER, &SETTINGS, 0).unwrap();
     client.advance(0, &mut out);
     let mut partial = Reassembler::default();
     let mut table = FlowTable::<()>::default();

@@ -27,12 +27,9 @@ const TCP_SUM: u16 = 16;
 const LEAST_MTU_V4: usize = 552;
 const LEAST_MTU_V6: usize = 1280;
 
-/// Sizes and options of a flow.
+/// What is set on a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Bytes.
-    pub receive: usize,
-    pub send: usize,
     /// The link's, in bytes of an IP packet.
     pub mtu: usize,
     pub hops: u8,
@@ -256,7 +253,7 @@ fn seed_for(first: u32) -> u64 {
 }
 
 impl TcpFlow {
-    fn new(tuple: Tuple, first: u32, settings: &Settings, now: u64) -> Self {
+    fn new(tuple: Tuple, first: u32, buffer: usize, settings: &Settings, now: u64) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed_for(first);
         let mut out = Vec::new();
@@ -268,10 +265,7 @@ impl TcpFlow {
         interface.update_ip_addrs(|all| {
             let _ = all.push(IpCidr::new(address(tuple.local.ip()), bits));
         });
-        let mut socket = Socket::new(
-            SocketBuffer::new(vec![0; settings.receive]),
-            SocketBuffer::new(vec![0; settings.send]),
-        );
+        let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
         socket.set_congestion_control(CongestionControl::Cubic);
         socket.set_ack_delay(Some(ACK_DELAY));
         socket.set_hop_limit(Some(settings.hops.max(1)));
@@ -294,9 +288,16 @@ impl TcpFlow {
         flow
     }
 
-    /// A connection that is being opened. `first` is its first sequence number.
-    pub fn connect(tuple: Tuple, first: u32, settings: &Settings, now: u64) -> Result<Self, Error> {
-        let mut flow = Self::new(tuple, first, settings, now);
+    /// A connection that is being opened. `first` is its first sequence number, `buffer` the bytes of its buffer in either
+    /// direction.
+    pub fn connect(
+        tuple: Tuple,
+        first: u32,
+        buffer: usize,
+        settings: &Settings,
+        now: u64,
+    ) -> Result<Self, Error> {
+        let mut flow = Self::new(tuple, first, buffer, settings, now);
         let local = IpListenEndpoint { addr: Some(address(tuple.local.ip())), port: tuple.local.port() };
         let socket = flow.sockets.get_mut::<Socket<'_>>(flow.handle);
         socket
@@ -306,8 +307,14 @@ impl TcpFlow {
     }
 
     /// A connection that the other end opens: its SYN goes to [`TcpFlow::arrive`] next.
-    pub fn accept(tuple: Tuple, first: u32, settings: &Settings, now: u64) -> Result<Self, Error> {
-        let mut flow = Self::new(tuple, first, settings, now);
+    pub fn accept(
+        tuple: Tuple,
+        first: u32,
+        buffer: usize,
+        settings: &Settings,
+        now: u64,
+    ) -> Result<Self, Error> {
+        let mut flow = Self::new(tuple, first, buffer, settings, now);
         let local = IpListenEndpoint { addr: Some(address(tuple.local.ip())), port: tuple.local.port() };
         flow.socket_mut().listen(local).map_err(|_| Error::AddressNotAvailable)?;
         Ok(flow)

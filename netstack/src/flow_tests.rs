@@ -4,8 +4,8 @@
 use super::*;
 use crate::packet::Packet;
 
-const SETTINGS: Settings =
-    Settings { receive: 65_536, send: 65_536, mtu: 1500, hops: 64, no_delay: true, keep_alive: None };
+const BUFFER: usize = 65_536;
+const SETTINGS: Settings = Settings { mtu: 1500, hops: 64, no_delay: true, keep_alive: None };
 
 fn tuple(v6: bool) -> Tuple {
     let (a, b) = if v6 { ("[fd00::1]:1000", "[fd00::2]:80") } else { ("10.0.0.1:1000", "10.0.0.2:80") };
@@ -28,12 +28,12 @@ fn next(seed: &mut u64) -> u64 {
 fn the_first_sequence_number_is_the_one_that_was_asked_for() {
     for first in [0, 1, 0xdead_beef, u32::MAX, 0x1234_5678] {
         for v6 in [false, true] {
-            let mut flow = TcpFlow::connect(tuple(v6), first, &SETTINGS, 5).unwrap();
+            let mut flow = TcpFlow::connect(tuple(v6), first, BUFFER, &SETTINGS, 5).unwrap();
             let mut out = Vec::new();
             flow.advance(5, &mut out);
             let packet = Packet::parse(out[0].packet()).unwrap();
             assert_eq!(packet.payload[4..8], first.to_be_bytes());
-            let mut other = TcpFlow::accept(turned(tuple(v6)), !first, &SETTINGS, 5).unwrap();
+            let mut other = TcpFlow::accept(turned(tuple(v6)), !first, BUFFER, &SETTINGS, 5).unwrap();
             let mut back = Vec::new();
             other.arrive(out[0].packet(), 5, &mut back);
             other.advance(5, &mut back);
@@ -47,8 +47,8 @@ fn a_stream_survives_a_bad_link() {
     for v6 in [false, true] {
         let mut seed = 0x9e37_79b9_7f4a_7c15;
         let mut now = 1_000_000;
-        let mut a = TcpFlow::connect(tuple(v6), 1, &SETTINGS, now).unwrap();
-        let mut b = TcpFlow::accept(turned(tuple(v6)), u32::MAX - 5, &SETTINGS, now).unwrap();
+        let mut a = TcpFlow::connect(tuple(v6), 1, BUFFER, &SETTINGS, now).unwrap();
+        let mut b = TcpFlow::accept(turned(tuple(v6)), u32::MAX - 5, BUFFER, &SETTINGS, now).unwrap();
         let data: Vec<u8> = (0..200_000_u32).map(|n| (n * 7).to_le_bytes()[0]).collect();
         let (mut sent, mut got) = (0, Vec::new());
         let mut closed = false;
@@ -94,8 +94,8 @@ fn a_stream_survives_a_bad_link() {
 #[test]
 fn what_a_path_does_not_carry_is_cut_smaller() {
     let mut now = 1_000_000;
-    let mut a = TcpFlow::connect(tuple(false), 1, &SETTINGS, now).unwrap();
-    let mut b = TcpFlow::accept(turned(tuple(false)), 2, &SETTINGS, now).unwrap();
+    let mut a = TcpFlow::connect(tuple(false), 1, BUFFER, &SETTINGS, now).unwrap();
+    let mut b = TcpFlow::accept(turned(tuple(false)), 2, BUFFER, &SETTINGS, now).unwrap();
     let (mut to_b, mut to_a) = (Vec::new(), Vec::new());
     for _ in 0..6 {
         a.advance(now, &mut to_b);
@@ -118,7 +118,7 @@ fn what_a_path_does_not_carry_is_cut_smaller() {
 #[test]
 fn a_refusal_and_a_reset_are_told_apart() {
     let now = 1_000_000;
-    let mut a = TcpFlow::connect(tuple(false), 1, &SETTINGS, now).unwrap();
+    let mut a = TcpFlow::connect(tuple(false), 1, BUFFER, &SETTINGS, now).unwrap();
     let mut out = Vec::new();
     a.advance(now, &mut out);
     let syn = Packet::parse(out[0].packet()).unwrap();

@@ -62,15 +62,8 @@ fn dial(to: SocketAddr) -> io::Result<OwnedFd> {
 impl Connection {
     /// Begins a connection for the SYN `packet` of the sandbox.
     pub fn open(tuple: Tuple, first: u32, packet: &[u8], now: u64) -> io::Result<Self> {
-        let settings = Settings {
-            receive: BUFFER,
-            send: BUFFER,
-            mtu: usize::from(crate::MTU),
-            hops: 64,
-            no_delay: true,
-            keep_alive: None,
-        };
-        let flow = TcpFlow::accept(tuple, first, &settings, now).map_err(io::Error::other)?;
+        let settings = Settings { mtu: usize::from(crate::MTU), hops: 64, no_delay: true, keep_alive: None };
+        let flow = TcpFlow::accept(tuple, first, BUFFER, &settings, now).map_err(io::Error::other)?;
         Ok(Self {
             flow,
             syn: Some(packet.to_vec()),

@@ -107,13 +107,13 @@ impl Flow {
     ) -> Option<Arc<Self>> {
         let now = mono_now();
         let first = outside.flows.lock().first_sequence(&tuple, now);
-        let settings = core.flow_settings(&route, granted.buffer);
+        let settings = core.flow_settings(&route);
         let core = Arc::downgrade(core);
         let stage = if connects { Stage::Opening(core) } else { Stage::HalfOpen(core) };
         let tcp = if connects {
-            TcpFlow::connect(tuple, first, &settings, now)
+            TcpFlow::connect(tuple, first, granted.buffer, &settings, now)
         } else {
-            TcpFlow::accept(tuple, first, &settings, now)
+            TcpFlow::accept(tuple, first, granted.buffer, &settings, now)
         };
         let tcp = tcp.ok()?;
         let flow = Arc::new_cyclic(|me| Self {

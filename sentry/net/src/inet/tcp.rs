@@ -272,8 +272,8 @@ impl TcpCore {
         (self.options.receive_buffer(), if send == SEND_DEFAULT { SEND_QUEUE } else { send })
     }
 
-    /// What a flow needs to know of the options; `buffer`: bytes of either buffer of one that begins.
-    pub(super) fn flow_settings(&self, route: &Route, buffer: usize) -> Settings {
+    /// What a flow needs to know of the options.
+    pub(super) fn flow_settings(&self, route: &Route) -> Settings {
         let set = |level, name, or| self.options.set_or(level, name, or);
         let hops = if route.source.is_ipv4() {
             set(libc::IPPROTO_IP, libc::IP_TTL, 64)
@@ -285,8 +285,6 @@ impl TcpCore {
         let asked = usize::try_from(set(libc::IPPROTO_TCP, libc::TCP_MAXSEG, 0)).unwrap_or(0);
         let mtu = route.mtu as usize;
         Settings {
-            receive: buffer,
-            send: buffer,
             mtu: if asked > 0 { mtu.min(asked + if route.source.is_ipv4() { 40 } else { 60 }) } else { mtu },
             hops: u8::try_from(hops).ok().filter(|hops| *hops > 0).unwrap_or(64),
             no_delay: self.options.flag(libc::IPPROTO_TCP, libc::TCP_NODELAY),

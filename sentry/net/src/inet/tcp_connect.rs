@@ -430,7 +430,7 @@ impl TcpCore {
             return Attempt::Refused;
         };
         self.state.lock().opening = flow.weak();
-        flow.configure(&self.flow_settings(&route, 0), self.user_timeout());
+        flow.configure(&self.flow_settings(&route), self.user_timeout());
         flow.begin();
         Attempt::Pending
     }

@@ -142,7 +142,7 @@ impl TcpCore {
             }
         }
         if let Some(flow) = self.connection().and_then(|c| c.link.flow()) {
-            flow.configure(&self.flow_settings(flow.route(), 0), self.user_timeout());
+            flow.configure(&self.flow_settings(flow.route()), self.user_timeout());
             flow.stirred();
         }
         Ok(())
