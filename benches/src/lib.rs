@@ -12,3 +12,4 @@ pub mod docs;
 pub mod peer;
 pub mod rows;
 pub mod table;
+pub mod veth;

@@ -14,6 +14,8 @@ use xtask::place::TempDir;
 use xtask::processes::{self, Process};
 use xtask::{programs, shell};
 
+use crate::veth;
+
 /// One way to run a program in a root filesystem.
 #[derive(Debug)]
 pub struct Peer {
@@ -38,7 +40,31 @@ pub struct Place {
     pub rootfs: PathBuf,
     /// The folder of the guest program, bound read-only at [`programs::INSIDE`].
     pub inside: PathBuf,
+    /// A network namespace by name; else a new one.
+    pub network: Option<String>,
 }
+
+impl Place {
+    pub fn new(rootfs: PathBuf, inside: PathBuf) -> Self {
+        Self { rootfs, inside, network: None }
+    }
+
+    /// The bundle of a program there, which works in `/work`.
+    fn bundle(&self, rootfs: PathBuf, args: &[&str]) -> Bundle {
+        let bundle = Bundle::new(rootfs, args.to_vec())
+            .bind(&self.inside, programs::INSIDE, "ro")
+            .tmpfs("/work")
+            .cwd("/work")
+            .max_files(MAX_FILES);
+        match &self.network {
+            Some(name) => bundle.network(veth::path(name)),
+            None => bundle,
+        }
+    }
+}
+
+/// What programs with ten thousand connections need.
+const MAX_FILES: u32 = 16_384;
 
 /// A run under way.
 #[derive(Debug)]
@@ -118,11 +144,7 @@ impl Peer {
     /// Starts `args` inside. The output is a pipe; the working directory is a file system in memory at `/work`.
     pub fn start(&self, place: &Place, args: &[&str]) -> Result<Started> {
         let mut command = match &self.kind {
-            Kind::Native => Native::new(&place.rootfs, self.dir.path().join("scratch"))
-                .bind(&place.inside, programs::INSIDE, "ro")
-                .tmpfs("/work")
-                .cwd("/work")
-                .spawn(args),
+            Kind::Native => native(place, &self.dir.path().join("scratch"), args),
             Kind::Runtime(words) => self.runtime(words, place, args)?,
         };
         let shown = format!("{}: {}", self.name, args.join(" "));
@@ -142,13 +164,15 @@ impl Peer {
         let bundle = self.dir.path().join(&id);
         let own_root = matches!(self.name, "runc" | "crun");
         let rootfs = if own_root { self.dir.path().join("scratch/root") } else { place.rootfs.clone() };
-        Bundle::new(rootfs, args.to_vec())
-            .bind(&place.inside, programs::INSIDE, "ro")
-            .tmpfs("/work")
-            .cwd("/work")
-            .write(&bundle)?;
+        place.bundle(rootfs, args).write(&bundle)?;
         if !own_root {
-            return Ok(self.line(words, &bundle, &id));
+            // Runsc's own word for the network of a namespace.
+            let word = |word: &OsString| match word.to_str() {
+                Some("--network=none") if place.network.is_some() => "--network=sandbox".into(),
+                _ => word.clone(),
+            };
+            let words: Vec<OsString> = words.iter().map(word).collect();
+            return Ok(self.line(&words, &bundle, &id));
         }
         let script = "set -eu; lower=$1 scratch=$2; shift 2
             mount -t tmpfs casemate \"$scratch\"; mkdir \"$scratch/upper\" \"$scratch/work\" \"$scratch/root\"
@@ -232,7 +256,30 @@ impl Peer {
     }
 }
 
+/// A program that the host itself runs in `place`, with a directory to mount over.
+pub fn native(place: &Place, scratch: &Path, args: &[&str]) -> Command {
+    let native = Native::new(&place.rootfs, scratch)
+        .bind(&place.inside, programs::INSIDE, "ro")
+        .tmpfs("/work")
+        .cwd("/work");
+    let Some(name) = &place.network else { return native.spawn(args) };
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", name]).args(native.in_caller_network().command(args));
+    command
+}
+
 impl Started {
+    /// Waits for a line of output.
+    pub fn line(&mut self) -> Result<String> {
+        let out = self.child.stdout.as_mut().context("no output")?;
+        let mut line = String::new();
+        let mut byte = [0];
+        while out.read(&mut byte)? == 1 && byte != *b"\n" {
+            line.push(char::from(byte[0]));
+        }
+        Ok(line)
+    }
+
     /// Waits for the end, and gives the output; any exit code but 0 is an error.
     pub fn end(self) -> Result<String> {
         let out = self.child.wait_with_output()?;

@@ -1,12 +1,15 @@
 //! What is timed: one row each, a number per peer and repetition.
 
+use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use xtask::place::TempDir;
 use xtask::programs::INSIDE;
 
-use crate::peer::{Peer, Place};
+use crate::peer::{Peer, Place, Started, native};
+use crate::veth::{OUTSIDE, Veth};
 
 /// The unit of a row's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +40,11 @@ enum Work {
     CreateStartDelete,
     /// Memory of every process while the program sleeps.
     Idle,
+    /// `iperf3` between the program and a server of the host at the other end of a pair of interfaces; the client's argument
+    /// that says which way.
+    Veth(&'static str),
+    /// Memory while `guest hold` keeps so many connections.
+    Connections(&'static str),
 }
 
 /// Prints the nanoseconds of what stands between; bash's clock, so that starting the sandbox is not counted.
@@ -136,6 +144,13 @@ pub const ROWS: &[Row] = &[
          for n in $(seq 50); do sleep 0.1; iperf3 -c 127.0.0.1 -t 2 -f k >out 2>&1 && break; done; \
          awk '/receiver/ { for (n = 2; n <= NF; n++) if ($n == \"Kbits/sec\") printf \"%d\\n\", 8388.608e9 / $(n - 1) }' out",
     ),
+    Row { title: "net: iperf3 over veth out, a MiB", unit: Unit::Nanoseconds, work: Work::Veth("") },
+    Row { title: "net: iperf3 over veth in, a MiB", unit: Unit::Nanoseconds, work: Work::Veth("-R") },
+    Row {
+        title: "net: 10,000 idle connections (PSS and slab)",
+        unit: Unit::KiB,
+        work: Work::Connections("10000"),
+    },
     Row { title: "start to exit of true", unit: Unit::Nanoseconds, work: Work::StartToExit },
     Row { title: "create, start and delete of true", unit: Unit::Nanoseconds, work: Work::CreateStartDelete },
     Row { title: "idle memory (PSS of all processes)", unit: Unit::KiB, work: Work::Idle },
@@ -183,6 +198,8 @@ impl Row {
                 Ok(peer.start_to_exit(place, "/bin/true")?.as_nanos() as f64)
             }
             Work::Idle => idle(peer, place),
+            Work::Veth(way) => iperf3_over_veth(peer, place, way),
+            Work::Connections(count) => connections(peer, place, count),
         }
     }
 }
@@ -196,7 +213,54 @@ fn number(text: &str) -> Result<f64> {
 fn idle(peer: &Peer, place: &Place) -> Result<f64> {
     let run = peer.start(place, &["sleep", "3"])?;
     std::thread::sleep(Duration::from_millis(1500));
-    let sum: u64 = run.processes()?.iter().filter_map(xtask::processes::Process::pss_kib).sum();
+    let sum = pss_kib(&run)?;
     run.end()?;
-    Ok(sum as f64)
+    Ok(sum)
+}
+
+fn pss_kib(run: &Started) -> Result<f64> {
+    Ok(run.processes()?.iter().filter_map(xtask::processes::Process::pss_kib).sum::<u64>() as f64)
+}
+
+/// What the processes have, and by how much the host kernel's own memory has grown: there are the sockets of those that use it.
+fn connections(peer: &Peer, place: &Place, count: &str) -> Result<f64> {
+    let before = slab_kib()?;
+    let guest = format!("{INSIDE}/guest");
+    let mut run = peer.start(place, &[&guest, "hold", count])?;
+    let said = run.line()?;
+    let kib = pss_kib(&run)? + (slab_kib()? - before).max(0.0);
+    run.end()?;
+    if said != count {
+        bail!("the program said {said:?}");
+    }
+    Ok(kib)
+}
+
+/// `Slab` of proc_meminfo(5).
+fn slab_kib() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("Slab:")).context("no Slab in /proc/meminfo")?;
+    number(line.trim_end_matches("kB"))
+}
+
+fn iperf3_over_veth(peer: &Peer, place: &Place, way: &str) -> Result<f64> {
+    let veth = Veth::new()?;
+    let place = Place { rootfs: xtask::rootfs::servers()?, ..place.clone() };
+    let outside = Place { network: Some(veth.outside().to_owned()), ..place.clone() };
+    let scratch = TempDir::new("bench-veth")?;
+    let mut server = native(&outside, scratch.path(), &["iperf3", "-s"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("cannot start iperf3")?;
+    let inside = Place { network: Some(veth.inside().to_owned()), ..place };
+    let script = format!(
+        "for n in $(seq 50); do sleep 0.1; iperf3 -c {OUTSIDE} {way} -t 2 -f k >out 2>&1 && break; done; \
+         awk '/receiver/ {{ for (n = 2; n <= NF; n++) if ($n == \"Kbits/sec\") printf \"%d\\n\", 8388.608e9 / $(n - 1) }}' out"
+    );
+    let said = peer.run(&inside, &["bash", "-c", &script]);
+    server.kill()?;
+    server.wait()?;
+    number(&said?)
 }

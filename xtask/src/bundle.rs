@@ -63,6 +63,8 @@ pub struct Bundle {
     all_capabilities: bool,
     user: (u32, u32),
     mounts: Vec<Value>,
+    network: Option<PathBuf>,
+    max_files: u32,
 }
 
 impl Bundle {
@@ -84,6 +86,8 @@ impl Bundle {
             all_capabilities: false,
             user: (0, 0),
             mounts: Vec::new(),
+            network: None,
+            max_files: 4096,
         }
     }
 
@@ -146,6 +150,20 @@ impl Bundle {
         self
     }
 
+    /// The network namespace at this path, instead of a new one.
+    #[must_use]
+    pub fn network(mut self, path: impl Into<PathBuf>) -> Self {
+        self.network = Some(path.into());
+        self
+    }
+
+    /// How many files a process may have open.
+    #[must_use]
+    pub fn max_files(mut self, count: u32) -> Self {
+        self.max_files = count;
+        self
+    }
+
     /// The configuration as JSON.
     pub fn config(&self) -> Value {
         let more: &[&str] = if self.all_capabilities { MORE_CAPABILITIES } else { &[] };
@@ -162,6 +180,10 @@ impl Bundle {
                 "options": ["nosuid", "noexec", "nodev", "ro"] }),
         ];
         mounts.extend(self.mounts.iter().cloned());
+        let mut network = json!({ "type": "network" });
+        if let Some(path) = &self.network {
+            network["path"] = json!(path);
+        }
         json!({
             "ociVersion": "1.0.2",
             "process": {
@@ -173,7 +195,9 @@ impl Bundle {
                 "capabilities": {
                     "bounding": capabilities, "effective": capabilities, "permitted": capabilities
                 },
-                "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 4096, "soft": 1024 }],
+                "rlimits": [{
+                    "type": "RLIMIT_NOFILE", "hard": self.max_files, "soft": self.max_files.min(1024)
+                }],
                 "noNewPrivileges": !self.all_capabilities
             },
             "root": { "path": self.rootfs, "readonly": self.readonly },
@@ -181,7 +205,7 @@ impl Bundle {
             "mounts": mounts,
             "linux": {
                 "namespaces": [
-                    { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" },
+                    { "type": "pid" }, network, { "type": "ipc" }, { "type": "uts" },
                     { "type": "mount" }
                 ]
             }

@@ -97,9 +97,15 @@ impl Native {
 
     /// The host's network, for a program that gets packages.
     #[must_use]
-    pub fn with_network(mut self) -> Self {
+    pub fn with_network(self) -> Self {
+        self.in_caller_network().bind(Path::new("/etc/resolv.conf"), "/etc/resolv.conf", "ro")
+    }
+
+    /// The network namespace of whoever runs the command.
+    #[must_use]
+    pub fn in_caller_network(mut self) -> Self {
         self.network = true;
-        self.bind(Path::new("/etc/resolv.conf"), "/etc/resolv.conf", "ro")
+        self
     }
 
     /// An empty file system in memory at `inside`.

@@ -1,7 +1,8 @@
 //! The static program that runs inside: loops of one system call each, timed by itself.
 //!
 //! Purpose: `guest bench NAME COUNT` repeats one operation and prints nanoseconds for each; `guest threads N` is a
-//! program of many threads with a known result; `guest true` ends at once.
+//! program of many threads with a known result; `guest hold N` makes N connections over loopback, says so and keeps them
+//! for some seconds; `guest true` ends at once.
 //! Invariants: a loop makes only the calls that its name says, by the bare `syscall` wrapper, and counts nothing else.
 //! Lock ranks: none. Threat: none, the program is itself the workload.
 #![allow(unsafe_code, reason = "the program exists to make bare system calls")]
@@ -26,9 +27,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: guest bench NAME COUNT | guest threads N | guest true";
+const USAGE: &str = "usage: guest bench NAME COUNT | guest threads N | guest hold N | guest true";
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -44,6 +45,7 @@ fn main() {
             println!("{:.1}", run(count));
         }
         ["threads", count] => println!("{}", threads(count.parse().expect("N is a number"))),
+        ["hold", count] => hold(count.parse().expect("N is a number")),
         _ => {
             eprintln!("{USAGE}");
             std::process::exit(2);
@@ -192,6 +194,40 @@ fn tcp_connect_ping(count: u64) -> f64 {
     let ns = timed(count, || ping(&mut TcpStream::connect(address).expect("connect")));
     end_server(child);
     ns
+}
+
+/// Connections of one process to another, idle once each has been used.
+fn hold(count: u64) {
+    const KEPT: Duration = Duration::from_secs(4);
+    let mut files: libc::rlimit = unsafe { std::mem::zeroed() };
+    checked(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) }.into(), "getrlimit");
+    files.rlim_cur = files.rlim_max;
+    checked(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files) }.into(), "setrlimit");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("its address");
+    let child = checked(unsafe { libc::fork() }.into(), "fork") as i32;
+    if child == 0 {
+        let mut held: Vec<TcpStream> = Vec::new();
+        for _ in 0..count {
+            let (mut stream, _) = listener.accept().expect("accept");
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("read from the client");
+            stream.write_all(&byte).expect("write to the client");
+            held.push(stream);
+        }
+        std::thread::sleep(KEPT);
+        unsafe { libc::_exit(0) };
+    }
+    drop(listener);
+    let mut held: Vec<TcpStream> = Vec::new();
+    for _ in 0..count {
+        let mut stream = TcpStream::connect(address).expect("connect");
+        ping(&mut stream);
+        held.push(stream);
+    }
+    println!("{count}");
+    std::thread::sleep(KEPT);
+    wait(child);
 }
 
 fn wait(child: i32) {

@@ -41,7 +41,7 @@ fn run() -> Result<()> {
     }
     rootfs::need_root("running containers")?;
     let programs = programs::get()?;
-    let place = Place { rootfs: rootfs::debian()?, inside: programs.inside.clone() };
+    let place = Place::new(rootfs::debian()?, programs.inside.clone());
     let mut peers = Peer::all(&programs.casemate)?;
     peers.retain(|peer| names.is_empty() || names.iter().any(|name| name == peer.name));
     let mut lines = Vec::new();
