@@ -18,8 +18,9 @@ use crate::packet::{HEADER_V4, HEADER_V6, TCP, pseudo_header};
 use crate::stream::TcpState;
 use crate::table::Segment;
 
-/// The longest packet that is handed to a link to be cut into segments.
-const LONGEST: usize = 65_535;
+/// The longest packet that is handed to a link to be cut into segments. With its Ethernet header it must stay below 64 KiB
+/// (`gso_max_size`): what is longer the kernel cuts itself, packet by packet. Linux keeps as much free (`MAX_TCP_HEADER`).
+const LONGEST: usize = 65_536 - 320;
 /// Bytes of a TCP header without options, and where its sum is.
 const TCP_HEADER: usize = 20;
 const TCP_SUM: u16 = 16;
