@@ -356,6 +356,9 @@ impl TcpFlow {
     pub fn arrive(&mut self, packet: &[u8], now: u64, out: &mut Vec<Frame>) {
         let before = self.socket().state();
         let (mtu, path_mtu) = (self.mtu, self.path_mtu);
+        // Of two segments and more the other end is told at once (RFC 1122, 4.2.3.2), and the link may have joined them.
+        let is_joined = packet.len() > path_mtu;
+        self.socket_mut().set_ack_delay(Some(if is_joined { Duration::ZERO } else { ACK_DELAY }));
         let mut port = Port { arrived: Some(packet), out, told: &mut self.told, mtu, path_mtu };
         let shown = instant(self.clock.fast(now));
         self.interface.poll_ingress_single(shown, &mut port, &mut self.sockets);

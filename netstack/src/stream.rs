@@ -346,6 +346,11 @@ impl LoopStream {
         Ok(room)
     }
 
+    /// Has `end` told that it may send when there is room enough, as if it had met a full queue.
+    pub fn wait_for_room(&mut self, end: End) {
+        self.both(end).0.no_space = true;
+    }
+
     /// Sends a chunk, however large: ask [`LoopStream::room`] first. A buffer that was not needed comes back.
     pub fn push(&mut self, end: End, chunk: Chunk) -> Result<(Change, Option<Vec<u8>>), Error> {
         let (me, peer) = self.both(end);

@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -26,10 +26,15 @@ use netstack::shaper::{Shaper, Verdict};
 use sentry_base::{mono_now, real_now};
 use sentry_net::{Inet, LinkHost, LinkSetup, Links, RESOLVER_LINK};
 
-/// Frames that are read from one link before another one's turn.
+/// Frames, and bytes, that are read from one link before they are answered and another one has its turn.
 const TURN: usize = 64;
+const TURN_BYTES: usize = 256 << 10;
 /// The longest frame that a link gives, in bytes: a packet that it has put together.
 const LONGEST: usize = HEADROOM + (64 << 10) + 256;
+/// When the links have carried so many bytes since the thread looked last, it lets frames gather for a while before it looks
+/// again: a wake costs as much as several frames.
+const BULK: u64 = 128 << 10;
+const GATHER: Duration = Duration::from_micros(30);
 /// `ARPHRD_ETHER`.
 const ETHERNET: u16 = 1;
 
@@ -151,6 +156,8 @@ fn offer(shaper: Option<&Mutex<Shaper>>, frame: &[u8]) -> Verdict {
 #[derive(Debug)]
 struct Host {
     capture: Arc<Capture>,
+    /// Bytes that the links have carried in either direction.
+    carried: AtomicU64,
     links: BTreeMap<u32, Link>,
     resolver: Option<OwnedFd>,
     ringer: UnixStream,
@@ -159,6 +166,7 @@ struct Host {
 impl LinkHost for Host {
     fn send(&self, interface: u32, frame: &[u8]) {
         let Some(link) = self.links.get(&interface) else { return };
+        self.carried.fetch_add(frame.len() as u64, Ordering::Relaxed);
         match offer(link.egress.as_ref(), frame) {
             Verdict::Goes => {
                 self.capture.note(frame);
@@ -250,7 +258,13 @@ pub fn connect(
     if let Some(fd) = fds.next() {
         links.insert(RESOLVER_LINK, Link::new(fd, Bandwidth::default()));
     }
-    let host = Arc::new(Host { capture: Arc::clone(capture), links, resolver, ringer: bell.ringer });
+    let host = Arc::new(Host {
+        capture: Arc::clone(capture),
+        carried: AtomicU64::new(0),
+        links,
+        resolver,
+        ringer: bell.ringer,
+    });
     let links = inet.attach(setup(network, Arc::clone(&host)));
     let serve = move || serve(&links, &host, bell.ear);
     thread::Builder::new().name("links".into()).spawn(serve).map_err(|error| error.to_string())?;
@@ -265,6 +279,7 @@ fn timeout(deadline: Option<u64>) -> Option<i32> {
 
 fn serve(links: &Links, host: &Host, mut ear: UnixStream) {
     let mut buffer = vec![0; LONGEST];
+    let mut carried = 0;
     loop {
         let mut interests = vec![
             Interest::new(ear.as_fd(), libc::POLLIN),
@@ -287,6 +302,7 @@ fn serve(links: &Links, host: &Host, mut ear: UnixStream) {
         let mut failed = false;
         for ((index, link), interest) in host.links.iter().zip(of_links) {
             let take = |frame: &[u8]| {
+                host.carried.fetch_add(frame.len() as u64, Ordering::Relaxed);
                 host.capture.note(frame);
                 links.arrived(*index, frame);
             };
@@ -304,15 +320,27 @@ fn serve(links: &Links, host: &Host, mut ear: UnixStream) {
             // An interface that is gone says so for ever.
             thread::sleep(Duration::from_millis(100));
         }
+        links.answer();
         links.tick();
+        let before = std::mem::replace(&mut carried, host.carried.load(Ordering::Relaxed));
+        if carried - before >= BULK {
+            thread::sleep(GATHER);
+        }
     }
 }
 
-/// Reads what is there, up to a turn's worth; gives how much that was.
+/// Reads what is there, up to a turn's worth; gives the number of frames.
 fn drain(fd: &OwnedFd, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> usize {
+    let mut bytes = 0;
     for done in 0..TURN {
         match rustix::io::read(fd, &mut *buffer) {
-            Ok(len) => take(buffer.get(..len).unwrap_or_default()),
+            Ok(len) => {
+                take(buffer.get(..len).unwrap_or_default());
+                bytes += len;
+                if bytes >= TURN_BYTES {
+                    return done + 1;
+                }
+            }
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return done,
         }

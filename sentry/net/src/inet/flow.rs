@@ -23,9 +23,11 @@ use super::tcp::{Link, Side, TcpCore};
 use super::{Inet, addr};
 
 /// What a socket may have queued at the wire, and the wire at the socket, in bytes.
-pub(super) const SEND_QUEUE: usize = 512 << 10;
+pub(super) const QUEUE: usize = 512 << 10;
 
 const SECOND: Nanos = 1_000_000_000;
+/// How long a program that reads has, with half a queue of bytes before it, until more is put there.
+const PATIENCE: Nanos = 5_000_000;
 /// How long an unanswered SYN, an unanswered SYN of the other end, and unacknowledged data are sent again
 /// (`tcp_syn_retries`, `tcp_synack_retries`, `tcp_retries2`).
 const OPENING: Nanos = 127 * SECOND;
@@ -61,6 +63,8 @@ struct Inner {
     waits_since: Option<Nanos>,
     /// Since when no socket has it.
     orphan_since: Option<Nanos>,
+    /// Since when bytes are held back from a socket that has enough.
+    held_since: Option<Nanos>,
     /// A FIN was passed on: to the packets, to the socket.
     sent_fin: bool,
     told_fin: bool,
@@ -81,6 +85,9 @@ pub(crate) struct Flow {
     /// Held for its buffers.
     _granted: Granted,
     inner: Mutex<Inner, { rank::FILE_DATA }>,
+    /// Taken under `inner`, and held without it while frames are sent: they keep their order, and who has none to send need
+    /// not wait until the link has taken them.
+    leaving: Mutex<(), { rank::FILE_DATA }>,
     /// The earliest time for which it is in the list of timers.
     scheduled: AtomicU64,
 }
@@ -130,6 +137,7 @@ impl Flow {
                 heard: now,
                 waits_since: None,
                 orphan_since: None,
+                held_since: None,
                 sent_fin: false,
                 told_fin: false,
                 user_timeout: None,
@@ -137,6 +145,7 @@ impl Flow {
                 probes: 0,
                 probed: now,
             }),
+            leaving: Mutex::default(),
             scheduled: AtomicU64::new(Nanos::MAX),
         });
         outside.flows.lock().insert(tuple, Arc::clone(&flow)).then_some(flow)
@@ -179,8 +188,28 @@ impl Flow {
         self.tuple
     }
 
-    pub(super) fn arrived(&self, packet: &[u8]) {
-        self.turn(Some(packet));
+    /// Takes a packet. True if nothing has been done about it but to keep what it brought: [`Flow::stirred`] is to be called
+    /// when the packets that came with it have been taken, too, so that one answer does for all.
+    pub(super) fn arrived(&self, packet: &[u8]) -> bool {
+        let Some(outside) = self.net.outside.get() else { return false };
+        let mut frames = Vec::new();
+        let mut inner = self.inner.lock();
+        if !matches!(inner.stage, Stage::Open) {
+            drop(inner);
+            self.turn(Some(packet));
+            return false;
+        }
+        inner.take(packet, mono_now(), &mut frames);
+        let goes_on =
+            matches!(inner.tcp.state(), TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2);
+        let leaving = (!frames.is_empty()).then(|| self.leaving.lock());
+        drop(inner);
+        self.send_all(outside, frames);
+        drop(leaving);
+        if !goes_on {
+            self.turn(None);
+        }
+        goes_on
     }
 
     pub(super) fn timer_fired(&self) {
@@ -188,7 +217,7 @@ impl Flow {
         self.turn(None);
     }
 
-    /// The socket has read, written or closed.
+    /// The socket has read, written or closed, or packets have come.
     pub(super) fn stirred(&self) {
         self.turn(None);
     }
@@ -284,27 +313,24 @@ impl Flow {
         let now = mono_now();
         let mut news = News::default();
         let mut frames = Vec::new();
-        {
+        let leaving = {
             let mut inner = self.inner.lock();
             if matches!(inner.stage, Stage::Over) {
                 return false;
             }
             if let Some(packet) = arrived {
-                inner.heard = now;
-                inner.probes = 0;
-                inner.tcp.arrive(packet, now, &mut frames);
+                inner.take(packet, now, &mut frames);
             }
             let inner = &mut *inner;
             inner.note_opening(&mut news);
             if let (Stage::Open, Some(link)) = (&inner.stage, inner.link.clone()) {
-                inner.move_in(&self.net, &link, &mut news.change);
+                inner.move_in(&self.net, &link, now, &mut news.change);
                 inner.move_out(&self.net, &link, &mut news.change);
                 news.link = Some(link);
             }
             inner.check_patience(now);
             inner.keep_alive(now, &mut frames);
             inner.tcp.advance(now, &mut frames);
-            self.send_all(outside, frames);
             inner.note_end(now, &mut news);
             if let Some((ours, expected)) = inner.rests() {
                 outside.flows.lock().rest(self.tuple, ours, expected, now);
@@ -320,7 +346,10 @@ impl Flow {
             } else if let Some(at) = inner.deadline(now) {
                 self.wake_at(outside, at);
             }
-        }
+            (!frames.is_empty()).then(|| self.leaving.lock())
+        };
+        self.send_all(outside, frames);
+        drop(leaving);
         self.tell(news)
     }
 
@@ -396,6 +425,12 @@ impl Flow {
 }
 
 impl Inner {
+    fn take(&mut self, packet: &[u8], now: Nanos, frames: &mut Vec<Frame>) {
+        self.heard = now;
+        self.probes = 0;
+        self.tcp.arrive(packet, now, frames);
+    }
+
     /// Whether the handshake is over.
     fn note_opening(&mut self, news: &mut News) {
         let whole = !matches!(
@@ -415,8 +450,28 @@ impl Inner {
         }
     }
 
+    /// Whether the socket has so much to read that more can wait. Each move opens the window, and a window that opens is told to
+    /// the other end: better in few large steps than in many small ones.
+    fn holds_back(&mut self, net: &Inet, link: &Link, now: Nanos) -> bool {
+        let has_enough = {
+            let mut stream = link.stream.lock();
+            let unread = stream.unread_by_peer(self.wire);
+            let room = stream.room(self.wire, net.memory.stream_cap());
+            stream.wait_for_room(self.wire);
+            room.is_ok_and(|room| room < unread)
+        };
+        if !has_enough || self.tcp.readable() == 0 {
+            self.held_since = None;
+            return false;
+        }
+        now.saturating_sub(*self.held_since.get_or_insert(now)) < PATIENCE
+    }
+
     /// From the packets to the socket.
-    fn move_in(&mut self, net: &Inet, link: &Link, change: &mut Change) {
+    fn move_in(&mut self, net: &Inet, link: &Link, now: Nanos, change: &mut Change) {
+        if self.holds_back(net, link, now) {
+            return;
+        }
         loop {
             let readable = self.tcp.readable();
             if readable == 0 {
@@ -611,6 +666,9 @@ impl Inner {
         }
         if let Some((_, at)) = self.next_probe() {
             offer(at.max(now + 1_000_000));
+        }
+        if let Some(at) = self.held_since.map(|since| since + PATIENCE).filter(|at| *at > now) {
+            offer(at);
         }
         at
     }

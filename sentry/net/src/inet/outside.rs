@@ -85,6 +85,8 @@ pub(crate) struct Outside {
     timers: Timers,
     /// Connections that others have begun, oldest first; those that stand by now are passed over.
     half_open: Mutex<VecDeque<Weak<Flow>>, { rank::LEAF }>,
+    /// Flows that have taken packets and are yet to answer; of the links' thread alone.
+    stirred: Mutex<Vec<Arc<Flow>>, { rank::LEAF }>,
     next_id: AtomicU32,
     /// Errors that may still be sent this second, and the second (`icmp_ratelimit`).
     errors: Mutex<(Nanos, u32), { rank::LEAF }>,
@@ -134,6 +136,7 @@ impl Inet {
             partial: Mutex::default(),
             timers: Timers { neighbors: AtomicU64::new(Nanos::MAX), ..Timers::default() },
             half_open: Mutex::default(),
+            stirred: Mutex::default(),
             next_id: AtomicU32::new(1),
             errors: Mutex::new((0, 0)),
             resolver: setup.resolver.then(Resolver::default),
@@ -163,10 +166,20 @@ impl Inet {
 }
 
 impl Links {
-    /// Takes what has come by a link: a frame behind its `struct virtio_net_hdr`.
+    /// Takes what has come by a link: a frame behind its `struct virtio_net_hdr`. Call [`Links::answer`] when there are no more
+    /// for now.
     pub fn arrived(&self, interface: u32, bytes: &[u8]) {
         let Some(outside) = self.0.outside.get() else { return };
         outside.arrived(&self.0, interface, bytes);
+    }
+
+    /// Does what the frames that have arrived ask for.
+    pub fn answer(&self) {
+        let Some(outside) = self.0.outside.get() else { return };
+        let flows = core::mem::take(&mut *outside.stirred.lock());
+        for flow in flows {
+            flow.stirred();
+        }
     }
 
     /// Takes an answer of the engine's resolver.
@@ -351,7 +364,7 @@ impl Outside {
         let flow = self.flows.lock().get(&tuple_of(&packet, &segment)).map(Arc::clone);
         if let Some(flow) = flow.filter(|_| frame.verified || packet.is_intact()) {
             net.stats.tcp_segments.add(1);
-            flow.arrived(packet.whole);
+            self.bring(flow, &packet);
         }
     }
 
@@ -492,6 +505,15 @@ impl Outside {
         left > 0
     }
 
+    fn bring(&self, flow: Arc<Flow>, packet: &Packet<'_>) {
+        if flow.arrived(packet.whole) {
+            let mut stirred = self.stirred.lock();
+            if !stirred.iter().rev().any(|other| Arc::ptr_eq(other, &flow)) {
+                stirred.push(flow);
+            }
+        }
+    }
+
     /// Brings a segment to its flow (`tcp_v4_rcv`).
     fn segment(&self, net: &Arc<Inet>, port: &Port, packet: &Packet<'_>) {
         let Some(segment) = Segment::parse(packet.payload) else { return port.dropped.add(1) };
@@ -509,7 +531,7 @@ impl Outside {
             }
         };
         if let Some(flow) = flow {
-            return flow.arrived(packet.whole);
+            return self.bring(flow, packet);
         }
         let answer = match orphan {
             Orphan::Rests(answer) => answer,
@@ -548,7 +570,7 @@ impl Outside {
         };
         if let Some(flow) = Flow::half_open(net, self, &listener, (tuple, route), granted) {
             self.note_half_open(&flow);
-            flow.arrived(packet.whole);
+            self.bring(flow, packet);
         }
         Opened::Yes
     }

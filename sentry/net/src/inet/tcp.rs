@@ -13,7 +13,7 @@ use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank, mono_now}
 use sentry_vfs::{Attr, Caller, IoStart};
 
 use super::addr::{self, Domain};
-use super::flow::{Flow, SEND_QUEUE};
+use super::flow::{Flow, QUEUE};
 use super::options::{Options, Transport};
 use super::{Inet, events};
 use crate::{RecvMsg, SendMsg, SockCtx, Socket};
@@ -268,8 +268,9 @@ impl TcpCore {
 
     /// The same for a connection with the outside, where what is on its way is queued elsewhere.
     pub(super) fn limits_outside(&self) -> (usize, usize) {
-        let send = self.options.send_buffer();
-        (self.options.receive_buffer(), if send == SEND_DEFAULT { SEND_QUEUE } else { send })
+        let (receive, send) = (self.options.receive_buffer(), self.options.send_buffer());
+        let grown = |size, default| if size == default { QUEUE } else { size };
+        (grown(receive, RECEIVE_DEFAULT), grown(send, SEND_DEFAULT))
     }
 
     /// What a flow needs to know of the options.
