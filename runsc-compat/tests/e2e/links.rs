@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -28,8 +29,11 @@ pub(crate) fn ip(words: &str) -> Result<()> {
 }
 
 impl Pair {
+    /// `name` shows in the names of the namespaces, and may be another pair's, too.
     pub(crate) fn new(name: &str, in_the_middle: bool) -> Result<Self> {
-        let name = format!("cm{}{name}", std::process::id());
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("cm{}{name}{serial}", std::process::id());
         let middle = in_the_middle.then(|| format!("{name}m"));
         let pair = Self { inside: format!("{name}i"), outside: format!("{name}o"), middle };
         let (inside, outside) = (&pair.inside, &pair.outside);

@@ -33,7 +33,7 @@ load)
   printf 'GET /big HTTP/1.0\r\n\r\n' >&3
   echo "download $(sed '1,/^\r$/d' <&3 | sha256sum | cut -d' ' -f1)"
   exec 3>&-
-  wrk -t 2 -c 16 -d "$3" "http://$2:8084/big" >$at/wrk || cat $at/wrk
+  wrk -t 2 -c 16 -d "$3" --timeout 60s "http://$2:8084/big" >$at/wrk || cat $at/wrk
   grep -c -e 'Non-2xx' -e 'Socket errors' $at/wrk || true
   for how in '-P 1' '-P 8' '-R -P 1' '-R -P 8'; do
     # The server of the run before may still be busy with its end.
