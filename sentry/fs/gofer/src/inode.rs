@@ -42,6 +42,9 @@ struct State {
     /// Whether `write` was opened for reading too.
     write_reads: bool,
     opens: u32,
+    /// Waits among [`GoferFs::idle`], and was opened again meanwhile.
+    is_queued: bool,
+    was_used: bool,
     /// Names of extended attributes with their values, on mounts where they cannot change.
     xattrs: Vec<(Vec<u8>, Result<Vec<u8>>)>,
 }
@@ -141,6 +144,8 @@ impl GoferInode {
                 write: None,
                 write_reads: false,
                 opens: 0,
+                is_queued: false,
+                was_used: false,
                 xattrs: Vec::new(),
             }),
             dir: Mutex::default(),
@@ -483,19 +488,28 @@ impl GoferInode {
     }
 
     pub(crate) fn closed(self: &Arc<Self>) {
-        let idle = {
+        let enters = {
             let mut state = self.state.lock();
             state.opens = state.opens.saturating_sub(1);
-            state.opens == 0 && (state.read.is_some() || state.write.is_some())
+            let idle = state.opens == 0 && (state.read.is_some() || state.write.is_some());
+            state.was_used = state.is_queued;
+            let enters = idle && !state.is_queued;
+            state.is_queued |= enters;
+            enters
         };
-        if idle && let Ok(fs) = self.fs() {
+        if enters && let Ok(fs) = self.fs() {
             fs.now_idle(self);
         }
     }
 
-    /// Gives up the host files if nobody has the file open.
-    pub(crate) fn close_idle(&self) {
+    /// Leaves the queue of idle files, and gives up the host files if nobody has the file open. False if it has been open since
+    /// it was asked last, and stays.
+    pub(crate) fn close_idle(&self) -> bool {
         let mut state = self.state.lock();
+        if core::mem::take(&mut state.was_used) {
+            return false;
+        }
+        state.is_queued = false;
         if state.opens == 0 {
             let files = (state.read.take(), state.write.take());
             if files.1.is_some() {
@@ -505,6 +519,7 @@ impl GoferInode {
             drop(state);
             drop(files);
         }
+        true
     }
 
     /// Device and inode number as the sandbox sees them.

@@ -151,15 +151,20 @@ impl GoferFs {
         drop(found);
     }
 
-    /// Enters an inode whose last open file was closed; the one that waited longest gives up its descriptors.
+    /// Enters an inode whose last open file was closed. Where there are too many, the one that waited longest gives up its
+    /// descriptors, unless it was used meanwhile, which is forgiven once.
     fn now_idle(&self, inode: &Arc<GoferInode>) {
-        let oldest = {
-            let mut idle = self.idle.lock();
-            idle.push_back(Arc::downgrade(inode));
-            if idle.len() > IDLE_FILES { idle.pop_front() } else { None }
-        };
-        if let Some(oldest) = oldest.and_then(|weak| weak.upgrade()) {
-            oldest.close_idle();
+        let mut entering = Arc::downgrade(inode);
+        for _ in 0..=IDLE_FILES {
+            let oldest = {
+                let mut idle = self.idle.lock();
+                idle.push_back(entering);
+                if idle.len() > IDLE_FILES { idle.pop_front() } else { None }
+            };
+            match oldest.and_then(|weak| weak.upgrade()) {
+                Some(oldest) if !oldest.close_idle() => entering = Arc::downgrade(&oldest),
+                _ => return,
+            }
         }
     }
 }

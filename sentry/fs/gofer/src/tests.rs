@@ -205,6 +205,34 @@ fn a_lazily_opened_file_outlives_its_name() {
 }
 
 #[test]
+fn files_in_use_stay_open_on_the_host() {
+    let many = IDLE_FILES + 100;
+    let s = Scratch::new(true, false, |d| {
+        fs::write(d.join("hot"), "hot").unwrap();
+        for n in 0..many {
+            fs::write(d.join(n.to_string()), "cold").unwrap();
+        }
+    });
+    let hot = s.at("hot").unwrap();
+    let cold: Vec<_> = (0..many).map(|n| s.at(&n.to_string()).unwrap()).collect();
+    let use_once = |inode: &Arc<dyn Inode>| {
+        let file = Arc::clone(inode).open(OpenFlags::empty(), &TestCaller::new(1)).unwrap();
+        read(&*file, 0).unwrap();
+    };
+    use_once(&hot);
+    // However often one file is closed, it takes one place.
+    assert_eq!(s.calls(|| (0..2 * many).for_each(|_| use_once(&hot))), 0);
+    for inode in &cold {
+        use_once(inode);
+        assert_eq!(s.calls(|| use_once(&hot)), 0);
+    }
+    assert!(s.fs.idle.lock().len() <= IDLE_FILES);
+    // The one that waited longest had to go.
+    assert_eq!(s.calls(|| use_once(&cold[many - 1])), 0);
+    assert_eq!(s.calls(|| use_once(&cold[0])), 1);
+}
+
+#[test]
 fn a_shared_mount_shows_what_the_host_changed() {
     let s = Scratch::new(false, true, |d| fs::write(d.join("f"), "1").unwrap());
     let root = s.root();
