@@ -63,12 +63,14 @@ pub struct Shared {
 impl Shared {
     /// Takes over a network for the sandbox, once.
     pub fn connect(&self, network: &Network, mut fds: Vec<OwnedFd>) -> Result<(), String> {
+        if network.host {
+            let mut fds = fds.into_iter();
+            let broker = fds.next().ok_or("no channel to the broker of sockets has come")?;
+            return self.be_the_hosts(network, broker, network.tables.iter().copied().zip(fds).collect());
+        }
         let forwarded = if network.forward { fds.pop() } else { None };
         let bell = self.link_bell.lock().take().ok_or("the sandbox has a network already")?;
         let first = self.kernel.first_network().extension::<NetworkNamespace>();
-        if network.host {
-            return Err("the host's network is given at the start".to_owned());
-        }
         link::connect(first.inet(), bell, &self.capture, (network, self.bandwidth), fds)?;
         match forwarded {
             Some(listener) => forward::serve(first.inet(), listener).map_err(|error| error.to_string()),
