@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use control_protocol::{Descriptor, ProcessInfo, Request, TerminalSize};
 use hostsys::{polling, process, signals};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources};
+use oci_spec::runtime::{LinuxMemory, LinuxNamespaceType, LinuxResources};
 
 use crate::cgroup::ControlGroup;
 use crate::config::Config;
@@ -282,12 +282,24 @@ pub fn update(root: &StateRoot, id: &str, resources: &[u8]) -> Result<()> {
     let state = root.load(id)?;
     let resources: LinuxResources =
         serde_json::from_slice(resources).map_err(|error| Error::Usage(format!("resources: {error}")))?;
-    if state.status() == Status::Stopped {
+    let status = state.status();
+    if status == Status::Stopped {
         return Err(Error::NotRunning);
     }
-    match state.cgroup.apply(&resources).into_iter().next() {
-        Some(problem) => Err(Error::Sandbox { code: 1, message: problem }),
-        None => Ok(()),
+    if let Some(message) = state.cgroup.apply(&resources).into_iter().next() {
+        return Err(Error::Sandbox { code: 1, message });
+    }
+    let Some(limit) = resources.memory().as_ref().and_then(LinuxMemory::limit) else { return Ok(()) };
+    let request = Request::LimitMemory(u64::try_from(limit).unwrap_or(0));
+    let told = if status == Status::Paused {
+        session::leave(&state.dir, &request)
+    } else {
+        session::ask(&state.dir, &request)
+    };
+    match told {
+        // It has ended meanwhile, and wants no memory any more.
+        Err(Error::NotRunning) => Ok(()),
+        told => told,
     }
 }
 
