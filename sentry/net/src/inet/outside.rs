@@ -18,6 +18,7 @@ use netstack::icmp;
 use netstack::iface::{Interface, Route, StaticRoute};
 use netstack::neighbor::{Addressed, Arp, Discovery, Neighbors, Station};
 use netstack::packet::{Header, ICMP, ICMPV6, Packet, Reassembler, TCP, UDP, pseudo_header};
+use netstack::ports::Binding;
 use netstack::router::Advertisement;
 use netstack::stats::Counter;
 use netstack::table::{FlowTable, MAX_HALF_OPEN, Orphan, Segment, reset_for, tuple_of};
@@ -156,11 +157,11 @@ impl Inet {
         Links(Arc::clone(self))
     }
 
-    /// The route of a packet that leaves this network.
-    pub(super) fn route_out(&self, to: IpAddr, from: IpAddr) -> Option<(&Outside, Route)> {
+    /// The route of a packet that leaves this network, by the interface `device` where that is not 0.
+    pub(super) fn route_out(&self, device: u32, to: IpAddr, from: IpAddr) -> Option<(&Outside, Route)> {
         let outside = self.outside.get()?;
         let from = Some(from).filter(|ip| !ip.is_unspecified());
-        let route = self.interfaces.lock().route(to, from).ok()?;
+        let route = self.interfaces.lock().route_by(device, to, from).ok()?;
         route.next_hop.is_some().then_some((outside, route))
     }
 }
@@ -536,7 +537,7 @@ impl Outside {
         let answer = match orphan {
             Orphan::Rests(answer) => answer,
             Orphan::Stray => refusal(net, packet),
-            Orphan::Opens => match self.open(net, tuple, packet) {
+            Orphan::Opens => match self.open(net, tuple, packet, port.station.interface) {
                 Opened::Yes | Opened::Later => None,
                 Opened::Nobody => refusal(net, packet),
             },
@@ -549,10 +550,10 @@ impl Outside {
     }
 
     /// A SYN: whose listener is it for?
-    fn open(&self, net: &Arc<Inet>, tuple: Tuple, packet: &Packet<'_>) -> Opened {
+    fn open(&self, net: &Arc<Inet>, tuple: Tuple, packet: &Packet<'_>, interface: u32) -> Opened {
         let listener = {
             let table = net.tcp.lock();
-            let found = table.find(tuple.local, tuple.remote, |binding| u32::from(binding.listening));
+            let found = table.find(tuple.local, tuple.remote, |binding| listens(binding, interface));
             found.and_then(|binding| binding.owner.upgrade())
         };
         let Some(listener) = listener else { return Opened::Nobody };
@@ -561,7 +562,8 @@ impl Outside {
             net.stats.listen_overflows.add(1);
             return Opened::Later;
         }
-        let Ok(route) = net.interfaces.lock().route(tuple.remote.ip(), Some(tuple.local.ip())) else {
+        let (remote, local) = (tuple.remote.ip(), Some(tuple.local.ip()));
+        let Ok(route) = net.interfaces.lock().route_by(listener.options.device(), remote, local) else {
             return Opened::Later;
         };
         let Some(granted) = self.memory_for_flow(net) else {
@@ -677,6 +679,12 @@ fn is_group(net: &Inet, ip: IpAddr) -> bool {
 fn refusal(net: &Inet, packet: &Packet<'_>) -> Option<Frame> {
     net.stats.tcp_resets.add(1);
     reset_for(packet)
+}
+
+/// How well a listener takes what comes by an interface, 0 for not at all.
+pub(super) fn listens<T>(binding: &Binding<T>, interface: u32) -> u32 {
+    let score = binding.local.score_of_device(interface).filter(|_| binding.listening);
+    score.map_or(0, |score| score + 1)
 }
 
 /// What came of a SYN.

@@ -395,7 +395,7 @@ impl Socket for NetlinkSocket {
     }
 
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        self.0.net.check_device(level, name, value)?;
+        self.0.net.bind_to_device(caller, &self.0.options, (level, name), value)?;
         match (level, name) {
             (SOL_NETLINK, ADD_MEMBERSHIP | DROP_MEMBERSHIP) => {
                 self.0.join(int(value)?.cast_unsigned(), name == ADD_MEMBERSHIP)
