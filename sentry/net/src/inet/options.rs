@@ -512,7 +512,7 @@ impl Inet {
 }
 
 /// `SO_BINDTOIFINDEX` (`asm-generic/socket.h`).
-const SO_BINDTOIFINDEX: i32 = 62;
+pub(crate) const SO_BINDTOIFINDEX: i32 = 62;
 
 /// The number of `lo`.
 const LOOPBACK: u32 = 1;
