@@ -568,3 +568,43 @@ control.sendto(b'end', ('10.77.0.2', 7000))
     ensure!(outputs[0].contains("'10.88.0.1'"), "{}", outputs[0]);
     trial.finish()
 }
+
+/// What goes out by a link is counted there and not on the loopback, in either direction for itself.
+#[test]
+fn each_interface_counts_what_it_carries() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let trial = Trial::new("links-counts")?;
+    let pair = Pair::new("cnt", false)?;
+    let server = "
+import socket
+s = socket.create_server(('10.77.0.2', 7001)); print('ready', flush=True)
+c, _ = s.accept(); left = 200000
+while left: left -= len(c.recv(left))
+c.sendall(b'got it'); c.recv(1)
+";
+    let program = "
+import socket
+def device(name):
+    row = next(l for l in open('/proc/net/dev') if l.strip().startswith(name + ':')).split(':')[1].split()
+    return [int(row[at]) for at in (0, 1, 8, 9)]
+def snmp(group, *names):
+    head, row = [l.split() for l in open('/proc/net/snmp') if l.startswith(group + ':')]
+    return [int(row[head.index(name)]) for name in names]
+lo, eth, ip, tcp = device('lo'), device('eth0'), snmp('Ip', 'OutRequests'), snmp('Tcp', 'InSegs', 'OutSegs')
+c = socket.create_connection(('10.77.0.2', 7001)); c.sendall(bytes(200000)); print(c.recv(100))
+grown = [b - a for a, b in zip(eth, device('eth0'))]
+print(lo == device('lo'), 200000 < grown[2] < 230000, grown[0] < 20000, grown[1] > 0 < grown[3])
+print(snmp('Ip', 'OutRequests')[0] - ip[0] > 2, [b > a for a, b in zip(tcp, snmp('Tcp', 'InSegs', 'OutSegs'))])
+before = device('eth0')[2:]
+s = socket.create_server(('127.0.0.1', 0)); d = socket.create_connection(s.getsockname()); d.sendall(bytes(50000))
+print(device('lo')[0] - lo[0] > 50000, device('eth0')[2] - before[0] < 1000)
+";
+    let mut other = outside(&trial, &pair, &["python3", "-c", server]).start()?;
+    other.until_says("ready")?;
+    let out = python_inside(&trial, &pair, program)?.run()?.expect(0)?;
+    out.expect_out("b'got it'\nTrue True True True\nTrue [True, True]\nTrue True\n")?;
+    other.wait()?.expect(0)?;
+    trial.finish()
+}

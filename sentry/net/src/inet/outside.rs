@@ -364,7 +364,7 @@ impl Outside {
         let Some(segment) = Segment::parse(packet.payload) else { return };
         let flow = self.flows.lock().get(&tuple_of(&packet, &segment)).map(Arc::clone);
         if let Some(flow) = flow.filter(|_| frame.verified || packet.is_intact()) {
-            net.stats.tcp_segments.add(1);
+            net.stats.tcp_received.add(1);
             self.bring(flow, &packet);
         }
     }
@@ -521,7 +521,7 @@ impl Outside {
         if is_group(net, packet.to) {
             return;
         }
-        net.stats.tcp_segments.add(1);
+        net.stats.tcp_received.add(1);
         let tuple = tuple_of(packet, &segment);
         let now = mono_now();
         let (flow, orphan) = {
@@ -723,6 +723,17 @@ impl Inet {
         }
         let all = (self.stats.packets.get(), self.stats.bytes.get());
         Carried { received: all, sent: all, dropped: 0 }
+    }
+
+    /// The counters of all interfaces together.
+    pub(crate) fn carried_in_all(&self) -> Carried {
+        let links = self.outside.get().into_iter().flat_map(|outside| outside.ports.keys());
+        // What is no link is the loopback.
+        links.chain([&0]).map(|index| self.carried(*index)).fold(Carried::default(), |sum, one| Carried {
+            received: (sum.received.0 + one.received.0, sum.received.1 + one.received.1),
+            sent: (sum.sent.0 + one.sent.0, sum.sent.1 + one.sent.1),
+            dropped: sum.dropped + one.dropped,
+        })
     }
 
     /// Waits until every connection's last bytes have been acknowledged outside, `limit` at the longest. A kernel goes on

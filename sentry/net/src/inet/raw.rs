@@ -128,8 +128,9 @@ impl<'p> Message<'p> {
         }
     }
 
-    /// Shows it to packet sockets, as the loopback carries it.
+    /// Counts it, and shows it to packet sockets, as the loopback carries it.
     fn show(&self, net: &Inet) {
+        net.stats.packet(self.payload.len() + IP_HEADER);
         if net.taps.any() {
             let how = HowSent { hops: self.hops, class: self.class, dont_fragment: false };
             net.show_message((self.from, self.to), self.protocol, self.payload, how);
@@ -140,7 +141,6 @@ impl<'p> Message<'p> {
 impl Inet {
     /// Brings a message to all sockets that see it.
     pub(crate) fn deliver_raw(&self, packet: &Message<'_>) {
-        self.stats.packet(packet.payload.len() + IP_HEADER);
         let cores: Vec<Arc<RawCore>> = self.raws.lock().iter().filter_map(Weak::upgrade).collect();
         for core in cores {
             core.receive(packet);

@@ -227,7 +227,7 @@ impl UdpCore {
         let class =
             asked.class.unwrap_or_else(|| set_or(if six { libc::IPV6_TCLASS } else { libc::IP_TOS }, 0));
         let stats = &self.net.stats;
-        stats.udp_datagrams.add(1);
+        stats.udp_sent.add(1);
         if self.ask_resolver(&data, from, to) {
             return;
         }
@@ -240,6 +240,7 @@ impl UdpCore {
             return;
         }
         stats.packet(data.len() + 28);
+        stats.udp_received.add(1);
         self.net.show_udp(from, to, &data, HowSent { hops, class, dont_fragment: false });
         let interface = self.net.arrives_by(to.ip());
         let receiver = {
@@ -276,8 +277,8 @@ impl UdpCore {
         if interface != 1 && self.options.set_or(level, name, 1) == 0 {
             return;
         }
-        self.net.stats.packet(data.len() + 28);
         if interface == 1 {
+            self.net.stats.packet(data.len() + 28);
             self.net.show_udp(from, to, data, how);
         }
         for core in self.net.group_takers(from, to, interface) {
@@ -468,7 +469,7 @@ impl Inet {
         let Some(data) = len.checked_sub(UDP_HEADER).and_then(|len| data.get(..len)) else { return true };
         let from = SocketAddr::new(packet.from, short(0));
         let to = SocketAddr::new(packet.to, short(2));
-        self.stats.udp_datagrams.add(1);
+        self.stats.udp_received.add(1);
         let group = packet.to.is_multicast() || self.interfaces.lock().is_broadcast(packet.to);
         let takers: Vec<Arc<UdpCore>> = if packet.to.is_multicast() {
             self.group_takers(from, to, interface)
