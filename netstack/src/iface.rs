@@ -300,7 +300,13 @@ impl Interfaces {
 
     /// The route to `to`, from `from` if that is set (`ip_route_output_key`). An unspecified address is this host.
     pub fn route(&self, to: IpAddr, from: Option<IpAddr>) -> Result<Route, Error> {
-        let Some(interface) = self.local(to) else { return self.route_out(to, from) };
+        self.route_by(0, to, from)
+    }
+
+    /// The same by the interface `device` alone, where that is not 0 (`flowi_oif`).
+    pub fn route_by(&self, device: u32, to: IpAddr, from: Option<IpAddr>) -> Result<Route, Error> {
+        let local = self.local(to).filter(|i| device == 0 || device == i.index);
+        let Some(interface) = local else { return self.route_out(device, to, from) };
         let primary = interface
             .addresses
             .iter()
@@ -316,7 +322,7 @@ impl Interfaces {
     }
 
     /// The route over a link: the most special network, then the lowest metric.
-    fn route_out(&self, to: IpAddr, from: Option<IpAddr>) -> Result<Route, Error> {
+    fn route_out(&self, device: u32, to: IpAddr, from: Option<IpAddr>) -> Result<Route, Error> {
         let link_local = matches!(to, IpAddr::V6(ip) if ip.is_unicast_link_local() || ip.is_multicast());
         let mut best: Option<(u8, u32, Route)> = None;
         let mut offer = |prefix: u8, metric: u32, route: Route| {
@@ -324,7 +330,8 @@ impl Interfaces {
                 best = Some((prefix, metric, route));
             }
         };
-        for interface in self.list.iter().filter(|i| i.is_up() && !i.is_loopback()) {
+        let leads = |i: &&Interface| i.is_up() && !i.is_loopback() && (device == 0 || device == i.index);
+        for interface in self.list.iter().filter(leads) {
             let (index, mtu) = (interface.index, interface.mtu);
             for address in interface.addresses.iter().filter(|a| a.covers(to)) {
                 let everybody = matches!(to, IpAddr::V4(ip) if interface.is_broadcast(ip));
@@ -339,7 +346,10 @@ impl Interfaces {
             }
         }
         for route in self.routes.iter().filter(|r| r.covers(to)) {
-            let Some(interface) = self.by_index(route.interface).filter(|i| i.is_up()) else { continue };
+            let by_link = device == 0 || device == route.interface;
+            let Some(interface) = self.by_index(route.interface).filter(|i| i.is_up() && by_link) else {
+                continue;
+            };
             let near = route.gateway.unwrap_or(to);
             // IPv4 chooses by who takes the packet, IPv6 by whom it is for.
             let whom = if to.is_ipv4() { near } else { to };
@@ -350,7 +360,17 @@ impl Interfaces {
                 offer(route.prefix, route.metric, Route { interface: index, source, next_hop, mtu });
             }
         }
-        best.map(|(_, _, route)| route).ok_or(Error::Unreachable)
+        let best = best.map(|(_, _, route)| route);
+        best.or_else(|| Self::assumed(self.by_index(device).filter(leads)?, to, from))
+            .ok_or(Error::Unreachable)
+    }
+
+    /// Where no route leads by an interface that was chosen, what IPv4 sends by it all the same: the destination is taken to be
+    /// on the link, from no address if the interface has none, as who asks for one has (`ip_route_output_key_hash_rcu`).
+    fn assumed(interface: &Interface, to: IpAddr, from: Option<IpAddr>) -> Option<Route> {
+        let to_v4 = Some(to).filter(IpAddr::is_ipv4)?;
+        let source = from.or_else(|| interface.source_for(to)).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        Some(Route { interface: interface.index, source, next_hop: Some(to_v4), mtu: interface.mtu })
     }
 
     /// Whether a packet to `ip` that came in by `interface` is for us: an address of ours, a broadcast or a group.
@@ -449,6 +469,50 @@ mod tests {
         assert_eq!(route("fd11::3"), Err(Error::Unreachable));
         assert!(all.is_for_us(ip("172.17.255.255"), 7) && all.is_for_us(own, 7));
         assert!(!all.is_for_us(ip("127.0.0.1"), 7) && !all.is_for_us(ip("172.17.0.9"), 7));
+    }
+
+    #[test]
+    fn a_device_restricts_the_routes() {
+        let ip = |s: &str| s.parse::<IpAddr>().unwrap();
+        let link = |index, addresses: &[&str]| Interface {
+            index,
+            flags: UP | BROADCAST,
+            addresses: addresses
+                .iter()
+                .map(|s| InterfaceAddress { ip: ip(s), prefix: 24, scope: 0 })
+                .collect(),
+            ..Interface::loopback()
+        };
+        let mut all = Interfaces::default();
+        all.add(link(2, &["10.1.0.1"]));
+        all.add(link(3, &["10.2.0.1", "fd02::1"]));
+        all.add(link(4, &[]));
+        let default = StaticRoute {
+            to: ip("0.0.0.0"),
+            prefix: 0,
+            gateway: Some(ip("10.1.0.9")),
+            interface: 2,
+            metric: 0,
+            source: None,
+            protocol: 3,
+            scope: 0,
+        };
+        assert!(all.add_route(default));
+        let route = |device, to: &str| {
+            all.route_by(device, ip(to), None).map(|r| (r.interface, r.source, r.next_hop))
+        };
+        assert_eq!(route(0, "9.9.9.9"), Ok((2, ip("10.1.0.1"), Some(ip("10.1.0.9")))));
+        assert_eq!(route(2, "10.2.0.7"), Ok((2, ip("10.1.0.1"), Some(ip("10.1.0.9")))));
+        // Nothing leads there by this one: it is taken to be on the link.
+        assert_eq!(route(3, "9.9.9.9"), Ok((3, ip("10.2.0.1"), Some(ip("9.9.9.9")))));
+        assert_eq!(route(4, "255.255.255.255"), Ok((4, ip("0.0.0.0"), Some(ip("255.255.255.255")))));
+        assert_eq!(route(2, "fd02::2"), Err(Error::Unreachable));
+        assert_eq!(route(3, "fd02::2"), Ok((3, ip("fd02::1"), Some(ip("fd02::2")))));
+        // Own addresses are those of their interfaces.
+        assert_eq!(route(3, "10.2.0.1"), Ok((3, ip("10.2.0.1"), None)));
+        assert_eq!(route(1, "127.0.0.1"), Ok((1, ip("127.0.0.1"), None)));
+        assert_eq!(route(1, "9.9.9.9"), Err(Error::Unreachable));
+        assert!(route(9, "9.9.9.9").is_err());
     }
 
     #[test]

@@ -24,16 +24,29 @@ pub struct Local {
     pub ip: IpAddr,
     /// An IPv6 socket that takes no IPv4 traffic (`IPV6_V6ONLY`).
     pub v6_only: bool,
+    /// The interface that all its traffic goes by (`SO_BINDTODEVICE`), or 0.
+    pub device: u32,
 }
 
 impl Local {
     /// Whether both would take the same packet (`inet_rcv_saddr_equal`).
     pub fn overlaps(&self, other: &Self) -> bool {
+        if self.device != 0 && other.device != 0 && self.device != other.device {
+            return false;
+        }
         match (self.ip, other.ip) {
             (IpAddr::V4(a), IpAddr::V4(b)) => a == b || a.is_unspecified() || b.is_unspecified(),
             (IpAddr::V6(a), IpAddr::V6(b)) => a == b || a.is_unspecified() || b.is_unspecified(),
             (IpAddr::V4(_), IpAddr::V6(six)) => six.is_unspecified() && !other.v6_only,
             (IpAddr::V6(six), IpAddr::V4(_)) => six.is_unspecified() && !self.v6_only,
+        }
+    }
+
+    /// How much better than others this takes what comes by an interface; `None` for not at all.
+    pub fn score_of_device(&self, interface: u32) -> Option<u32> {
+        match self.device {
+            0 => Some(0),
+            device => (device == interface).then_some(4),
         }
     }
 
@@ -196,7 +209,7 @@ impl<T> PortTable<T> {
         self.next_serial += 1;
         // One after the other from a secret place: a port that has just been given up comes back last.
         let start = self.key.hash_one((ip, peer)).wrapping_add(self.next_serial.wrapping_mul(2));
-        let local = Local { ip, v6_only: ip.is_ipv6() };
+        let local = Local { ip, v6_only: ip.is_ipv6(), device: 0 };
         for port in candidates(start & !1) {
             self.expire(port, now);
             if self.connection_fits(port, ip, peer, now, None) {
@@ -235,17 +248,16 @@ impl<T> PortTable<T> {
         })
     }
 
-    /// Adds a connection that shares the port of a listener, as every accepted one does.
+    /// Adds a connection that shares the port of a listener, as every accepted one does, and is bound to `device` with it.
     pub fn adopt(
         &mut self,
-        port: u16,
-        ip: IpAddr,
+        (at, device): (SocketAddr, u32),
         peer: SocketAddr,
         sharing: Sharing,
         owner: T,
     ) -> BindingId {
-        let local = Local { ip, v6_only: ip.is_ipv6() };
-        let id = self.insert(port, local, sharing, Some(peer), owner);
+        let local = Local { ip: at.ip(), v6_only: at.is_ipv6(), device };
+        let id = self.insert(at.port(), local, sharing, Some(peer), owner);
         if let Some(binding) = self.get_mut(id) {
             binding.connected_only = false;
         }
@@ -379,10 +391,10 @@ mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    const ANY4: Local = Local { ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED), v6_only: false };
-    const LO4: Local = Local { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), v6_only: false };
-    const ANY6: Local = Local { ip: IpAddr::V6(Ipv6Addr::UNSPECIFIED), v6_only: false };
-    const ONLY6: Local = Local { ip: IpAddr::V6(Ipv6Addr::UNSPECIFIED), v6_only: true };
+    const ANY4: Local = Local { ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED), v6_only: false, device: 0 };
+    const LO4: Local = Local { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), v6_only: false, device: 0 };
+    const ANY6: Local = Local { ip: IpAddr::V6(Ipv6Addr::UNSPECIFIED), v6_only: false, device: 0 };
+    const ONLY6: Local = Local { ip: IpAddr::V6(Ipv6Addr::UNSPECIFIED), v6_only: true, device: 0 };
     const REUSE: Sharing = Sharing { address: true, port: false, uid: 0 };
     const SHARE: Sharing = Sharing { address: false, port: true, uid: 0 };
 

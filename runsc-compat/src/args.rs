@@ -84,7 +84,11 @@ pub struct Global {
     /// The same for what it sends
     #[arg(long, value_name = "BITS", value_parser = bandwidth)]
     pub egress_bandwidth: Option<u64>,
-    /// What containers may reach that are on the host's network: a policy, as of `do --net-policy`, without domains
+    /// Who makes the sockets of a container with a network namespace of its own: the "sandbox", whose network takes the
+    /// interfaces there over, or the "host"'s kernel, in that namespace
+    #[arg(long, value_name = "sandbox|host", value_parser = ["sandbox", "host"])]
+    pub network: Option<String>,
+    /// What containers may reach whose sockets are the host's: a policy, as of `do --net-policy`, without domains
     #[arg(long, value_name = "FILE")]
     pub host_net_policy: Option<PathBuf>,
     /// Print the version
@@ -482,7 +486,7 @@ fn shows_version(args: &[OsString]) -> bool {
         match arg.to_string_lossy().as_ref() {
             "--version" | "-v" | "-version" => return true,
             "--log" | "--log-format" | "--root" | "--rootless" | "--cgroup-manager" | "--filestore"
-            | "--writes" => {
+            | "--writes" | "--network" | "--host-net-policy" => {
                 args.next();
             }
             flag if flag.starts_with('-') => {}
@@ -555,6 +559,15 @@ fn sentence(error: &clap::Error, args: &[OsString], program: &Path) -> String {
                 format!("invalid value {given:?} for flag -{flag}: parse error")
             }
         }
+        ErrorKind::InvalidValue => {
+            let (flag, given) = (value(ContextKind::InvalidArg), value(ContextKind::InvalidValue));
+            let flag = flag.trim_start_matches('-').split(' ').next().unwrap_or_default();
+            let valid = match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(all)) => all.join(" or "),
+                _ => String::new(),
+            };
+            format!("invalid value {given:?} for flag -{flag}: must be {valid}")
+        }
         ErrorKind::UnknownArgument => {
             let flag = value(ContextKind::InvalidArg);
             format!("flag provided but not defined: -{}", flag.trim_start_matches('-'))
@@ -588,6 +601,10 @@ mod tests {
         assert_eq!(wrong("casemate kill"), "casemate: \"kill\" requires a minimum of 1 argument(s)");
         assert_eq!(wrong("casemate list --bogus"), "flag provided but not defined: -bogus");
         assert_eq!(wrong("casemate bogus"), "No help topic for 'bogus'");
+        assert_eq!(
+            wrong("casemate --network bridge run x"),
+            "invalid value \"bridge\" for flag -network: must be sandbox or host"
+        );
     }
 
     #[test]

@@ -45,7 +45,11 @@ const SWITCHES: [&str; 32] = [
 const PASSING: [&str; 3] = ["do", "exec", "ps"];
 
 /// Flags whose value is the next word, which may look like anything.
-const TAKING: [&str; 34] = [
+const TAKING: [&str; 38] = [
+    "network",
+    "host-net-policy",
+    "ingress-bandwidth",
+    "egress-bandwidth",
     "inject-interrupts",
     "config",
     "name",

@@ -67,7 +67,13 @@ impl Drop for Daemon {
 fn daemon_in(dir: TempDir, mut dockerd: Command, casemate: &Path, flags: &[&str]) -> Result<engine::Daemon> {
     let at = |name: &str| dir.path().join(name);
     // Builds have no choice of a runtime but the daemon's default.
-    let config = json!({ "runtimes": { "casemate": { "path": casemate } }, "default-runtime": "casemate" });
+    let config = json!({
+        "runtimes": {
+            "casemate": { "path": casemate },
+            "casemate-host": { "path": casemate, "runtimeArgs": ["--network=host"] },
+        },
+        "default-runtime": "casemate",
+    });
     fs::write(at("daemon.json"), serde_json::to_vec(&config)?)?;
     dockerd.arg("--config-file").arg(at("daemon.json"));
     for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {

@@ -112,6 +112,19 @@ fn podman_connects_containers() -> Result<()> {
     let script =
         "ping -c 1 -W 10 10.83.0.1 | grep -o '1 packets received'; wget -q -O - http://10.83.0.1:8080/f";
     on(script)?.expect(0, "1 packets received\nserved\n")?;
+    // The host's sockets in the container's namespace, by a flag that podman passes on.
+    let by_host = |mode: &str, flags: &str, script: &str| {
+        let words = format!("--runtime-flag network={mode} run --network mine {flags} busybox sh -c");
+        podman.run(words.split(' ').chain([script]).map(OsString::from))
+    };
+    by_host("bridge", "--rm", "true")?.fails(126, "must be sandbox or host")?;
+    by_host("host", "-d --name fast --ip 10.83.0.6 -p 8081:80", serve)?.ok()?;
+    eventually("host sockets serve another container", Duration::from_secs(30), || {
+        Ok(on("wget -q -O - http://10.83.0.6/f")?.out == "served\n")
+    })?;
+    on("wget -q -O - http://10.83.0.1:8081/f")?.expect(0, "served\n")?;
+    by_host("host", "--rm", "wget -q -O - http://10.83.0.5/f; wget -q -O - http://10.83.0.6/f")?
+        .expect(0, "served\nserved\n")?;
     if v6 {
         on("ping -c 1 -W 10 fd83::1 | grep -o '1 packets received'")?.expect(0, "1 packets received\n")?;
     }

@@ -195,11 +195,7 @@ impl ControlGroup {
             warnings = self.start_scope(scope, pid)?;
             *pending = None;
         }
-        for leaf in &self.group.leaves {
-            if let Err(error) = fs::write(leaf.place.join("cgroup.procs"), pid.to_string()) {
-                warnings.push(format!("control group {}: {error}", leaf.place.display()));
-            }
-        }
+        warnings.extend(self.group.add(pid));
         Ok(warnings)
     }
 
@@ -312,6 +308,15 @@ impl Group {
             }
         }
         systemd::properties(settings.iter().map(|(file, value)| (*file, value.as_str())))
+    }
+
+    /// Moves a process into the group, which is there; gives sentences about where it could not be put.
+    pub(crate) fn add(&self, pid: u32) -> Vec<String> {
+        let put = |leaf: &Leaf| {
+            let error = fs::write(leaf.place.join("cgroup.procs"), pid.to_string()).err()?;
+            Some(format!("control group {}: {error}", leaf.place.display()))
+        };
+        self.leaves.iter().filter_map(put).collect()
     }
 
     /// Changes limits; gives sentences about what could not be changed.

@@ -16,15 +16,17 @@ use crate::detached::Network;
 use crate::drive::{Overseer, Progress, Run};
 use crate::error::{Context, Error, Result};
 use crate::hooks::{self, HookState};
-use crate::lifecycle::{is_hosts, network_of};
+use crate::lifecycle::network_of;
 use crate::log::{Level, Log};
 use crate::network;
+use crate::network_mode::{self, NetworkMode};
 use crate::notify::{self, Notifier};
 use crate::plan::Plan;
 use crate::pod;
 use crate::registration::{self, Processes};
 use crate::relay::Relay;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Guarded, Sandbox};
+use crate::sockets;
 use crate::state::{State, StateRoot};
 
 /// A container to register in a state directory.
@@ -37,7 +39,9 @@ pub struct Registration<'a> {
     pub keep: bool,
     /// Descriptors that become the container's from 3 on ([`take_preserved`]).
     pub preserved: Vec<OwnedFd>,
-    /// What it may reach where its network is the host's (JSON): everything, if nothing says otherwise.
+    /// Whose sockets it gets where it has a network namespace of its own.
+    pub network: NetworkMode,
+    /// What it may reach where its sockets are the host's (JSON): everything, if nothing says otherwise.
     pub net_policy: Option<String>,
 }
 
@@ -77,12 +81,14 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
     }
     let hooks = registration.as_ref().and_then(|registration| registration.config.spec.hooks().clone());
     let network = registration.as_ref().map_or(Network::Host, |registration| network_of(registration.config));
-    if let Some(registration) = &mut registration
-        && is_hosts(&network)
-    {
-        plan.use_host_sockets(registration.net_policy.take())?;
-    }
-    plan.boot.held = hooks.is_some() || matches!(network, Network::Join(_));
+    let host_sockets = match &mut registration {
+        Some(Registration { config, network: mode, net_policy, .. }) => {
+            let asked = (*mode, net_policy.take());
+            network_mode::decide(&mut plan, config, asked, None, log)?
+        }
+        None => None,
+    };
+    plan.boot.held = hooks.is_some() || matches!(network, Network::Join(_)) || host_sockets.is_some();
     let (sandbox, warnings) = Sandbox::start(&mut plan, descriptors, &cgroup, log)?;
     log.warnings(warnings);
     log.write(
@@ -97,8 +103,8 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
         if plan.boot.held {
             dir.mark_held()?;
         }
-        let written =
-            registration::write(registration.config, dir, &plan.boot.id, None, &processes, cgroup.group())?;
+        let (config, id) = (registration.config, &plan.boot.id);
+        let written = registration::write(config, dir, id, None, &processes, cgroup.group(), host_sockets)?;
         if let Some(path) = &registration.pid_file {
             registration::write_pid_file(path, processes.init)?;
         }
@@ -108,7 +114,7 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
         }
     }
     let group = cgroup.group().clone();
-    let mut attendant = Attendant { state: state.as_ref(), network, log };
+    let mut attendant = Attendant { state: state.as_ref(), network, broker: None, log };
     let mut run = Run {
         sandbox,
         relay,
@@ -133,21 +139,30 @@ pub fn run(mut plan: Plan, mut registration: Option<Registration<'_>>, log: &Log
 struct Attendant<'a> {
     state: Option<&'a State>,
     network: Network,
+    /// Of its sockets, where they are the host's in a namespace of its own.
+    broker: Option<Guarded>,
     log: &'a Log,
 }
 
 impl Attendant<'_> {
     /// Gives the sandbox the network that its configuration names, or that hooks have made for it.
-    fn connect(&self, state: &State) -> Result<()> {
+    fn connect(&mut self, state: &State) -> Result<()> {
         let namespace = match &self.network {
             Network::Host => return Ok(()),
             Network::Join(path) => path.clone(),
             Network::New => network::of_process(state.init.pid),
         };
-        match network::take_over(&namespace, false, self.log)? {
-            Some(network) => network.hand_over(&state.dir),
-            None => Ok(()),
-        }
+        let taken = match &state.host_sockets {
+            Some(sockets) => {
+                let taken = sockets::take_over(&namespace, sockets, (&state.cgroup, true), self.log)?;
+                taken.map(|(network, broker)| {
+                    self.broker = Some(broker);
+                    network
+                })
+            }
+            None => network::take_over(&namespace, false, self.log)?,
+        };
+        taken.map_or(Ok(()), |network| network.hand_over(&state.dir))
     }
 }
 
@@ -164,7 +179,7 @@ impl Overseer for Attendant<'_> {
             state.mark_started()?;
             Channel::send(&sandbox.control, &Order::Start)?;
             hooks::after_start(hooks, &shown.with_status("running"), self.log)?;
-        } else if matches!(self.network, Network::Join(_)) {
+        } else if matches!(self.network, Network::Join(_)) || state.host_sockets.is_some() {
             self.connect(state)?;
             state.mark_started()?;
             Channel::send(&sandbox.control, &Order::Start)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use control_protocol::{Descriptor, ProcessInfo, Request, TerminalSize};
 use hostsys::{polling, process, signals};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources};
+use oci_spec::runtime::{LinuxMemory, LinuxNamespaceType, LinuxResources};
 
 use crate::cgroup::ControlGroup;
 use crate::config::Config;
@@ -16,10 +16,12 @@ use crate::error::{Context, Error, Result};
 use crate::foreground::{preserved, standard};
 use crate::hooks::{self, HookState};
 use crate::log::{Level, Log};
+use crate::network::Taken;
+use crate::network_mode::{self, NetworkMode};
 use crate::plan::Plan;
 use crate::registration::{self, Processes};
 use crate::state::{HostProcess, State, StateRoot, Status};
-use crate::{network, notify, pod, pty, session, state};
+use crate::{network, notify, pod, pty, session, sockets, state};
 
 /// What a container is made with besides its configuration.
 #[derive(Debug, Default)]
@@ -31,7 +33,9 @@ pub struct Creation {
     pub pidfd_socket: Option<PathBuf>,
     /// Descriptors that become the container's from 3 on ([`crate::take_preserved`]).
     pub preserved: Vec<OwnedFd>,
-    /// What it may reach where its network is the host's (JSON): everything, if nothing says otherwise.
+    /// Whose sockets it gets where it has a network namespace of its own.
+    pub network: NetworkMode,
+    /// What it may reach where its sockets are the host's (JSON): everything, if nothing says otherwise.
     pub net_policy: Option<String>,
 }
 
@@ -79,6 +83,8 @@ pub fn create(
     // A signal must not leave half of a container; the command is over soon enough.
     signals::block_ordinary().context(|| "block signals".into())?;
     let pod = pod::sandbox_of(root, config)?;
+    let asked = (creation.network, creation.net_policy);
+    let host_sockets = network_mode::decide(&mut plan, config, asked, pod.as_ref(), log)?;
     let mut dir = root.create(&plan.boot.id)?;
     let mut cgroup = ControlGroup::plan(&plan.boot.id, &plan.limits, log)?;
     dir.write_group(cgroup.group())?;
@@ -116,9 +122,6 @@ pub fn create(
     }
     let own_pids = pod::has_own_pids(config);
     let network = network_of(config);
-    if pod.is_none() && is_hosts(&network) {
-        plan.use_host_sockets(creation.net_policy)?;
-    }
     let around = pod.as_ref().map(|pod| &pod.cgroup);
     let launched = Monitor::launch(plan, &network, own_pids, descriptors, &cgroup, around, log);
     let monitor = launched.map_err(|error| {
@@ -135,7 +138,7 @@ pub fn create(
     dir.mark_held()?;
     let processes = Processes { init: monitor.pid(), sandbox: monitor.sandbox, gofer: monitor.gofer };
     let pod = pod.map(|pod| pod.id);
-    let state = registration::write(config, &dir, &id, pod, &processes, cgroup.group())?;
+    let state = registration::write(config, &dir, &id, pod, &processes, cgroup.group(), host_sockets)?;
     if let Some(hooks) = &state.hooks {
         hooks::before_start(hooks, &HookState::new(&state, monitor.pid()), log)?;
     }
@@ -173,8 +176,7 @@ pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
         end(&state)?;
         return Err(error);
     }
-    let forward = pod::Part::said(&state.annotations) == pod::Part::Sandbox;
-    if let Some(network) = network::take_over(&network::of_process(state.init.pid), forward, log)? {
+    if let Some(network) = network_for(root, &state, log)? {
         network.hand_over(&state.dir)?;
         log.moment("network handed over");
     }
@@ -197,6 +199,22 @@ pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The network of a created container's namespace, for its sandbox.
+fn network_for(root: &StateRoot, state: &State, log: &Log) -> Result<Option<Taken>> {
+    let namespace = network::of_process(state.init.pid);
+    if let Some(sockets) = &state.host_sockets {
+        let taken = sockets::take_over(&namespace, sockets, (&state.cgroup, false), log)?;
+        return Ok(taken.map(|(network, _)| network));
+    }
+    let pod = state.pod.as_ref().map(|pod| root.load(pod)).transpose()?;
+    if pod.is_some_and(|pod| pod.host_sockets.is_some()) {
+        // The namespace is the host's kernel to serve, and the sandbox has its sockets there.
+        return Ok(None);
+    }
+    let forward = pod::Part::said(&state.annotations) == pod::Part::Sandbox;
+    network::take_over(&namespace, forward, log)
 }
 
 /// Sends a signal to a container's init, or with `all` to every process. `SIGKILL` ends the sandbox.
@@ -264,12 +282,24 @@ pub fn update(root: &StateRoot, id: &str, resources: &[u8]) -> Result<()> {
     let state = root.load(id)?;
     let resources: LinuxResources =
         serde_json::from_slice(resources).map_err(|error| Error::Usage(format!("resources: {error}")))?;
-    if state.status() == Status::Stopped {
+    let status = state.status();
+    if status == Status::Stopped {
         return Err(Error::NotRunning);
     }
-    match state.cgroup.apply(&resources).into_iter().next() {
-        Some(problem) => Err(Error::Sandbox { code: 1, message: problem }),
-        None => Ok(()),
+    if let Some(message) = state.cgroup.apply(&resources).into_iter().next() {
+        return Err(Error::Sandbox { code: 1, message });
+    }
+    let Some(limit) = resources.memory().as_ref().and_then(LinuxMemory::limit) else { return Ok(()) };
+    let request = Request::LimitMemory(u64::try_from(limit).unwrap_or(0));
+    let told = if status == Status::Paused {
+        session::leave(&state.dir, &request)
+    } else {
+        session::ask(&state.dir, &request)
+    };
+    match told {
+        // It has ended meanwhile, and wants no memory any more.
+        Err(Error::NotRunning) => Ok(()),
+        told => told,
     }
 }
 

@@ -165,6 +165,16 @@ impl Routing {
         self.ask(RTM_SETLINK, ACK, &body, 0).map(drop)
     }
 
+    /// Sets an interface up; one that is stays so.
+    pub fn bring_up(&self, index: u32) -> io::Result<()> {
+        // struct ifinfomsg: family, type, index, flags, and which of them change.
+        let mut body = vec![0; 4];
+        body.extend_from_slice(&index.to_ne_bytes());
+        body.extend_from_slice(&UP.to_ne_bytes());
+        body.extend_from_slice(&UP.to_ne_bytes());
+        self.ask(RTM_SETLINK, ACK, &body, 0).map(drop)
+    }
+
     pub fn remove(&self, address: &Address) -> io::Result<()> {
         let octets = match address.ip {
             IpAddr::V4(ip) => ip.octets().to_vec(),

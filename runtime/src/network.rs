@@ -31,8 +31,9 @@ const RESOLVER: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 11), 53);
 /// A network, and what reaches it.
 #[derive(Debug)]
 pub(crate) struct Taken {
-    network: Network,
-    descriptors: Vec<OwnedFd>,
+    pub network: Network,
+    /// In the order that [`Network`] says.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// The network namespace of a process.
@@ -44,31 +45,13 @@ pub(crate) fn of_process(pid: u32) -> PathBuf {
 ///
 /// With `forward`, connections that processes of the host make to the loopback there reach that of the sandbox.
 pub(crate) fn take_over(namespace: &Path, forward: bool, log: &Log) -> Result<Option<Taken>> {
-    let opening = || format!("open the network namespace {}", show(namespace));
-    let refused = |error: io::Error| {
-        let text = format!("the container has a loopback alone: its network cannot be taken over: {error}");
-        log.write(Level::Warning, &text);
-        Ok(None)
-    };
-    let file = match File::open(namespace) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return refused(error),
-        file => file.context(opening)?,
-    };
-    let (theirs, own) = (file.metadata().context(opening)?, fs::metadata("/proc/self/ns/net"));
-    if own.is_ok_and(|own| own.ino() == theirs.ino()) {
-        return Ok(None);
-    }
-    // A thread of its own, so that this one stays where it is.
-    let taken = thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            packet::enter_network(file.as_fd())?;
-            let mut taken = take_all(log)?;
-            if let Some(taken) = taken.as_mut().filter(|_| forward) {
-                taken.forward_loopback(log);
-            }
-            Ok(taken)
-        });
-        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
+    let Some(file) = open(namespace, log)? else { return Ok(None) };
+    let taken = inside(&file, || {
+        let mut taken = take_all(log)?;
+        if let Some(taken) = taken.as_mut().filter(|_| forward) {
+            taken.forward_loopback(log);
+        }
+        Ok(taken)
     });
     match taken {
         Ok(Some(mut taken)) => {
@@ -89,9 +72,45 @@ pub(crate) fn take_over(namespace: &Path, forward: bool, log: &Log) -> Result<Op
             Ok(Some(taken))
         }
         Ok(None) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused(error),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            say_refused(&error, log);
+            Ok(None)
+        }
         Err(error) => Err(error).context(|| format!("take over the network namespace {}", show(namespace))),
     }
+}
+
+/// Opens a network namespace; `None` where that is this command's own, or may not be opened.
+pub(crate) fn open(namespace: &Path, log: &Log) -> Result<Option<File>> {
+    let opening = || format!("open the network namespace {}", show(namespace));
+    let file = match File::open(namespace) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            say_refused(&error, log);
+            return Ok(None);
+        }
+        file => file.context(opening)?,
+    };
+    let (theirs, own) = (file.metadata().context(opening)?, fs::metadata("/proc/self/ns/net"));
+    Ok(Some(file).filter(|_| !own.is_ok_and(|own| own.ino() == theirs.ino())))
+}
+
+pub(crate) fn say_refused(error: &io::Error, log: &Log) {
+    let text = format!("the container has a loopback alone: its network cannot be taken over: {error}");
+    log.write(Level::Warning, &text);
+}
+
+/// Does something in a network namespace, on a thread of its own, so that this one stays where it is.
+pub(crate) fn inside<T: Send>(
+    namespace: &File,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            packet::enter_network(namespace.as_fd())?;
+            work()
+        });
+        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
+    })
 }
 
 fn take_all(log: &Log) -> io::Result<Option<Taken>> {

@@ -51,10 +51,15 @@ impl Plan {
     /// Makes the sandbox' sockets the host's, under a policy (JSON) or under none. Call it when the program's capabilities
     /// are known.
     pub fn use_host_sockets(&mut self, policy: Option<String>) -> Result<()> {
+        self.sockets = Some(self.host_sockets(policy)?);
+        Ok(())
+    }
+
+    /// What it may have of host sockets under a policy.
+    pub(crate) fn host_sockets(&self, policy: Option<String>) -> Result<Sockets> {
         let grant = Sockets { policy, capabilities: self.boot.process.capabilities.bounding };
         sockets::check(&grant)?;
-        self.sockets = Some(grant);
-        Ok(())
+        Ok(grant)
     }
 
     /// Has what is written to the root reach the host's files as it is written, where it can be written at all.

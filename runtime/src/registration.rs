@@ -9,6 +9,7 @@ use hostsys::credentials;
 use crate::cgroup::Group;
 use crate::config::Config;
 use crate::error::{Context, Result, show};
+use crate::network_mode::HostSockets;
 use crate::state::{self, ContainerDir, HostProcess, State};
 use crate::timestamp;
 
@@ -28,6 +29,7 @@ pub(crate) fn write(
     pod: Option<String>,
     processes: &Processes,
     cgroup: &Group,
+    host_sockets: Option<HostSockets>,
 ) -> Result<State> {
     let process = |pid: u32| HostProcess::of(pid).context(|| format!("read the start time of process {pid}"));
     let spec = &config.spec;
@@ -50,6 +52,7 @@ pub(crate) fn write(
         pod,
         cgroup: cgroup.clone(),
         hooks: spec.hooks().clone(),
+        host_sockets,
         dir: dir.path().to_owned(),
     };
     dir.write(&state)?;

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Group;
 use crate::error::{Context, Error, Result, show};
+use crate::network_mode::HostSockets;
 
 /// The state root of this user: `$XDG_RUNTIME_DIR/casemate` for all but the host's root.
 pub fn default_root() -> PathBuf {
@@ -106,6 +107,9 @@ pub struct State {
     pub cgroup: Group,
     #[serde(default)]
     pub hooks: Option<Hooks>,
+    /// How its sockets are made, where they are the host's in a network namespace of the container's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_sockets: Option<HostSockets>,
     /// Its directory.
     #[serde(skip)]
     pub dir: PathBuf,
@@ -442,6 +446,7 @@ mod tests {
             annotations: BTreeMap::new(),
             cgroup: Group::default(),
             hooks: None,
+            host_sockets: None,
             dir: base.join("one"),
         };
         dir.write(&state).unwrap();

@@ -234,11 +234,10 @@ fn check_linux(linux: &Linux, spec: &Spec, warnings: &mut Vec<String>) -> Result
             LinuxNamespaceType::Pid | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts if is_member => {}
             // That of another container of ours, or it is refused when the container is made.
             LinuxNamespaceType::Pid if process_of(path).is_some() => {}
+            // What is there becomes the sandbox' network, or makes its sockets.
+            LinuxNamespaceType::Network => {}
             // Engines join those of a pod's first container. A sandbox has one of its own: it shares less.
-            LinuxNamespaceType::Network
-            | LinuxNamespaceType::Cgroup
-            | LinuxNamespaceType::Ipc
-            | LinuxNamespaceType::Uts => {
+            LinuxNamespaceType::Cgroup | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts => {
                 warnings.push(format!("{field}.path: the sandbox has a namespace of its own instead"));
             }
             kind => {

@@ -19,6 +19,7 @@ mod messages;
 mod oci;
 mod rootfs;
 mod service;
+mod settings;
 mod start;
 mod stats;
 mod ttrpc;

@@ -283,6 +283,21 @@ impl RuncOptions {
     }
 }
 
+/// `runtimeoptions.v1.Options`: settings of a runtime that containerd does not know.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct RuntimeOptions {
+    #[prost(string, tag = "2")]
+    pub config_path: String,
+    /// The settings themselves, where there is no file.
+    #[prost(bytes = "vec", tag = "3")]
+    pub config_body: Vec<u8>,
+}
+
+impl RuntimeOptions {
+    /// That of today, and that of containerd before 1.6.
+    pub const NAMES: [&str; 2] = ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options"];
+}
+
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct TaskIo {
     #[prost(string, tag = "1")]

@@ -22,12 +22,15 @@ pub struct Runtime {
     pub root: PathBuf,
     pub systemd_cgroup: bool,
     pub debug: bool,
+    /// Further ones that the options ask for.
+    pub flags: Vec<String>,
 }
 
 impl Runtime {
     fn command(&self, bundle: &Path, log: &Path) -> Command {
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("casemate").arg("--root").arg(&self.root);
+        // Ours come last, and count.
+        command.arg0("casemate").args(&self.flags).arg("--root").arg(&self.root);
         command.arg("--log").arg(log).args(["--log-format", "json"]).current_dir(bundle);
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");

@@ -18,8 +18,8 @@ use crate::messages::{
     TaskCreate, TaskIo, UpdateRequest,
 };
 use crate::oci::Runtime;
-use crate::rootfs;
 use crate::ttrpc::{Code, Failure, Service};
+use crate::{rootfs, settings};
 
 /// The service's names: the third version is the second one under another name.
 const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
@@ -122,6 +122,8 @@ impl Tasks {
             root: base.join(&self.namespace),
             systemd_cgroup: options.systemd_cgroup,
             debug: self.debug,
+            flags: settings::flags(request.options.as_ref())
+                .map_err(|problem| Failure::new(Code::InvalidArgument, problem))?,
         };
         fs::write(bundle.join(ROOT_FILE), runtime.root.as_os_str().as_encoded_bytes()).map_err(failed)?;
         let place = bundle.join("rootfs");

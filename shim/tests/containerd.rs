@@ -140,6 +140,7 @@ fn containerd_runs_containers_in_the_sandbox() -> Result<()> {
         .and_then(|()| memory(&daemon))
         .and_then(|()| deaths(&daemon))
         .and_then(|()| by_runc_shim(&daemon))
+        .and_then(|()| settings(&daemon))
         .and_then(|()| if installed(&["crictl"]) { pod(&daemon) } else { Ok(()) })
         .with_context(|| format!("the daemon's log ends with\n{}", daemon.own.log()))
 }
@@ -324,6 +325,48 @@ fn by_runc_shim(daemon: &Daemon) -> Result<()> {
     let casemate = daemon.casemate.display().to_string();
     let flags = ["run", "--rm", "--runc-binary", &casemate, IMAGE, "r1", "sh", "-c", "echo by runc; exit 4"];
     daemon.ctr(&flags)?.expect(4, "by runc\n")
+}
+
+/// A file of settings, as the runtime's options name it: here, for the host's sockets in a namespace of the container's.
+fn settings(daemon: &Daemon) -> Result<()> {
+    if !installed(&["ip", "ss"]) {
+        return Ok(());
+    }
+    let file = daemon.path("casemate.toml");
+    let path = file.display().to_string();
+    let by_file = |flags: &[&str], id: &str, words: &[&str]| {
+        daemon.run(&[&["--runtime-config-path", &path], flags].concat(), id, words)
+    };
+    for (wrong, said) in
+        [("[casemate_config]\nnetwork = \"bridge\"", "must be sandbox or host"), ("=", "casemate.toml")]
+    {
+        fs::write(&file, wrong)?;
+        let refused = by_file(&["--rm"], "s0", &["true"])?;
+        ensure!(refused.code != 0 && refused.err.contains(said), "{refused}");
+    }
+    fs::write(&file, "[casemate_config]\nnetwork = \"host\"\n")?;
+    let ns = format!("cmshim{}", std::process::id());
+    let ip = |words: &[&str]| {
+        Did::by({
+            let mut command = limited("ip");
+            command.args(words);
+            command
+        })
+    };
+    ip(&["netns", "add", &ns])?.ok()?;
+    let try_it = || -> Result<()> {
+        let with = format!("network:/run/netns/{ns}");
+        by_file(&["-d", "--with-ns", &with], "s1", &["nc", "-l", "-p", "7011"])?.ok()?;
+        eventually("the host's kernel has the container's socket", Duration::from_secs(10), || {
+            Ok(ip(&["netns", "exec", &ns, "ss", "-Hltn"])?.out.contains(":7011"))
+        })?;
+        daemon.ctr(&["task", "rm", "-f", "s1"])?;
+        daemon.ctr(&["c", "rm", "s1"])?.ok()?;
+        eventually("the shim ends", Duration::from_secs(10), || Ok(daemon.shims().is_empty()))
+    };
+    let done = try_it();
+    ip(&["netns", "del", &ns])?.ok()?;
+    done
 }
 
 /// A pod with two containers that share a sandbox.

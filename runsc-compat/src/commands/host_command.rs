@@ -25,8 +25,13 @@ pub fn run(command: Do, global: &Global, log: &Log) -> Result<u8> {
         Some(path) => Some(super::read_policy(path)?),
         None => None,
     };
-    let nat = command.net || policy.is_some();
-    let network = command.network.unwrap_or_else(|| if nat { "nat" } else { "none" }.to_owned());
+    let usual = match (command.net, &policy, global.network.as_deref()) {
+        (true, _, _) => "nat",
+        (_, _, Some("host")) => "host",
+        (_, Some(_), _) => "nat",
+        _ => "none",
+    };
+    let network = command.network.unwrap_or_else(|| usual.to_owned());
     let command = HostCommand {
         args: command.command,
         env: env::vars_os().collect(),

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use control_protocol::{Options, Report};
 use runtime::log::{Format, Level, Log};
-use runtime::{Config, Creation, Error, Plan, Registration, StateRoot};
+use runtime::{Config, Creation, Error, NetworkMode, Plan, Registration, StateRoot};
 
 use crate::args::{Arguments, Command, Create, Global, List, Making, Run};
 use crate::output::{self, Shown};
@@ -123,12 +123,17 @@ fn host_net_policy(global: &Global) -> Result<Option<String>> {
     global.host_net_policy.as_deref().map(read_policy).transpose()
 }
 
+fn network_mode(global: &Global) -> NetworkMode {
+    global.network.as_deref().and_then(NetworkMode::parse).unwrap_or_default()
+}
+
 fn creation(making: &Making, global: &Global, preserved: Vec<OwnedFd>) -> Result<Creation> {
     Ok(Creation {
         pid_file: absolute(making.pid_file.as_ref())?,
         console_socket: absolute(making.console_socket.as_ref())?,
         pidfd_socket: absolute(making.pidfd_socket.as_ref())?,
         preserved,
+        network: network_mode(global),
         net_policy: host_net_policy(global)?,
     })
 }
@@ -165,9 +170,15 @@ fn run_bundle(
         anyhow::bail!("cannot use console socket if runc will not detach or allocate tty");
     }
     let pid_file = absolute(run.making.pid_file.as_ref())?;
-    let net_policy = host_net_policy(global)?;
-    let registration =
-        Registration { root, config: &config, pid_file, keep: run.keep, preserved, net_policy };
+    let registration = Registration {
+        root,
+        config: &config,
+        pid_file,
+        keep: run.keep,
+        preserved,
+        network: network_mode(global),
+        net_policy: host_net_policy(global)?,
+    };
     let report = runtime::run(plan, Some(registration), log)?;
     log.warnings(report.unsupported.iter().map(ToString::to_string));
     Ok(conclude(&report, log))

@@ -143,6 +143,7 @@ fn docker_connects_containers() -> Result<()> {
     let daemon = Daemon::start(&programs::get()?.casemate)?;
     bridge(&daemon)
         .and_then(|()| host_network(&daemon))
+        .and_then(|()| host_sockets(&daemon))
         .and_then(|()| user_network(&daemon))
         .and_then(|()| compose(&daemon))
         .with_context(|| format!("the daemon's log ends with\n{}", daemon.engine.log()))
@@ -194,6 +195,37 @@ print(hashlib.sha256(r.urlopen('http://10.79.0.2:8090/f', timeout=20).read()).he
     daemon.docker(&["rm", "-f", "hosts"])?.expect(0, "hosts\n")
 }
 
+/// The bridge with the host's sockets: out, in by a published port, by an executed program, and after a restart.
+fn host_sockets(daemon: &Daemon) -> Result<()> {
+    let run = |words: &[&str]| daemon.docker(&[&["run", "--runtime", "casemate-host"], words].concat());
+    let script =
+        "ping -c 1 -W 10 10.79.0.1 | grep -o '1 packets received'; ip -4 -o addr show eth0 | grep -c 10.80.0
+        nslookup -type=a some.name.example | grep -c 'Address: 10.79.0.1'";
+    run(&["--rm", "busybox", "sh", "-c", script])?.expect(0, "1 packets received\n1\n1\n")?;
+    run(&["-d", "--name", "fast", "-p", "8081:80", "busybox", "sh", "-c", SERVE])?.ok()?;
+    let fetch = "import hashlib, urllib.request as r
+print(hashlib.sha256(r.urlopen('http://10.79.0.2:8081/f', timeout=20).read()).hexdigest(), ' -')";
+    let digest = digest()?;
+    for time in ["at first", "after a restart"] {
+        let what = format!("the published port of host sockets serves the file {time}");
+        eventually(&what, Duration::from_secs(30), || {
+            Ok(daemon.hosts.outside(&["python3", "-c", fetch])?.out == digest)
+        })?;
+        let ask = ["exec", "fast", "sh", "-c", "wget -q -O - http://127.0.0.1/f | sha256sum"];
+        daemon.docker(&ask)?.expect(0, &digest)?;
+        // Here mkdir in the script would fail: the directory is kept.
+        daemon.docker(&["exec", "fast", "rm", "-r", "/www"])?.ok()?;
+        daemon.docker(&["restart", "-t", "0", "fast"])?.ok()?;
+    }
+    // Another container of the same network, by way of the first one's loopback.
+    let joined = ["--rm", "--network", "container:fast", "busybox", "sh", "-c"];
+    let ask = "until wget -q -O - http://127.0.0.1/f | sha256sum; do sleep 0.2; done";
+    run(&[&joined[..], &[&format!("set -o pipefail; {ask}")]].concat())?.expect(0, &digest)?;
+    let other = daemon.docker(&[&["run"], &joined[..], &["true"]].concat())?;
+    ensure!(other.err.contains("have one network"), "{other}");
+    daemon.docker(&["rm", "-f", "fast"])?.expect(0, "fast\n")
+}
+
 /// Names of containers, names outside, and IPv6 where the host has it.
 fn user_network(daemon: &Daemon) -> Result<()> {
     let v6 = Path::new("/proc/sys/net/ipv6").exists();
@@ -214,6 +246,10 @@ fn user_network(daemon: &Daemon) -> Result<()> {
     let script = "grep nameserver /etc/resolv.conf; ping -4 -c 1 -W 10 other | grep -o '1 packets received'
         ping -c 1 -W 10 some.name.example | grep -o '1 packets received'";
     on(script)?.expect(0, "nameserver 127.0.0.11\n1 packets received\n1 packets received\n")?;
+    let by_hosts = ["run", "--rm", "--runtime", "casemate-host", "--network", "user", "busybox", "sh", "-c"];
+    daemon
+        .docker(&[&by_hosts[..], &["wget -q -O - http://web/f | sha256sum"]].concat())?
+        .expect(0, &digest)?;
     if v6 {
         let address = daemon.docker(&[
             "inspect",

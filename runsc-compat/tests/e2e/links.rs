@@ -479,3 +479,132 @@ print('done')
     server.wait()?.expect(0)?;
     trial.finish()
 }
+
+/// Sockets that are bound to an interface: what they send goes by it and nothing else reaches them, as natively.
+#[test]
+fn sockets_bound_to_an_interface_go_by_it() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let trial = Trial::new("links-device")?;
+    let pair = Pair::new("dev", false)?;
+    let (ns, out) = (&pair.inside, &pair.outside);
+    ip(&format!("-n {ns} link add eth1 type veth peer name eth1 netns {out}"))?;
+    for (ns, number) in [(ns, 1), (out, 2)] {
+        ip(&format!("-n {ns} link set eth1 up"))?;
+        ip(&format!("-n {ns} addr add 10.88.0.{number}/24 dev eth1"))?;
+    }
+    // Says whom it hears, and knocks where it is told to.
+    let server = "
+import socket, threading
+t = socket.create_server(('', 7001))
+def tcp():
+    while True:
+        c, at = t.accept(); c.sendall(at[0].encode()); c.close()
+threading.Thread(target=tcp, daemon=True).start()
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('', 7000)); print('ready', flush=True)
+while True:
+    data, at = u.recvfrom(100); word, *args = data.decode().split()
+    if word == 'end': break
+    if word == 'who': u.sendto(at[0].encode(), at)
+    elif word == 'knock':
+        s = socket.socket(); s.settimeout(20)
+        u.sendto(str(s.connect_ex((args[0], int(args[1])))).encode(), at); s.close()
+    elif word == 'tell': u.sendto(b'told', (args[0], int(args[1]))); u.sendto(b'done', at)
+";
+    let program = "
+import errno, socket
+def made(kind, device):
+    s = socket.socket(socket.AF_INET, kind); s.settimeout(20)
+    if device: s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+    return s
+def udp(device=None): return made(socket.SOCK_DGRAM, device)
+def tcp(device=None): return made(socket.SOCK_STREAM, device)
+def ask(s, words, to='10.77.0.2'):
+    s.sendto(words.encode(), (to, 7000)); return s.recv(100).decode()
+def who(s, to):
+    s.connect((to, 7001)); return s.recv(100).decode(), s.getsockname()[0]
+# To the other network's address, to one behind either, and to everybody: by the routes, or by the interface.
+for to in ('10.78.0.1', '10.88.0.2', '10.77.0.2'):
+    print(to, [ask(udp(d), 'who', to) for d in (None, 'eth0', 'eth1')], [who(tcp(d), to) for d in (None, 'eth0', 'eth1')])
+for d in ('eth0', 'eth1'):
+    s = udp(d); s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    print(d, ask(s, 'who', '255.255.255.255'))
+# What comes by another one is not theirs.
+control = udp()
+a = tcp('eth1'); a.bind(('', 7100)); a.listen()
+print([ask(control, f'knock {ip} 7100') for ip in ('10.77.0.1', '10.88.0.1')])
+b = tcp('eth0'); b.bind(('', 7100)); b.listen()
+print([ask(control, f'knock {ip} 7100') for ip in ('10.77.0.1', '10.88.0.1')])
+print(b.accept()[0].getsockname()[0], [a.accept()[0].getsockname()[0] for _ in range(2)])
+try: tcp().bind(('', 7100))
+except OSError as e: print(errno.errorcode[e.errno])
+x, y = udp('eth0'), udp('eth1')
+for s in (x, y): s.bind(('', 7200))
+for at in ('10.88.0.1', '10.77.0.1'): ask(control, f'tell {at} 7200')
+print(x.recvfrom(100), y.recvfrom(100))
+# Own addresses belong to their interfaces.
+s = udp('eth0'); s.bind(('10.77.0.1', 0))
+for d in (None, 'eth0'): udp(d).sendto(b'own', s.getsockname()); print(s.recv(10))
+s = tcp('eth0'); s.settimeout(1)
+try: s.connect(('127.0.0.1', 7100)); print('connected')
+except OSError: print('no way')
+l = tcp('lo'); l.bind(('127.0.0.1', 7300)); l.listen(); tcp().connect(('127.0.0.1', 7300)); print('by the loopback')
+control.sendto(b'end', ('10.77.0.2', 7000))
+";
+    let mut outputs = Vec::new();
+    for native in [true, false] {
+        let mut other = outside(&trial, &pair, &["python3", "-c", server]).start()?;
+        other.until_says("ready")?;
+        let outcome = if native {
+            trial.host(["ip", "netns", "exec", ns, "python3", "-c", program]).run()?
+        } else {
+            python_inside(&trial, &pair, program)?.run()?
+        };
+        outputs.push(outcome.expect(0)?.out().clone());
+        other.wait()?.expect(0)?;
+    }
+    ensure!(outputs[0] == outputs[1], "natively:\n{}\ninside:\n{}", outputs[0], outputs[1]);
+    ensure!(outputs[0].contains("'10.88.0.1'"), "{}", outputs[0]);
+    trial.finish()
+}
+
+/// What goes out by a link is counted there and not on the loopback, in either direction for itself.
+#[test]
+fn each_interface_counts_what_it_carries() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let trial = Trial::new("links-counts")?;
+    let pair = Pair::new("cnt", false)?;
+    let server = "
+import socket
+s = socket.create_server(('10.77.0.2', 7001)); print('ready', flush=True)
+c, _ = s.accept(); left = 200000
+while left: left -= len(c.recv(left))
+c.sendall(b'got it'); c.recv(1)
+";
+    let program = "
+import socket
+def device(name):
+    row = next(l for l in open('/proc/net/dev') if l.strip().startswith(name + ':')).split(':')[1].split()
+    return [int(row[at]) for at in (0, 1, 8, 9)]
+def snmp(group, *names):
+    head, row = [l.split() for l in open('/proc/net/snmp') if l.startswith(group + ':')]
+    return [int(row[head.index(name)]) for name in names]
+lo, eth, ip, tcp = device('lo'), device('eth0'), snmp('Ip', 'OutRequests'), snmp('Tcp', 'InSegs', 'OutSegs')
+c = socket.create_connection(('10.77.0.2', 7001)); c.sendall(bytes(200000)); print(c.recv(100))
+grown = [b - a for a, b in zip(eth, device('eth0'))]
+print(lo == device('lo'), 200000 < grown[2] < 230000, grown[0] < 20000, grown[1] > 0 < grown[3])
+print(snmp('Ip', 'OutRequests')[0] - ip[0] > 2, [b > a for a, b in zip(tcp, snmp('Tcp', 'InSegs', 'OutSegs'))])
+before = device('eth0')[2:]
+s = socket.create_server(('127.0.0.1', 0)); d = socket.create_connection(s.getsockname()); d.sendall(bytes(50000))
+print(device('lo')[0] - lo[0] > 50000, device('eth0')[2] - before[0] < 1000)
+";
+    let mut other = outside(&trial, &pair, &["python3", "-c", server]).start()?;
+    other.until_says("ready")?;
+    let out = python_inside(&trial, &pair, program)?.run()?.expect(0)?;
+    out.expect_out("b'got it'\nTrue True True True\nTrue [True, True]\nTrue True\n")?;
+    other.wait()?.expect(0)?;
+    trial.finish()
+}

@@ -26,6 +26,7 @@ mod fields;
 mod files;
 mod host_command;
 mod host_network;
+mod host_sockets;
 mod hostile;
 mod idle;
 mod intrusion;

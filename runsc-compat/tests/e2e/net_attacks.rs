@@ -1,11 +1,12 @@
 //! Attacks on and by way of the network, seen from outside. `docs/attacks.md` lists every scenario with the tests that
 //! carry it out; names here begin with the scenario's number.
 
+use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use xtask::bundle::Bundle;
 use xtask::trial::Trial;
 
@@ -296,5 +297,72 @@ print([os.readlink(p) for p in glob.glob('/proc/self/fd/*') if os.path.exists(p)
     trial.casemate(words).run()?.expect(0)?.expect_out(expected)?;
     ensure!(begun.elapsed() < Duration::from_mins(2), "it hung");
     ensure!(listener.accept().is_err(), "somebody has come out of the sandbox");
+    trial.finish()
+}
+
+/// A limit that is lowered holds for what peers begin from then on, and a limit that is raised or taken away for them too.
+#[test]
+fn t16_an_updated_limit_holds_for_connections() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let trial = Trial::new("t16-update")?;
+    let pair = Pair::new("u", false)?;
+    let server = "
+import os, socket, sys, threading, time
+s = socket.create_server(('10.77.0.1', 7000), backlog=200)
+kept = []
+def serve():
+    while True: kept.append(s.accept()[0])
+threading.Thread(target=serve, daemon=True).start()
+print('ready', flush=True)
+for line in sys.stdin:
+    if line == 'connect\\n':
+        socket.create_connection(('10.77.0.2', 7001)); print('connected', flush=True)
+        continue
+    while True:
+        total = next(row for row in open('/proc/meminfo') if 'MemTotal' in row).split()[1]
+        if total == line.strip(): break
+        time.sleep(0.01)
+    print('total', total, flush=True)
+os._exit(0)
+";
+    let mut sandbox = python_with(&trial, &pair, server, Some(512 << 20))?.piped_stdin().start()?;
+    sandbox.until_says("ready")?;
+    // As many as hold more than the share of a lower limit, then one more at each line that comes.
+    let client = "
+import socket, sys
+def connect(wait): return socket.create_connection(('10.77.0.1', 7000), wait)
+s = socket.create_server(('10.77.0.2', 7001))
+held = [connect(60) for _ in range(100)]
+print('held', flush=True)
+for line in sys.stdin:
+    try: held.append(connect(3 if line == 'refused\\n' else 60)); print('fine', line.strip(), flush=True)
+    except TimeoutError: print('nothing', line.strip(), flush=True)
+";
+    let mut peer = outside(&trial, &pair, &["python3", "-c", client]).piped_stdin().start()?;
+    peer.until_says("held")?;
+    let say = |to: &mut xtask::trial::Running, line: &str, answer: &str| -> Result<()> {
+        writeln!(to.stdin.as_mut().context("stdin")?, "{line}")?;
+        to.until_says(answer)
+    };
+    let update = |limit: &str| trial.casemate(["update", "--memory", limit, trial.id()]).run()?.expect(0);
+    say(&mut peer, "first", "fine first")?;
+    update("128m")?;
+    say(&mut peer, "refused", "nothing refused")?;
+    // What the container begins itself goes on.
+    say(&mut sandbox, "connect", "connected")?;
+    say(&mut sandbox, "131072", "total 131072")?;
+    update("512m")?;
+    say(&mut peer, "again", "fine again")?;
+    update("128m")?;
+    trial.casemate(["pause", trial.id()]).run()?.expect(0)?;
+    update("256m")?;
+    trial.casemate(["resume", trial.id()]).run()?.expect(0)?;
+    say(&mut sandbox, "262144", "total 262144")?;
+    drop(peer.stdin.take());
+    peer.wait()?.expect(0)?;
+    drop(sandbox.stdin.take());
+    sandbox.wait()?.expect(0)?;
     trial.finish()
 }

@@ -431,3 +431,26 @@ for _ in range(3): s.sendto(said, ('ff02::1', 0, 0, socket.if_nametoindex('eth0'
     inside.wait()?.expect(0)?.expect_out("up\nTrue\nrefused\n")?;
     trial.finish()
 }
+
+/// A capture by libpcap, which asks for rings of the third version first and takes the second one where that is refused.
+#[test]
+fn tcpdump_finds_a_ring() -> Result<()> {
+    if !xtask::engine::installed(&["tcpdump", "python3"]) {
+        return Ok(());
+    }
+    let trial = Trial::new("tcpdump")?;
+    let script = "cd /tmp; for how in '-i lo' '-i any'; do
+           timeout 60 tcpdump -nn -t -c 2 $how udp port 9999 >seen 2>said & dump=$!
+           until grep -q listening said; do kill -0 $dump || break; sleep 0.02; done
+           python3 -c \"import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.1', 9998))
+for _ in range(2): s.sendto(b'0123456789', ('127.0.0.1', 9999))\"
+           wait $dump; echo $?; grep -o '127.0.0.1.9998 > 127.0.0.1.9999: UDP, length 10' seen; rm said
+         done";
+    // As root the user that tcpdump would become owns nothing here.
+    let script = script.replace("tcpdump -nn", "tcpdump -Z root -nn");
+    let line = "127.0.0.1.9998 > 127.0.0.1.9999: UDP, length 10\n";
+    let out = trial.casemate(["do", "--", "bash", "-c", &script]).run()?.expect(0)?;
+    out.expect_out(&format!("0\n{line}{line}").repeat(2))?;
+    trial.finish()
+}

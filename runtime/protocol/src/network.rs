@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 /// Links and routes. The descriptors that come along are a packet socket for each link, in their order, then the
-/// resolver's two, if they are there.
+/// resolver's two, if they are there; of the host's sockets the channel to the broker, then [`Network::tables`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     pub links: Vec<Link>,
@@ -22,6 +22,10 @@ pub struct Network {
     /// comes along leads to the broker.
     #[serde(default)]
     pub host: bool,
+    /// Which of the kernel's lists of the sockets there come along with it, by the numbers of
+    /// [`crate::Descriptor::SocketTable`], where the descriptors have no roles.
+    #[serde(default)]
+    pub tables: Vec<u8>,
     /// `net.ipv4.ip_unprivileged_port_start`, of the host's network.
     #[serde(default)]
     pub port_start: Option<u16>,

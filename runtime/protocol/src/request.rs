@@ -15,6 +15,8 @@ pub enum Request {
     Capture,
     /// Let a held init run. Answered by [`Answer`].
     Start,
+    /// The container may use so many bytes of memory from now on; 0 for no limit. Answered by [`Answer`].
+    LimitMemory(u64),
     /// Send a signal to init, or to every process. Answered by [`Answer`].
     Kill { signal: i32, all: bool },
     /// List the processes. Answered by some [`Answer::Processes`], then [`Answer::Done`].

@@ -6,6 +6,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use control_protocol::Options;
 use sentry_base::Result;
@@ -49,7 +50,7 @@ const FIXED: &[(&str, &str)] = &[
 ];
 
 /// A file system of the group of a container that is held to `options`.
-pub(crate) fn new(kernel: &Arc<Kernel>, options: &Options) -> Arc<PseudoFs> {
+pub(crate) fn new(kernel: &Arc<Kernel>, options: &Options, memory_limit: &Arc<AtomicU64>) -> Arc<PseudoFs> {
     let fs = PseudoFs::new("cgroup2", MAGIC, anonymous_dev(), 1);
     let mut files: Vec<(&str, Arc<dyn Inode>)> =
         FIXED.iter().map(|(name, text)| (*name, fs.fixed(*text))).collect();
@@ -67,7 +68,10 @@ pub(crate) fn new(kernel: &Arc<Kernel>, options: &Options) -> Arc<PseudoFs> {
         ("cpu.max", fs.fixed(format!("{quota} {}\n", or(options.cpu_period, 100_000)))),
         ("cpu.weight", fs.fixed(format!("{}\n", or(options.cpu_weight, 100)))),
         ("cpuset.cpus.effective", fs.fixed(cpus)),
-        ("memory.max", fs.fixed(limit(options.memory))),
+        ("memory.max", {
+            let memory_limit = Arc::clone(memory_limit);
+            fs.file(0o444, move |_: &dyn Caller| Ok(limit(memory_limit.load(Ordering::Relaxed)).into_bytes()))
+        }),
         ("pids.max", fs.fixed(limit(options.tasks))),
     ]);
     let live: [(&str, Text); 6] = [

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use control_protocol::{Boot, Failure, Network, Phase};
 use fs_dev::{Devices, HostSide, Terminals};
@@ -58,17 +59,21 @@ pub struct Shared {
     link_bell: Mutex<Option<LinkBell>, { rank::LEAF }>,
     capture: Arc<Capture>,
     bandwidth: Bandwidth,
+    /// In bytes.
+    host_memory: u64,
 }
 
 impl Shared {
     /// Takes over a network for the sandbox, once.
     pub fn connect(&self, network: &Network, mut fds: Vec<OwnedFd>) -> Result<(), String> {
+        if network.host {
+            let mut fds = fds.into_iter();
+            let broker = fds.next().ok_or("no channel to the broker of sockets has come")?;
+            return self.be_the_hosts(network, broker, network.tables.iter().copied().zip(fds).collect());
+        }
         let forwarded = if network.forward { fds.pop() } else { None };
         let bell = self.link_bell.lock().take().ok_or("the sandbox has a network already")?;
         let first = self.kernel.first_network().extension::<NetworkNamespace>();
-        if network.host {
-            return Err("the host's network is given at the start".to_owned());
-        }
         link::connect(first.inet(), bell, &self.capture, (network, self.bandwidth), fds)?;
         match forwarded {
             Some(listener) => forward::serve(first.inet(), listener).map_err(|error| error.to_string()),
@@ -95,6 +100,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Says what the sandbox may use of memory, in bytes, 0 for the host's: what it shows, and what connections may hold.
+    fn limit_memory(&self, limit: u64) {
+        let total = memory_size(limit, self.host_memory);
+        self.kernel.set_total_memory(total);
+        let first = self.kernel.first_network().extension::<NetworkNamespace>();
+        first.inet().set_memory(total);
+    }
+
     /// Begins to write frames to a file, or ends it.
     pub fn capture(&self, fds: Vec<OwnedFd>) -> Result<(), String> {
         self.capture.to(fds.into_iter().next()).map_err(|error| error.to_string())
@@ -118,6 +131,8 @@ pub struct Container {
     held: Mutex<Option<Prepared>, { rank::LEAF }>,
     /// Where commands connect to.
     pub listener: Option<OwnedFd>,
+    /// The limit of its memory, in bytes; 0 for none.
+    memory_limit: Arc<AtomicU64>,
 }
 
 /// Which container of a sandbox is made.
@@ -145,7 +160,7 @@ impl Container {
             hostname: boot.hostname.as_deref().unwrap_or("casemate").as_bytes().to_vec(),
             domainname: boot.domainname.as_deref().unwrap_or("(none)").as_bytes().to_vec(),
             nr_cpus: cpus(boot, ground.nr_cpus),
-            total_memory: memory_size(boot, ground.total_memory),
+            total_memory: memory_size(boot.options.memory, ground.total_memory),
             max_tasks: usize::try_from(boot.options.tasks).ok().filter(|max| *max > 0).unwrap_or(MAX_TASKS),
             trace: trace_sink(boot, &log),
             interruptions: boot.options.interruptions,
@@ -155,8 +170,6 @@ impl Container {
         vfs.register_fifo(Arc::new(Fifos));
         let memory = Arc::clone(&ground.memory);
         let total_memory = kernel.total_memory();
-        let first = kernel.first_network().extension::<NetworkNamespace>();
-        first.inet().set_memory(total_memory);
         vfs.register_type("tmpfs", Arc::new(TmpfsType { memory, total_memory }));
 
         vfs.register_type("proc", Arc::new(fs_proc::ProcType));
@@ -174,7 +187,9 @@ impl Container {
                 ingress: boot.options.ingress_bandwidth,
                 egress: boot.options.egress_bandwidth,
             },
+            host_memory: ground.total_memory,
         });
+        shared.limit_memory(boot.options.memory);
         if let Some(network) = &boot.network {
             let links = core::mem::take(&mut fds.links);
             let done = match fds.broker.take() {
@@ -224,8 +239,10 @@ impl Container {
         };
         let filestore = disk.as_ref().unwrap_or(&shared.memory);
         let pid_ns = if which.own_pids { kernel.new_pid_ns() } else { Arc::clone(kernel.first_pid_ns()) };
+        let memory_limit = Arc::new(AtomicU64::new(boot.options.memory));
         let parts = Parts {
             options: &boot.options,
+            memory_limit: &memory_limit,
             kernel,
             memory: &shared.memory,
             filestore,
@@ -279,7 +296,16 @@ impl Container {
             console,
             held: Mutex::new(Some(prepared)),
             listener: fds.listener,
+            memory_limit,
         })
+    }
+
+    /// Takes another limit of its memory, in bytes; 0 for none. The sandbox' is that of its first container.
+    pub fn limit_memory(&self, limit: u64) {
+        self.memory_limit.store(limit, Ordering::Relaxed);
+        if self.number == 0 {
+            self.shared.limit_memory(limit);
+        }
     }
 
     pub fn kernel(&self) -> &Arc<Kernel> {
@@ -319,8 +345,8 @@ fn cpus(boot: &Boot, host: usize) -> u32 {
     }
 }
 
-fn memory_size(boot: &Boot, host: u64) -> u64 {
-    match boot.options.memory {
+fn memory_size(limit: u64, host: u64) -> u64 {
+    match limit {
         0 => host,
         limit => limit.min(host),
     }

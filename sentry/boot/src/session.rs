@@ -180,6 +180,10 @@ impl Session {
                 Ok(()) => Answer::Done,
                 Err(problem) => Answer::Refused(problem),
             },
+            Request::LimitMemory(limit) => {
+                container.limit_memory(limit);
+                Answer::Done
+            }
             Request::Start if container.start() => Answer::Done,
             Request::Start => Answer::AlreadyStarted,
             Request::Kill { signal, all } => kill(container, signal, all),

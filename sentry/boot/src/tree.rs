@@ -4,6 +4,7 @@
 //! ships leads to another place in it, and never out.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use control_protocol::{Boot, Mount, MountFlags as Asked, MountKind, Options};
 use fs_dev::{DevPts, Terminals};
@@ -55,6 +56,8 @@ pub struct Parts<'a> {
     pub terminals: &'a Arc<Terminals>,
     pub pid_ns: &'a Arc<PidNs>,
     pub options: &'a Options,
+    /// The limit of its memory, in bytes; 0 for none.
+    pub memory_limit: &'a Arc<AtomicU64>,
     /// Whether there is a `/dev/console`.
     pub console: bool,
 }
@@ -239,7 +242,7 @@ fn file_system(parts: &Parts<'_>, mount: &Mount) -> (&'static str, Result<Arc<dy
             ("devpts", Ok(fs))
         }
         MountKind::Mqueue => ("mqueue", tmpfs(parts, "").map(|fs| fs as Arc<dyn FileSystem>)),
-        MountKind::Cgroup => ("cgroup2", Ok(cgroup::new(parts.kernel, parts.options))),
+        MountKind::Cgroup => ("cgroup2", Ok(cgroup::new(parts.kernel, parts.options, parts.memory_limit))),
         MountKind::Tmpfs { data, .. } => ("tmpfs", tmpfs(parts, data).map(|fs| fs as Arc<dyn FileSystem>)),
         MountKind::Bind { attach, .. } => {
             // Others may change the host's files at any time.

@@ -137,7 +137,7 @@ pub struct Kernel {
     boot_mono: Nanos,
     boot_real: Nanos,
     nr_cpus: u32,
-    total_memory: u64,
+    total_memory: AtomicU64,
     pub(crate) max_tasks: usize,
     trace: TraceSwitch,
     pub(crate) interruptions: u64,
@@ -222,7 +222,7 @@ impl Kernel {
             boot_mono: mono_now(),
             boot_real: real_now(),
             nr_cpus: config.nr_cpus.max(1),
-            total_memory: config.total_memory,
+            total_memory: AtomicU64::new(config.total_memory),
             max_tasks: config.max_tasks,
             trace: TraceSwitch::new(config.trace),
             interruptions: config.interruptions,
@@ -375,8 +375,13 @@ impl Kernel {
         self.nr_cpus
     }
 
+    /// The memory that the first container may use, in bytes.
     pub fn total_memory(&self) -> u64 {
-        self.total_memory
+        self.total_memory.load(Ordering::Relaxed)
+    }
+
+    pub fn set_total_memory(&self, bytes: u64) {
+        self.total_memory.store(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn task_set(&self) -> MutexGuard<'_, TaskSet, { rank::TASK_SET }> {

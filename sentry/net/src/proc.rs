@@ -307,14 +307,16 @@ fn sockstat(inet: &Inet) -> String {
 
 fn snmp(inet: &Inet) -> String {
     let s = &inet.stats;
-    let (packets, segments) = (s.packets.get(), s.tcp_segments.get());
-    let udp = s.udp_datagrams.get();
+    let all = inet.carried_in_all();
+    let ((packets, _), (sent, _)) = (all.received, all.sent);
+    let (segments, sent_segments) = (s.tcp_received.get(), s.tcp_sent.get());
+    let (udp, sent_udp) = (s.udp_received.get(), s.udp_sent.get());
     let echo = s.icmp_messages.get();
     format!(
         "Ip: Forwarding DefaultTTL InReceives InHdrErrors InAddrErrors ForwDatagrams InUnknownProtos InDiscards \
          InDelivers OutRequests OutDiscards OutNoRoutes ReasmTimeout ReasmReqds ReasmOKs ReasmFails FragOKs FragFails \
          FragCreates OutTransmits\n\
-         Ip: 2 64 {packets} 0 0 0 0 0 {packets} {packets} 0 0 0 0 0 0 0 0 0 {packets}\n\
+         Ip: 2 64 {packets} 0 0 0 0 0 {packets} {sent} 0 0 0 0 0 0 0 0 0 {sent}\n\
          Icmp: InMsgs InErrors InCsumErrors InDestUnreachs InTimeExcds InParmProbs InSrcQuenchs InRedirects InEchos \
          InEchoReps InTimestamps InTimestampReps InAddrMasks InAddrMaskReps OutMsgs OutErrors OutRateLimitGlobal \
          OutRateLimitHost OutDestUnreachs OutTimeExcds OutParmProbs OutSrcQuenchs OutRedirects OutEchos OutEchoReps \
@@ -323,9 +325,9 @@ fn snmp(inet: &Inet) -> String {
          0 0 0\n\
          Tcp: RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens PassiveOpens AttemptFails EstabResets CurrEstab InSegs \
          OutSegs RetransSegs InErrs OutRsts InCsumErrors\n\
-         Tcp: 1 200 120000 -1 {} {} {} 0 {} {segments} {segments} 0 0 {} 0\n\
+         Tcp: 1 200 120000 -1 {} {} {} 0 {} {segments} {sent_segments} 0 0 {} 0\n\
          Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors IgnoredMulti MemErrors\n\
-         Udp: {udp} {unreachable} {drops} {udp} {drops} 0 0 0 0\n\
+         Udp: {udp} {unreachable} {drops} {sent_udp} {drops} 0 0 0 0\n\
          UdpLite: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors IgnoredMulti \
          MemErrors\n\
          UdpLite: 0 0 0 0 0 0 0 0 0\n",
@@ -340,13 +342,14 @@ fn snmp(inet: &Inet) -> String {
 }
 
 fn snmp6(inet: &Inet) -> String {
-    let packets = inet.stats.packets.get();
+    let all = inet.carried_in_all();
+    let ((packets, _), (sent, _)) = (all.received, all.sent);
     let mut out = String::new();
     for (name, value) in [
         ("Ip6InReceives", packets),
         ("Ip6InHdrErrors", 0),
         ("Ip6InDelivers", packets),
-        ("Ip6OutRequests", packets),
+        ("Ip6OutRequests", sent),
         ("Icmp6InMsgs", 0),
         ("Icmp6OutMsgs", 0),
         ("Udp6InDatagrams", 0),
@@ -361,13 +364,14 @@ fn snmp6(inet: &Inet) -> String {
 
 fn netstat(inet: &Inet) -> String {
     let overflows = inet.stats.listen_overflows.get();
-    let octets = inet.stats.bytes.get();
+    let all = inet.carried_in_all();
+    let ((_, received), (_, sent)) = (all.received, all.sent);
     format!(
         "TcpExt: SyncookiesSent SyncookiesRecv SyncookiesFailed TW ListenOverflows ListenDrops TCPAbortOnData \
          TCPAbortOnClose TCPTimeouts TCPOFOQueue\n\
          TcpExt: 0 0 0 0 {overflows} {overflows} 0 0 0 0\n\
          IpExt: InNoRoutes InTruncatedPkts InMcastPkts OutMcastPkts InBcastPkts OutBcastPkts InOctets OutOctets\n\
-         IpExt: 0 0 0 0 0 0 {octets} {octets}\n"
+         IpExt: 0 0 0 0 0 0 {received} {sent}\n"
     )
 }
 

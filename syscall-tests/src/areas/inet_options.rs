@@ -27,6 +27,8 @@ cases![
     v6_level_on_v4,
     ip_values_in_one_byte,
     bind_to_device,
+    bound_to_the_loopback,
+    another_device_wants_a_capability,
     priority_and_mark,
     value_is_cut_to_the_room,
     low_water_values,
@@ -351,6 +353,55 @@ fn bind_to_device() -> Outcome {
     ok!(getsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, name.as_mut_ptr().cast(), &raw mut len));
     same!((len, &name[..3]), (3, c"lo".to_bytes_with_nul()));
     Ok(())
+}
+
+const SO_BINDTOIFINDEX: c_int = 62;
+
+/// Name and number are two sides of one; the loopback is reached by it, and nothing else is.
+fn bound_to_the_loopback() -> Outcome {
+    let (a, b) = (udp()?, udp()?);
+    same!(get_int(&a, SOL_SOCKET, SO_BINDTOIFINDEX)?, 0);
+    fails!(EINVAL, set_int(&a, SOL_SOCKET, SO_BINDTOIFINDEX, -1));
+    ok!(set_int(&a, SOL_SOCKET, SO_BINDTOIFINDEX, 1));
+    let mut name = [0u8; 16];
+    let mut len = 16;
+    ok!(getsockopt(a.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, name.as_mut_ptr().cast(), &raw mut len));
+    same!((len, &name[..3]), (3, c"lo".to_bytes_with_nul()));
+    ok!(bind4(&a, LOCALHOST, 0));
+    let port = port_of(&a)?;
+    // One that is bound to no interface would take the same.
+    fails!(EADDRINUSE, bind4(&b, LOCALHOST, port));
+    same!(send_to(&b, b"here", port), 4);
+    same!(recv_flags(&a, 8, 0)?, b"here");
+    let s = tcp()?;
+    ok!(setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, c"lo".as_ptr().cast(), 3));
+    same!(get_int(&s, SOL_SOCKET, SO_BINDTOIFINDEX)?, 1);
+    ok!(bind4(&s, LOCALHOST, 0));
+    ok!(listen(s.as_raw_fd(), 1));
+    let c = tcp()?;
+    ok!(set_int(&c, SOL_SOCKET, SO_BINDTOIFINDEX, 1));
+    ok!(connect4(&c, LOCALHOST, port_of(&s)?));
+    same!(get_int(&accept_on(&s)?, SOL_SOCKET, SO_BINDTOIFINDEX)?, 1);
+    ok!(set_int(&c, SOL_SOCKET, SO_BINDTOIFINDEX, 0));
+    let mut len = 16;
+    ok!(getsockopt(c.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, name.as_mut_ptr().cast(), &raw mut len));
+    same!(len, 0);
+    Ok(())
+}
+
+fn another_device_wants_a_capability() -> Outcome {
+    if unsafe { geteuid() } != 0 {
+        return Ok(());
+    }
+    crate::sys::fork(|| {
+        crate::sys::drop_root()?;
+        let s = udp()?;
+        ok!(set_int(&s, SOL_SOCKET, SO_BINDTOIFINDEX, 1));
+        fails!(EPERM, set_int(&s, SOL_SOCKET, SO_BINDTOIFINDEX, 0));
+        fails!(EPERM, setsockopt(s.as_raw_fd(), SOL_SOCKET, SO_BINDTODEVICE, c"".as_ptr().cast(), 0));
+        Ok(())
+    })?
+    .ok()
 }
 
 fn priority_and_mark() -> Outcome {

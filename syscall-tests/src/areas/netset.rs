@@ -16,6 +16,8 @@ cases![
     an_address_of_no_interface_is_refused,
     a_prefix_that_is_too_long_is_refused,
     the_mtu_is_set,
+    an_interface_of_no_known_kind_is_refused_in_words,
+    the_loopback_stays,
     a_route_is_added,
     a_route_twice_is_refused,
     a_route_is_deleted,
@@ -98,6 +100,44 @@ fn has_address(s: &OwnedFd, ip: [u8; 4]) -> Result<bool, String> {
     body[0] = AF_INET as u8;
     let dump = ask(s, &request(RTM_GETADDR, DUMP, &body))?;
     Ok(dump.iter().any(|(_, _, body)| attrs(body, 8).contains(&(2, ip.to_vec()))))
+}
+
+/// `struct ifinfomsg` for no interface yet, with a name.
+fn named(name: &[u8]) -> Vec<u8> {
+    with(vec![0; 16], &[(IFLA_IFNAME, name)])
+}
+
+fn an_interface_of_no_known_kind_is_refused_in_words() -> Outcome {
+    const EXT_ACK: i32 = 11;
+    const CAP_ACK: i32 = 10;
+    let s = fresh()?;
+    for option in [EXT_ACK, CAP_ACK] {
+        ok!(set_int(&s, SOL_NETLINK, option, 1));
+    }
+    // IFLA_LINKINFO with IFLA_INFO_KIND.
+    let kind = with(Vec::new(), &[(1, b"nosuchkind\0")]);
+    let body = with(named(b"new0\0"), &[(18, &kind)]);
+    let answers = ask(&s, &request(RTM_NEWLINK, CREATE | ACK, &body))?;
+    let (_, flags, body) = answers.first().ok_or("no answer")?;
+    same!(-i32::from_ne_bytes(body[..4].try_into().unwrap()), EOPNOTSUPP);
+    // NLM_F_CAPPED and NLM_F_ACK_TLVS; behind the errno and the request's header the sentence.
+    same!(*flags & 0x300, 0x300);
+    same!(attr(body, 20, 1)?, b"Unknown device type\0");
+    same!(change(&s, RTM_NEWLINK, 0, &named(b"new0\0"))?, ENODEV);
+    // What `ip` asks to learn whether it can ask.
+    same!(change(&s, RTM_NEWLINK, 0, &[0; 16])?, ENODEV);
+    same!(change(&s, RTM_NEWLINK, CREATE, &named(b"lo\0"))?, EEXIST);
+    Ok(())
+}
+
+fn the_loopback_stays() -> Outcome {
+    let s = fresh()?;
+    same!(change(&s, RTM_DELLINK, 0, &link(0, 0))?, EOPNOTSUPP);
+    let mut none = link(0, 0);
+    none[4..8].copy_from_slice(&9999i32.to_ne_bytes());
+    same!(change(&s, RTM_DELLINK, 0, &none)?, ENODEV);
+    same!(change(&s, RTM_SETLINK, 0, &none)?, ENODEV);
+    Ok(())
 }
 
 fn a_new_network_has_its_loopback_down() -> Outcome {

@@ -33,9 +33,14 @@ use relay::Relays;
 /// The name under which the binary runs the broker.
 pub const NAME: &str = "casemate-sockets";
 
-/// Descriptors that the process is started with: its end of the channel, and its [`Grant`] as JSON.
+/// The argument by which it is started outside the namespace that it is to serve.
+pub const IN_NAMESPACE: &str = "namespace";
+
+/// Descriptors that the process is started with: its end of the channel, its [`Grant`] as JSON, and, with [`IN_NAMESPACE`],
+/// the network namespace.
 const CHANNEL_FD: RawFd = 3;
 const GRANT_FD: RawFd = 4;
+const NAMESPACE_FD: RawFd = 5;
 
 /// Denials that are logged one by one.
 const MAX_DENIALS: u64 = 1000;
@@ -88,6 +93,11 @@ pub fn main() -> ExitCode {
         File::from(inherited(GRANT_FD)?).read_to_string(&mut text).map_err(|error| error.to_string())?;
         let grant: Grant = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         let policy = grant.policy()?;
+        if std::env::args().nth(1).is_some_and(|word| word == IN_NAMESPACE) {
+            let namespace = inherited(NAMESPACE_FD)?;
+            hostsys::packet::enter_network(namespace.as_fd())
+                .map_err(|error| format!("enter the network namespace: {error}"))?;
+        }
         let relays = Relays::new().map_err(|error| error.to_string())?;
         confine::enter(&grant)?;
         let gate = Gate { policy, denials: 0 };

@@ -25,6 +25,7 @@ const BOTH: &[(i32, &[i32])] = &[
             libc::SO_PEEK_OFF,
             libc::SO_SELECT_ERR_QUEUE,
             libc::SO_BINDTODEVICE,
+            SO_BINDTOIFINDEX,
         ],
     ),
     (
@@ -115,6 +116,7 @@ const ONLY_GET: &[(i32, &[i32])] = &[
     (libc::IPPROTO_TCP, &[libc::TCP_INFO]),
 ];
 
+const SO_BINDTOIFINDEX: i32 = 62;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_ALL: i32 = 49;
 const IPV6_CHECKSUM: i32 = 7;

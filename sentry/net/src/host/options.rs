@@ -2,10 +2,11 @@
 
 use abi::net::Linger;
 use sentry_base::{Errno, Result};
-use sentry_vfs::Caller;
+use sentry_vfs::{Caller, cap};
 use zerocopy::FromBytes;
 
 use super::HostSocket;
+use crate::inet::options::SO_BINDTOIFINDEX;
 
 impl HostSocket {
     pub(super) fn option(&self, level: i32, name: i32) -> Result<Vec<u8>> {
@@ -53,6 +54,12 @@ impl HostSocket {
                 self.options.set(caller, level, name, value)?;
                 let plain = if name == libc::SO_SNDBUFFORCE { libc::SO_SNDBUF } else { libc::SO_RCVBUF };
                 self.end.set_option(level, plain, value)
+            }
+            (libc::SOL_SOCKET, libc::SO_BINDTODEVICE | SO_BINDTOIFINDEX)
+                if !self.net.allows(caller, cap::NET_RAW)
+                    && self.end.option(level, SO_BINDTOIFINDEX)?.iter().any(|byte| *byte != 0) =>
+            {
+                Err(Errno::EPERM)
             }
             (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => Err(Errno::EINVAL),
             (libc::SOL_SOCKET, libc::SO_DETACH_FILTER) => Err(Errno::ENOENT),

@@ -355,7 +355,7 @@ impl Flow {
 
     fn send_all(&self, outside: &Outside, frames: Vec<Frame>) {
         for frame in frames {
-            self.net.stats.tcp_segments.add(1);
+            self.net.stats.tcp_sent.add(1);
             outside.send(&self.route, frame);
         }
     }

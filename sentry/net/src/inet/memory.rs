@@ -137,7 +137,12 @@ mod tests {
         let own = memory.grant(true).unwrap();
         assert_eq!(own.buffer, BUFFER_MIN);
         let largest = all[0].buffer;
+        // With less than is held there is nothing for others, until it is given back.
+        memory.set_total(16 * MIB);
+        assert!(memory.grant(false).is_none() && memory.grant(true).is_some());
         drop((own, all));
+        assert_eq!(memory.grant(false).unwrap().buffer, (3 * MIB) / SHARE / 2);
+        memory.set_total(64 * MIB);
         assert_eq!(memory.grant(false).unwrap().buffer, largest);
     }
 

@@ -1,7 +1,7 @@
 //! Socket options of the Internet families: a table of the numeric ones, and those that have a shape of their own
 //! (`socket(7)`, `ip(7)`, `ipv6(7)`, `tcp(7)`; `net/core/sock.c`, `net/ipv4/ip_sockglue.c`, `net/ipv6/ipv6_sockglue.c`).
 
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::collections::BTreeMap;
 
 use std::net::IpAddr;
@@ -188,6 +188,8 @@ pub(crate) struct Options {
     send_timeout: AtomicU64,
     /// Whether any numeric option has been set: most sockets never set one, and transfers ask for some.
     any_set: AtomicBool,
+    /// The interface that all traffic goes by (`SO_BINDTODEVICE`), or 0.
+    device: AtomicU32,
     /// Numeric options that are not at their defaults.
     numbers: Mutex<BTreeMap<(i32, i32), i32>, { rank::LEAF }>,
     /// Options of another shape, as they were set.
@@ -205,6 +207,7 @@ impl Options {
             receive_timeout: AtomicU64::new(FOREVER),
             send_timeout: AtomicU64::new(FOREVER),
             any_set: AtomicBool::new(false),
+            device: AtomicU32::new(0),
             numbers: Mutex::new(BTreeMap::new()),
             kept: Mutex::new(BTreeMap::new()),
         }
@@ -221,6 +224,7 @@ impl Options {
             receive_timeout: copy(&listener.receive_timeout),
             send_timeout: copy(&listener.send_timeout),
             any_set: AtomicBool::new(listener.any_set.load(Ordering::Relaxed)),
+            device: AtomicU32::new(listener.device()),
             numbers: Mutex::new(listener.numbers.lock().clone()),
             kept: Mutex::new(listener.kept.lock().clone()),
         }
@@ -229,6 +233,11 @@ impl Options {
     /// `SO_SNDBUF`, in bytes.
     pub(crate) fn send_buffer(&self) -> usize {
         self.send_buffer.load(Ordering::Relaxed)
+    }
+
+    /// The number of the interface that it is bound to, or 0.
+    pub(crate) fn device(&self) -> u32 {
+        self.device.load(Ordering::Relaxed)
     }
 
     /// `SO_RCVBUF`, in bytes.
@@ -286,6 +295,7 @@ impl Options {
             (libc::SOL_SOCKET, libc::SO_SNDTIMEO) => return Ok(timeval(&self.send_timeout)),
             (libc::SOL_SOCKET, libc::SO_LINGER) => return Ok(self.kept(level, name, &[0; 8])),
             (libc::SOL_SOCKET, libc::SO_BINDTODEVICE) => return Ok(self.kept(level, name, &[])),
+            (libc::SOL_SOCKET, SO_BINDTOIFINDEX) => i32::try_from(self.device()).unwrap_or(0),
             (libc::IPPROTO_IP, libc::IP_OPTIONS) => return Ok(Vec::new()),
             (libc::IPPROTO_IP, libc::IP_MULTICAST_IF) => return Ok(self.kept(level, name, &[0; 4])),
             (libc::IPPROTO_TCP, libc::TCP_CONGESTION) if self.transport == Transport::Tcp => {
@@ -357,15 +367,8 @@ impl Options {
                 let value = value.get(..8).ok_or(Errno::EINVAL)?.to_vec();
                 self.kept.lock().insert((level, name), value);
             }
-            (libc::SOL_SOCKET, libc::SO_BINDTODEVICE) => {
-                let mut device = device(value);
-                if device.is_empty() {
-                    self.kept.lock().remove(&(level, name));
-                } else {
-                    device.push(0);
-                    self.kept.lock().insert((level, name), device);
-                }
-            }
+            // The network has done it, which knows the interfaces.
+            (libc::SOL_SOCKET, libc::SO_BINDTODEVICE | SO_BINDTOIFINDEX) => {}
             (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => return Err(Errno::EINVAL),
             (libc::SOL_SOCKET, libc::SO_DETACH_FILTER) => return Err(Errno::ENOENT),
             (libc::IPPROTO_IP, libc::IP_OPTIONS) if value.is_empty() => {}
@@ -462,16 +465,57 @@ fn device(value: &[u8]) -> Vec<u8> {
 }
 
 impl Inet {
-    /// `ENODEV` for an option that names an interface which this network has not.
-    pub(crate) fn check_device(&self, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        if (level, name) != (libc::SOL_SOCKET, libc::SO_BINDTODEVICE) {
+    /// Binds a socket to an interface, if that is what the option does (`sock_setbindtodevice`, `sock_bindtoindex`). Who is
+    /// bound already may be bound to another one by `CAP_NET_RAW`.
+    pub(crate) fn bind_to_device(
+        &self,
+        caller: &dyn Caller,
+        options: &Options,
+        (level, name): (i32, i32),
+        value: &[u8],
+    ) -> Result<()> {
+        if level != libc::SOL_SOCKET || ![libc::SO_BINDTODEVICE, SO_BINDTOIFINDEX].contains(&name) {
             return Ok(());
         }
-        let device = device(value);
-        let known = device.is_empty() || self.interfaces.lock().by_name(&device).is_some();
-        if known { Ok(()) } else { Err(Errno::ENODEV) }
+        let (index, mut device) = if name == SO_BINDTOIFINDEX {
+            // By its number also one that is not there.
+            let index = int(value)?;
+            let name = u32::try_from(index).ok().and_then(|index| {
+                self.interfaces.lock().by_index(index).map(|i| i.name.clone().into_bytes())
+            });
+            (index, name.unwrap_or_default())
+        } else {
+            let name = device(value);
+            let index = self.interfaces.lock().by_name(&name).map(|i| i.index);
+            let index = if name.is_empty() { 0 } else { index.ok_or(Errno::ENODEV)? };
+            (i32::try_from(index).unwrap_or(0), name)
+        };
+        if options.device() != 0 && !self.allows(caller, cap::NET_RAW) {
+            return Err(Errno::EPERM);
+        }
+        let index = u32::try_from(index).map_err(|_| Errno::EINVAL)?;
+        options.device.store(index, Ordering::Relaxed);
+        let key = (libc::SOL_SOCKET, libc::SO_BINDTODEVICE);
+        if device.is_empty() {
+            options.kept.lock().remove(&key);
+        } else {
+            device.push(0);
+            options.kept.lock().insert(key, device);
+        }
+        Ok(())
+    }
+
+    /// The interface by which a packet to an address of this host's comes that does not leave it.
+    pub(crate) fn arrives_by(&self, to: IpAddr) -> u32 {
+        self.interfaces.lock().local(to).map_or(LOOPBACK, |i| i.index)
     }
 }
+
+/// `SO_BINDTOIFINDEX` (`asm-generic/socket.h`).
+pub(crate) const SO_BINDTOIFINDEX: i32 = 62;
+
+/// The number of `lo`.
+const LOOPBACK: u32 = 1;
 
 pub(crate) fn int(value: &[u8]) -> Result<i32> {
     value.first_chunk().map(|b| i32::from_ne_bytes(*b)).ok_or(Errno::EINVAL)

@@ -18,6 +18,7 @@ use netstack::icmp;
 use netstack::iface::{Interface, Route, StaticRoute};
 use netstack::neighbor::{Addressed, Arp, Discovery, Neighbors, Station};
 use netstack::packet::{Header, ICMP, ICMPV6, Packet, Reassembler, TCP, UDP, pseudo_header};
+use netstack::ports::Binding;
 use netstack::router::Advertisement;
 use netstack::stats::Counter;
 use netstack::table::{FlowTable, MAX_HALF_OPEN, Orphan, Segment, reset_for, tuple_of};
@@ -156,11 +157,11 @@ impl Inet {
         Links(Arc::clone(self))
     }
 
-    /// The route of a packet that leaves this network.
-    pub(super) fn route_out(&self, to: IpAddr, from: IpAddr) -> Option<(&Outside, Route)> {
+    /// The route of a packet that leaves this network, by the interface `device` where that is not 0.
+    pub(super) fn route_out(&self, device: u32, to: IpAddr, from: IpAddr) -> Option<(&Outside, Route)> {
         let outside = self.outside.get()?;
         let from = Some(from).filter(|ip| !ip.is_unspecified());
-        let route = self.interfaces.lock().route(to, from).ok()?;
+        let route = self.interfaces.lock().route_by(device, to, from).ok()?;
         route.next_hop.is_some().then_some((outside, route))
     }
 }
@@ -363,7 +364,7 @@ impl Outside {
         let Some(segment) = Segment::parse(packet.payload) else { return };
         let flow = self.flows.lock().get(&tuple_of(&packet, &segment)).map(Arc::clone);
         if let Some(flow) = flow.filter(|_| frame.verified || packet.is_intact()) {
-            net.stats.tcp_segments.add(1);
+            net.stats.tcp_received.add(1);
             self.bring(flow, &packet);
         }
     }
@@ -520,7 +521,7 @@ impl Outside {
         if is_group(net, packet.to) {
             return;
         }
-        net.stats.tcp_segments.add(1);
+        net.stats.tcp_received.add(1);
         let tuple = tuple_of(packet, &segment);
         let now = mono_now();
         let (flow, orphan) = {
@@ -536,7 +537,7 @@ impl Outside {
         let answer = match orphan {
             Orphan::Rests(answer) => answer,
             Orphan::Stray => refusal(net, packet),
-            Orphan::Opens => match self.open(net, tuple, packet) {
+            Orphan::Opens => match self.open(net, tuple, packet, port.station.interface) {
                 Opened::Yes | Opened::Later => None,
                 Opened::Nobody => refusal(net, packet),
             },
@@ -549,10 +550,10 @@ impl Outside {
     }
 
     /// A SYN: whose listener is it for?
-    fn open(&self, net: &Arc<Inet>, tuple: Tuple, packet: &Packet<'_>) -> Opened {
+    fn open(&self, net: &Arc<Inet>, tuple: Tuple, packet: &Packet<'_>, interface: u32) -> Opened {
         let listener = {
             let table = net.tcp.lock();
-            let found = table.find(tuple.local, tuple.remote, |binding| u32::from(binding.listening));
+            let found = table.find(tuple.local, tuple.remote, |binding| listens(binding, interface));
             found.and_then(|binding| binding.owner.upgrade())
         };
         let Some(listener) = listener else { return Opened::Nobody };
@@ -561,7 +562,8 @@ impl Outside {
             net.stats.listen_overflows.add(1);
             return Opened::Later;
         }
-        let Ok(route) = net.interfaces.lock().route(tuple.remote.ip(), Some(tuple.local.ip())) else {
+        let (remote, local) = (tuple.remote.ip(), Some(tuple.local.ip()));
+        let Ok(route) = net.interfaces.lock().route_by(listener.options.device(), remote, local) else {
             return Opened::Later;
         };
         let Some(granted) = self.memory_for_flow(net) else {
@@ -679,6 +681,12 @@ fn refusal(net: &Inet, packet: &Packet<'_>) -> Option<Frame> {
     reset_for(packet)
 }
 
+/// How well a listener takes what comes by an interface, 0 for not at all.
+pub(super) fn listens<T>(binding: &Binding<T>, interface: u32) -> u32 {
+    let score = binding.local.score_of_device(interface).filter(|_| binding.listening);
+    score.map_or(0, |score| score + 1)
+}
+
 /// What came of a SYN.
 enum Opened {
     Yes,
@@ -715,6 +723,17 @@ impl Inet {
         }
         let all = (self.stats.packets.get(), self.stats.bytes.get());
         Carried { received: all, sent: all, dropped: 0 }
+    }
+
+    /// The counters of all interfaces together.
+    pub(crate) fn carried_in_all(&self) -> Carried {
+        let links = self.outside.get().into_iter().flat_map(|outside| outside.ports.keys());
+        // What is no link is the loopback.
+        links.chain([&0]).map(|index| self.carried(*index)).fold(Carried::default(), |sum, one| Carried {
+            received: (sum.received.0 + one.received.0, sum.received.1 + one.received.1),
+            sent: (sum.sent.0 + one.sent.0, sum.sent.1 + one.sent.1),
+            dropped: sum.dropped + one.dropped,
+        })
     }
 
     /// Waits until every connection's last bytes have been acknowledged outside, `limit` at the longest. A kernel goes on

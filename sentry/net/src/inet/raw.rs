@@ -128,8 +128,9 @@ impl<'p> Message<'p> {
         }
     }
 
-    /// Shows it to packet sockets, as the loopback carries it.
+    /// Counts it, and shows it to packet sockets, as the loopback carries it.
     fn show(&self, net: &Inet) {
+        net.stats.packet(self.payload.len() + IP_HEADER);
         if net.taps.any() {
             let how = HowSent { hops: self.hops, class: self.class, dont_fragment: false };
             net.show_message((self.from, self.to), self.protocol, self.payload, how);
@@ -140,7 +141,6 @@ impl<'p> Message<'p> {
 impl Inet {
     /// Brings a message to all sockets that see it.
     pub(crate) fn deliver_raw(&self, packet: &Message<'_>) {
-        self.stats.packet(packet.payload.len() + IP_HEADER);
         let cores: Vec<Arc<RawCore>> = self.raws.lock().iter().filter_map(Weak::upgrade).collect();
         for core in cores {
             core.receive(packet);
@@ -151,7 +151,8 @@ impl Inet {
 impl RawCore {
     fn receive(&self, packet: &Message<'_>) {
         let own = (self.domain == Domain::V4) == packet.to.is_ipv4();
-        if !own || self.protocol != packet.protocol {
+        let device = self.options.device();
+        if !own || self.protocol != packet.protocol || (device != 0 && device != packet.interface) {
             return;
         }
         let kind = packet.payload.first().copied().unwrap_or(0);
@@ -237,7 +238,7 @@ impl RawCore {
             return Ok(());
         }
         let to = self.parse(address)?;
-        let route = self.net.interfaces.lock().route(to, None).map_err(errno)?;
+        let route = self.net.interfaces.lock().route_by(self.options.device(), to, None).map_err(errno)?;
         let mut state = self.state.lock();
         state.peer = Some(to);
         if state.local.is_unspecified() {
@@ -261,7 +262,7 @@ impl RawCore {
         };
         let to = given.or(peer).ok_or(Errno::EDESTADDRREQ)?;
         let from = Some(local).filter(|ip| !ip.is_unspecified());
-        let route = self.net.interfaces.lock().route(to, from).map_err(errno)?;
+        let route = self.net.interfaces.lock().route_by(self.options.device(), to, from).map_err(errno)?;
         if shut {
             return Err(Errno::EPIPE);
         }
@@ -300,7 +301,7 @@ impl RawCore {
             payload: &data,
             hops,
             class,
-            interface: 1,
+            interface: self.net.arrives_by(to),
         };
         request.show(&self.net);
         self.net.deliver_raw(&request);
@@ -439,7 +440,7 @@ impl Socket for RawSocket {
     }
 
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        self.0.net.check_device(level, name, value)?;
+        self.0.net.bind_to_device(caller, &self.0.options, (level, name), value)?;
         match (level, name) {
             (SOL_RAW, ICMP_FILTER) if self.0.protocol == 1 && !self.0.ping => {
                 let filter = value.first_chunk().ok_or(Errno::EINVAL)?;

@@ -115,6 +115,12 @@ impl Inet {
         rows
     }
 
+    /// An option of the TCP level of the socket with this inode number.
+    pub(crate) fn tcp_option_of(&self, inode: u64, name: i32) -> Option<Vec<u8>> {
+        let core = self.tcp_sockets.lock().get(&inode)?.upgrade()?;
+        core.get_option(libc::IPPROTO_TCP, name).ok()
+    }
+
     /// The UDP sockets of a family that have a port.
     pub(crate) fn udp_rows(&self, domain: Domain) -> Vec<Row> {
         if let Some(host) = self.host.get() {

@@ -229,7 +229,7 @@ impl TcpCore {
     }
 
     pub(super) fn local(&self, ip: std::net::IpAddr) -> Local {
-        Local { ip, v6_only: self.v6_only() }
+        Local { ip, v6_only: self.v6_only(), device: self.options.device() }
     }
 
     pub(super) fn v6_only(&self) -> bool {

@@ -16,7 +16,7 @@ use sentry_vfs::{Caller, IoStart};
 use super::addr::{self, Domain, errno};
 use super::flow::Flow;
 use super::options::Options;
-use super::outside::Outside;
+use super::outside::{Outside, listens};
 use super::tcp::{Connection, Link, Listening, Phase, Side, State, TcpCore, TcpSocket};
 use crate::{SockCtx, Socket};
 
@@ -198,7 +198,8 @@ impl TcpCore {
         if given.is_some_and(|ip| ip.is_ipv4() != to.is_ipv4()) {
             return Err(Errno::EAFNOSUPPORT);
         }
-        let route = self.net.interfaces.lock().route(to.ip(), given).map_err(errno)?;
+        let route =
+            self.net.interfaces.lock().route_by(self.options.device(), to.ip(), given).map_err(errno)?;
         let (now, sharing) = (mono_now(), self.sharing());
         // The packets of a connection that was closed may still be on their way, after its port was given up.
         let lingers = |port| {
@@ -298,16 +299,19 @@ impl TcpCore {
             }
         };
         let resolver = self.net.route_to_resolver(to, from.ip());
-        if let Some((outside, route)) = resolver.or_else(|| self.net.route_out(to.ip(), from.ip())) {
+        if let Some((outside, route)) =
+            resolver.or_else(|| self.net.route_out(self.options.device(), to.ip(), from.ip()))
+        {
             if let Some(caller) = caller {
                 outside.tell_asker(route.interface, TCP, from.port(), caller);
             }
             return self.open_flow(outside, route, (from, id), to);
         }
         self.net.stats.packet(60);
+        let interface = self.net.arrives_by(to.ip());
         let listener = {
             let table = self.net.tcp.lock();
-            let found = table.find(to, from, |binding| u32::from(binding.listening));
+            let found = table.find(to, from, |binding| listens(binding, interface));
             found.and_then(|binding| binding.owner.upgrade())
         };
         let Some(me) = self.me.upgrade() else { return Attempt::Refused };
@@ -376,7 +380,8 @@ impl TcpCore {
     ) -> (Arc<TcpSocket>, Arc<Link>) {
         let server = self.new_server(to);
         let sharing = self.sharing();
-        let server_id = self.net.tcp.lock().adopt(to.port(), to.ip(), from, sharing, server.me.clone());
+        let at = (to, self.options.device());
+        let server_id = self.net.tcp.lock().adopt(at, from, sharing, server.me.clone());
         let mut stream = LoopStream::new(client.limits(), server.limits());
         client.configure_stream(&mut stream, End::Client, false);
         server.configure_stream(&mut stream, End::Server, false);
@@ -468,7 +473,8 @@ impl TcpCore {
         let Tuple { local, remote } = flow.tuple();
         let server = self.new_server(local);
         let sharing = self.sharing();
-        let id = self.net.tcp.lock().adopt(local.port(), local.ip(), remote, sharing, server.me.clone());
+        let at = (local, self.options.device());
+        let id = self.net.tcp.lock().adopt(at, remote, sharing, server.me.clone());
         let stream = Flow::stream_for(&server);
         let side = Side::Socket { queue: Arc::clone(&server.queue), binding: id };
         let link = Link::new(&self.net, stream, Side::Wire(flow.weak()), side);

@@ -47,6 +47,8 @@ impl TcpCore {
         };
         let urgent = msg.flags & libc::MSG_OOB != 0;
         let _turn = self.writer.lock();
+        // What goes out by a link is counted there.
+        let is_local = link.flow().is_none();
         let mut sent = 0;
         loop {
             let left = msg.data.remaining();
@@ -92,8 +94,11 @@ impl TcpCore {
                 Err(error) => return Err(errno(error)),
             };
             self.net.recycle(spare);
-            self.net.stats.packet(got + 52);
-            self.net.stats.tcp_segments.add(1);
+            if is_local {
+                self.net.stats.packet(got + 52);
+                self.net.stats.tcp_sent.add(1);
+                self.net.stats.tcp_received.add(1);
+            }
             link.apply(change);
             if let Some(change) = marked {
                 link.apply(change);

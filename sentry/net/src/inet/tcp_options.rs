@@ -90,7 +90,7 @@ impl TcpCore {
     }
 
     pub(super) fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        self.net.check_device(level, name, value)?;
+        self.net.bind_to_device(caller, &self.options, (level, name), value)?;
         match (level, name) {
             (
                 libc::SOL_SOCKET,
@@ -135,6 +135,7 @@ impl TcpCore {
                 && let Some(binding) = self.net.tcp.lock().get_mut(id)
             {
                 binding.sharing = sharing;
+                binding.local.device = self.options.device();
             }
             if let Some(connection) = self.connection() {
                 let outside = connection.link.flow().is_some();

@@ -78,7 +78,7 @@ impl UdpCore {
     }
 
     fn local(&self, ip: IpAddr) -> Local {
-        Local { ip, v6_only: self.v6_only() }
+        Local { ip, v6_only: self.v6_only(), device: self.options.device() }
     }
 
     /// Takes a port and enters it.
@@ -143,7 +143,7 @@ impl UdpCore {
             let (_, source) = self.group_route(to)?;
             return Ok(given.unwrap_or(source));
         }
-        let route = self.net.interfaces.lock().route(to, given).map_err(errno)?;
+        let route = self.net.interfaces.lock().route_by(self.options.device(), to, given).map_err(errno)?;
         let broadcast = match to {
             IpAddr::V4(ip) => {
                 ip.is_broadcast() || (ip.is_loopback() && ip.to_bits() & 0xff_ffff == 0xff_ffff)
@@ -160,10 +160,12 @@ impl UdpCore {
     pub(super) fn group_route(&self, to: IpAddr) -> Result<(u32, IpAddr)> {
         let (address, index) = self.options.group_interface(to.is_ipv6());
         let interfaces = self.net.interfaces.lock();
-        let chosen = match (address, index) {
-            (Some(ip), _) => interfaces.local(ip),
-            (None, 0) => None,
-            (None, index) => interfaces.by_index(index),
+        let chosen = match (self.options.device(), address, index) {
+            (0, Some(ip), _) => interfaces.local(ip),
+            (0, None, 0) => None,
+            (0, None, index) => interfaces.by_index(index),
+            // One that it is bound to comes before one that it sends to groups by.
+            (device, ..) => interfaces.by_index(device),
         };
         let Some(chosen) = chosen else {
             let route = interfaces.route(to, None).map_err(errno)?;
@@ -276,7 +278,7 @@ impl UdpCore {
     }
 
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        self.net.check_device(level, name, value)?;
+        self.net.bind_to_device(caller, &self.options, (level, name), value)?;
         match (level, name) {
             (
                 libc::SOL_SOCKET,
@@ -315,6 +317,7 @@ impl UdpCore {
                 && let Some(binding) = self.net.udp.lock().get_mut(id)
             {
                 binding.sharing = sharing;
+                binding.local.device = self.options.device();
             }
         }
         Ok(())

@@ -175,7 +175,7 @@ impl UdpCore {
         {
             return;
         }
-        if let Some((outside, route)) = self.net.route_out(to.ip(), from.ip()) {
+        if let Some((outside, route)) = self.net.route_out(self.options.device(), to.ip(), from.ip()) {
             outside.tell_asker(route.interface, UDP, from.port(), cx.caller);
         }
     }
@@ -227,7 +227,7 @@ impl UdpCore {
         let class =
             asked.class.unwrap_or_else(|| set_or(if six { libc::IPV6_TCLASS } else { libc::IP_TOS }, 0));
         let stats = &self.net.stats;
-        stats.udp_datagrams.add(1);
+        stats.udp_sent.add(1);
         if self.ask_resolver(&data, from, to) {
             return;
         }
@@ -235,19 +235,17 @@ impl UdpCore {
             self.deliver_to_group(&data, from, to, HowSent { hops, class, dont_fragment: false });
             return;
         }
-        if let Some((outside, route)) = self.net.route_out(to.ip(), from.ip()) {
+        if let Some((outside, route)) = self.net.route_out(self.options.device(), to.ip(), from.ip()) {
             outside.send_udp(&route, from, to, &data, HowSent { hops, class, dont_fragment: false });
             return;
         }
         stats.packet(data.len() + 28);
+        stats.udp_received.add(1);
         self.net.show_udp(from, to, &data, HowSent { hops, class, dont_fragment: false });
+        let interface = self.net.arrives_by(to.ip());
         let receiver = {
             let table = self.net.udp.lock();
-            let found = table.find(to, from, |binding| match binding.peer {
-                None => 1,
-                Some(peer) if peer == from => 5,
-                Some(_) => 0,
-            });
+            let found = table.find(to, from, |binding| takes(binding, from, interface));
             found.and_then(|binding| binding.owner.upgrade())
         };
         let Some(receiver) = receiver else {
@@ -279,8 +277,8 @@ impl UdpCore {
         if interface != 1 && self.options.set_or(level, name, 1) == 0 {
             return;
         }
-        self.net.stats.packet(data.len() + 28);
         if interface == 1 {
+            self.net.stats.packet(data.len() + 28);
             self.net.show_udp(from, to, data, how);
         }
         for core in self.net.group_takers(from, to, interface) {
@@ -425,9 +423,24 @@ impl UdpCore {
 }
 
 /// Every socket that takes datagrams from `from` to `to`.
-fn at_port(table: &PortTable<Weak<UdpCore>>, from: SocketAddr, to: SocketAddr) -> Vec<Arc<UdpCore>> {
-    let fits = |b: &&Binding<_>| b.local.score(to.ip()) > 0 && b.peer.is_none_or(|peer| peer == from);
+fn at_port(
+    table: &PortTable<Weak<UdpCore>>,
+    from: SocketAddr,
+    to: SocketAddr,
+    interface: u32,
+) -> Vec<Arc<UdpCore>> {
+    let fits = |b: &&Binding<_>| b.local.score(to.ip()) > 0 && takes(b, from, interface) > 0;
     table.at(to.port()).iter().filter(fits).filter_map(|b| b.owner.upgrade()).collect()
+}
+
+/// How well a socket takes what comes from an address by an interface, 0 for not at all (`compute_score` of net/ipv4/udp.c).
+fn takes<T>(binding: &Binding<T>, from: SocketAddr, interface: u32) -> u32 {
+    let by_peer = match binding.peer {
+        None => 1,
+        Some(peer) if peer == from => 5,
+        Some(_) => return 0,
+    };
+    binding.local.score_of_device(interface).map_or(0, |score| score + by_peer)
 }
 
 impl Inet {
@@ -438,7 +451,7 @@ impl Inet {
         if !all.iter().any(|core| core.is_member(to.ip(), interface)) {
             return Vec::new();
         }
-        let mut takers = at_port(&self.udp.lock(), from, to);
+        let mut takers = at_port(&self.udp.lock(), from, to, interface);
         takers.retain(|core| {
             let (joined, takes_all) = core.group_taste(to.ip());
             core.is_member(to.ip(), interface) || (!joined && takes_all)
@@ -456,20 +469,16 @@ impl Inet {
         let Some(data) = len.checked_sub(UDP_HEADER).and_then(|len| data.get(..len)) else { return true };
         let from = SocketAddr::new(packet.from, short(0));
         let to = SocketAddr::new(packet.to, short(2));
-        self.stats.udp_datagrams.add(1);
+        self.stats.udp_received.add(1);
         let group = packet.to.is_multicast() || self.interfaces.lock().is_broadcast(packet.to);
         let takers: Vec<Arc<UdpCore>> = if packet.to.is_multicast() {
             self.group_takers(from, to, interface)
         } else {
             let table = self.udp.lock();
             if group {
-                at_port(&table, from, to)
+                at_port(&table, from, to, interface)
             } else {
-                let found = table.find(to, from, |binding| match binding.peer {
-                    None => 1,
-                    Some(peer) if peer == from => 5,
-                    Some(_) => 0,
-                });
+                let found = table.find(to, from, |binding| takes(binding, from, interface));
                 found.and_then(|binding| binding.owner.upgrade()).into_iter().collect()
             }
         };

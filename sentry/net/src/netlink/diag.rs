@@ -18,7 +18,7 @@ pub(super) fn serve(net: &Inet, header: &NlMsgHdr, body: &[u8], pid: u32) -> Res
     if header.kind != SOCK_DIAG_BY_FAMILY {
         return Err(Errno::EINVAL);
     }
-    let [family, protocol, ..] = *body else { return Err(Errno::EINVAL) };
+    let [family, protocol, extensions, ..] = *body else { return Err(Errno::EINVAL) };
     if i32::from(family) == libc::AF_UNIX {
         return unix(net, header, body, pid);
     }
@@ -41,8 +41,23 @@ pub(super) fn serve(net: &Inet, header: &NlMsgHdr, body: &[u8], pid: u32) -> Res
         _ => Vec::new(),
     };
     let wanted = rows.iter().filter(|row| states & 1_u32.checked_shl(u32::from(row.state)).unwrap_or(0) != 0);
-    Ok(wanted.map(|row| describe(row, family, header, pid)).collect())
+    let describe = |row: &Row| {
+        let mut message = describe(row, family, header, pid);
+        for (kind, name) in [(INFO, libc::TCP_INFO), (CONGESTION, libc::TCP_CONGESTION)] {
+            // Each attribute is asked for by a bit, that of the first one the lowest.
+            let asked = extensions >> (kind - 1) & 1 != 0 && i32::from(protocol) == libc::IPPROTO_TCP;
+            if let Some(value) = asked.then(|| net.tcp_option_of(row.inode, name)).flatten() {
+                message.attr(kind, &value);
+            }
+        }
+        message.finish()
+    };
+    Ok(wanted.map(describe).collect())
 }
+
+/// `INET_DIAG_INFO`, `INET_DIAG_CONG`.
+const INFO: u16 = 2;
+const CONGESTION: u16 = 4;
 
 /// Bytes of `struct unix_diag_req`.
 const UNIX_REQUEST: usize = 24;
@@ -119,7 +134,7 @@ fn describe_unix(row: &UnixRow, show: u32, flags: u16, header: &NlMsgHdr, pid: u
 }
 
 /// `struct inet_diag_msg`.
-fn describe(row: &Row, family: u8, header: &NlMsgHdr, pid: u32) -> Vec<u8> {
+fn describe(row: &Row, family: u8, header: &NlMsgHdr, pid: u32) -> Message {
     let mut fixed = vec![family, row.state, 0, 0];
     fixed.extend_from_slice(&row.local.port().to_be_bytes());
     fixed.extend_from_slice(&row.remote.port().to_be_bytes());
@@ -142,5 +157,5 @@ fn describe(row: &Row, family: u8, header: &NlMsgHdr, pid: u32) -> Vec<u8> {
     message.fixed(&fixed);
     // INET_DIAG_SHUTDOWN
     message.attr(8, &[0]);
-    message.finish()
+    message
 }

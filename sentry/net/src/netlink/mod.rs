@@ -2,6 +2,7 @@
 //! once by the Sentry, and multicast groups that hear of changes.
 
 mod diag;
+mod link;
 mod route;
 mod wire;
 
@@ -18,7 +19,10 @@ use crate::inet::netdev;
 use crate::inet::options::{Options, Transport, int};
 use crate::socket::new_attr;
 use crate::{Domain, Inet, RecvMsg, SendMsg, SockCtx, Socket};
-use wire::{Message, NLM_F_ACK, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_MULTI, NLMSG_DONE, NLMSG_ERROR};
+use link::Refusal;
+use wire::{
+    Message, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_MULTI, NLMSG_DONE, NLMSG_ERROR,
+};
 
 const NETLINK_ROUTE: i32 = 0;
 const NETLINK_SOCK_DIAG: i32 = 4;
@@ -42,6 +46,7 @@ const DROP_MEMBERSHIP: i32 = 2;
 const PKTINFO: i32 = 3;
 const LIST_MEMBERSHIPS: i32 = 9;
 const CAP_ACK: i32 = 10;
+const EXT_ACK: i32 = 11;
 
 #[derive(Debug, Default)]
 struct State {
@@ -191,8 +196,9 @@ impl NetlinkCore {
             let outcome = match self.protocol {
                 NETLINK_ROUTE => route::serve(&self.net, caller, &header, body, port),
                 NETLINK_SOCK_DIAG => diag::serve(&self.net, &header, body, port)
-                    .map(|messages| route::Answer { messages, told: Vec::new() }),
-                _ => Err(Errno::EOPNOTSUPP),
+                    .map(|messages| route::Answer { messages, told: Vec::new() })
+                    .map_err(Refusal::from),
+                _ => Err(Errno::EOPNOTSUPP.into()),
             };
             let dump = header.flags & NLM_F_DUMP == NLM_F_DUMP;
             let failed = outcome.as_ref().err().copied();
@@ -237,13 +243,23 @@ impl NetlinkCore {
     }
 
     /// `NLMSG_ERROR`: the errno, or 0, and the request that it answers.
-    fn acknowledge(&self, header: &NlMsgHdr, body: &[u8], port: u32, failed: Option<Errno>) {
-        let capped = failed.is_none() || self.state.lock().flags & flag_bit(CAP_ACK) != 0;
-        let mut message = Message::new(NLMSG_ERROR, if capped { NLM_F_CAPPED } else { 0 }, header, port);
-        let errno = failed.map_or(0, |errno| -errno.raw());
+    ///
+    /// Who wants to know more gets a sentence about it, where there is one (`netlink_ack_tlv_fill`).
+    fn acknowledge(&self, header: &NlMsgHdr, body: &[u8], port: u32, failed: Option<Refusal>) {
+        /// `NLMSGERR_ATTR_MSG`.
+        const SENTENCE: u16 = 1;
+        let options = self.state.lock().flags;
+        let capped = failed.is_none() || options & flag_bit(CAP_ACK) != 0;
+        let words = failed.and_then(|failed| failed.words).filter(|_| options & flag_bit(EXT_ACK) != 0);
+        let flags = if capped { NLM_F_CAPPED } else { 0 } | if words.is_some() { NLM_F_ACK_TLVS } else { 0 };
+        let mut message = Message::new(NLMSG_ERROR, flags, header, port);
+        let errno = failed.map_or(0, |failed| -failed.errno.raw());
         message.fixed(&errno.to_ne_bytes()).fixed(header.as_bytes());
         if !capped {
             message.fixed(body);
+        }
+        if let Some(words) = words {
+            message.text(SENTENCE, words);
         }
         self.deliver(0, message.finish());
     }
@@ -395,7 +411,7 @@ impl Socket for NetlinkSocket {
     }
 
     fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        self.0.net.check_device(level, name, value)?;
+        self.0.net.bind_to_device(caller, &self.0.options, (level, name), value)?;
         match (level, name) {
             (SOL_NETLINK, ADD_MEMBERSHIP | DROP_MEMBERSHIP) => {
                 self.0.join(int(value)?.cast_unsigned(), name == ADD_MEMBERSHIP)

@@ -3,15 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use abi::net::{IfAddrMsg, IfInfoMsg, NlMsgHdr, RtMsg};
-use netstack::iface::{Interface, InterfaceAddress, MainRoute, StaticRoute, UP};
+use netstack::iface::{Interface, InterfaceAddress, MainRoute, StaticRoute};
 use sentry_base::{Errno, Result};
 use sentry_vfs::{Caller, cap};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::link::{self, Refusal, not_here, wanted_link};
 use super::wire::{Message, NLM_F_DUMP, NLM_F_MULTI, attributes};
 use crate::Inet;
 
-const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
@@ -68,14 +70,14 @@ pub(super) fn serve(
     header: &NlMsgHdr,
     body: &[u8],
     pid: u32,
-) -> Result<Answer> {
+) -> Result<Answer, Refusal> {
     if !(RTM_NEWLINK..=RTM_MAX).contains(&header.kind) {
-        return Err(Errno::EOPNOTSUPP);
+        return Err(Errno::EOPNOTSUPP.into());
     }
     // Of each four types the third is the one that only looks.
     let looks = header.kind % 4 == 2;
     if !looks && !net.allows(caller, cap::NET_ADMIN) {
-        return Err(Errno::EPERM);
+        return Err(Errno::EPERM.into());
     }
     let family = *body.first().ok_or(Errno::EINVAL)?;
     let dump = header.flags & NLM_F_DUMP == NLM_F_DUMP;
@@ -104,12 +106,16 @@ pub(super) fn serve(
         RTM_GETQDISC if dump => answer.messages.push(reply.qdisc()),
         RTM_GETNEIGH if dump => answer.messages = reply.neighbors(net, family),
         RTM_GETNEIGHTBL | RTM_GETADDRLABEL | RTM_GETNETCONF if dump => {}
-        RTM_NEWLINK | RTM_SETLINK => set_link(net, body, &reply, &mut answer)?,
+        RTM_NEWLINK | RTM_SETLINK => link::set(net, body, &reply, &mut answer)?,
+        RTM_DELLINK => {
+            wanted_link(&net.interfaces.lock(), body)?;
+            return Err(not_here("Interfaces of a sandbox cannot be deleted"));
+        }
         RTM_NEWADDR => add_address(net, body, &reply, &mut answer)?,
         RTM_DELADDR => delete_address(net, body, &reply, &mut answer)?,
         RTM_NEWROUTE => add_route(net, body, &reply, &mut answer)?,
         RTM_DELROUTE => delete_route(net, body, &reply, &mut answer)?,
-        _ => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EOPNOTSUPP.into()),
     }
     Ok(answer)
 }
@@ -139,45 +145,6 @@ fn parse_ip(bytes: &[u8]) -> Option<IpAddr> {
 
 fn family_of(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 }
-}
-
-/// The interface that a link request names by number or name.
-fn wanted_link<'i>(interfaces: &'i netstack::iface::Interfaces, body: &[u8]) -> Result<&'i Interface> {
-    let (info, _) = IfInfoMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
-    if info.index != 0 {
-        let index = u32::try_from(info.index).map_err(|_| Errno::ENODEV)?;
-        return interfaces.by_index(index).ok_or(Errno::ENODEV);
-    }
-    // IFLA_IFNAME, IFLA_ALT_IFNAME
-    let attributes = attributes(body, size_of::<IfInfoMsg>());
-    let name = attributes.iter().find(|(kind, _)| [3, 53].contains(kind)).ok_or(Errno::EINVAL)?.1;
-    let name = name.split(|b| *b == 0).next().unwrap_or_default();
-    interfaces.by_name(name).ok_or(Errno::ENODEV)
-}
-
-/// Brings an interface up or down, and sets its MTU. Interfaces of other kinds cannot be made.
-fn set_link(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> Result<()> {
-    let (info, _) = IfInfoMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
-    let mut interfaces = net.interfaces.lock();
-    let index = match wanted_link(&interfaces, body) {
-        Ok(found) => found.index,
-        // A new interface is asked for.
-        Err(_) if reply.header.kind == RTM_NEWLINK && info.index == 0 => return Err(Errno::EOPNOTSUPP),
-        Err(errno) => return Err(errno),
-    };
-    let interface = interfaces.by_index_mut(index).ok_or(Errno::ENODEV)?;
-    let change = if info.change == 0 { info.flags } else { info.change };
-    if change & UP != 0 {
-        interface.set_up(info.flags & UP != 0);
-    }
-    for (kind, data) in attributes(body, size_of::<IfInfoMsg>()) {
-        if let (4, Some(mtu)) = (kind, data.first_chunk().map(|b| u32::from_ne_bytes(*b))) {
-            interface.mtu = mtu;
-        }
-    }
-    let note = Reply { flags: 0, ..*reply }.link(net, interface);
-    answer.told.push((GROUP_LINK, note));
-    Ok(())
 }
 
 /// The address, and its interface, that an address request names.
@@ -224,8 +191,24 @@ fn delete_address(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answe
     Ok(())
 }
 
-/// The route that a request names. `EINVAL` for one of a table or a kind that there is not.
-fn wanted_route(net: &Inet, body: &[u8]) -> Result<StaticRoute> {
+/// `EOPNOTSUPP` for a route of another table or kind than there are (`rtm_to_fib_config`).
+fn check_route(info: &RtMsg, attributes: &[(u16, &[u8])]) -> Result<(), Refusal> {
+    /// `RTA_MULTIPATH`, `RTA_VIA`, `RTA_ENCAP`, `RTA_NH_ID`; `RTA_TABLE`.
+    const OTHERS: [u16; 4] = [9, 18, 22, 30];
+    const TABLE: u16 = 15;
+    let table = attributes.iter().find(|(kind, _)| *kind == TABLE).and_then(|(_, d)| d.first_chunk());
+    let table = table.map_or(u32::from(info.table), |b| u32::from_ne_bytes(*b));
+    if table != 0 && table != u32::from(TABLE_MAIN) {
+        return Err(not_here("A sandbox has no routing tables but the main one"));
+    }
+    if info.kind > RTN_UNICAST || attributes.iter().any(|(kind, _)| OTHERS.contains(kind)) {
+        return Err(not_here("A sandbox has no routes of this kind"));
+    }
+    Ok(())
+}
+
+/// The route that a request names.
+fn wanted_route(net: &Inet, body: &[u8]) -> Result<StaticRoute, Refusal> {
     let (info, _) = RtMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
     let attributes = attributes(body, size_of::<RtMsg>());
     let find = |wanted: u16| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, data)| *data);
@@ -234,13 +217,14 @@ fn wanted_route(net: &Inet, body: &[u8]) -> Result<StaticRoute> {
     let nowhere = match info.family {
         FAMILY_V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         FAMILY_V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => return Err(Errno::EAFNOSUPPORT),
+        _ => return Err(Errno::EAFNOSUPPORT.into()),
     };
+    check_route(&info, &attributes)?;
     let to = ip(1).unwrap_or(nowhere);
     let most = if to.is_ipv4() { 32 } else { 128 };
     let whole = InterfaceAddress { ip: to, prefix: info.dst_len.min(most), scope: 0 }.network();
     if info.dst_len > most || whole != to {
-        return Err(Errno::EINVAL);
+        return Err(Errno::EINVAL.into());
     }
     let gateway = ip(5);
     let interfaces = net.interfaces.lock();
@@ -250,11 +234,11 @@ fn wanted_route(net: &Inet, body: &[u8]) -> Result<StaticRoute> {
         (None, Some(gateway)) => {
             let near = interfaces.route(gateway, None).map_err(|_| Errno::ENETUNREACH)?;
             if near.next_hop != Some(gateway) {
-                return Err(Errno::ENETUNREACH);
+                return Err(Errno::ENETUNREACH.into());
             }
             near.interface
         }
-        (None, None) => return Err(Errno::ENODEV),
+        (None, None) => return Err(Errno::ENODEV.into()),
     };
     let metric = number(6).unwrap_or(if to.is_ipv4() { 0 } else { 1024 });
     let (protocol, scope) = (info.protocol, info.scope);
@@ -279,19 +263,19 @@ fn shown(route: &StaticRoute) -> MainRoute<'static> {
     }
 }
 
-fn add_route(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> Result<()> {
+fn add_route(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer) -> Result<(), Refusal> {
     /// `NLM_F_REPLACE`.
     const REPLACE: u16 = 0x100;
     let route = wanted_route(net, body)?;
     let mut interfaces = net.interfaces.lock();
     if interfaces.by_index(route.interface).is_none_or(|i| !i.is_up()) {
-        return Err(Errno::ENETDOWN);
+        return Err(Errno::ENETDOWN.into());
     }
     if reply.header.flags & REPLACE != 0 {
         interfaces.remove_route(|r| (r.to, r.prefix) == (route.to, route.prefix));
     }
     if !interfaces.add_route(route) {
-        return Err(Errno::EEXIST);
+        return Err(Errno::EEXIST.into());
     }
     answer.told.push((route_group(route.to), reply.main_route(&shown(&route), RTM_NEWROUTE)));
     Ok(())
@@ -318,10 +302,10 @@ fn delete_route(net: &Inet, body: &[u8], reply: &Reply<'_>, answer: &mut Answer)
 
 /// How replies to one request are headed.
 #[derive(Clone, Copy)]
-struct Reply<'h> {
-    header: &'h NlMsgHdr,
-    pid: u32,
-    flags: u16,
+pub(super) struct Reply<'h> {
+    pub(super) header: &'h NlMsgHdr,
+    pub(super) pid: u32,
+    pub(super) flags: u16,
 }
 
 impl Reply<'_> {
@@ -330,7 +314,7 @@ impl Reply<'_> {
     }
 
     /// `rtnl_fill_ifinfo`.
-    fn link(&self, net: &Inet, interface: &Interface) -> Vec<u8> {
+    pub(super) fn link(&self, net: &Inet, interface: &Interface) -> Vec<u8> {
         let mut message = self.message(RTM_NEWLINK);
         let info = IfInfoMsg {
             kind: interface.kind,

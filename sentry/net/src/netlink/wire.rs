@@ -8,6 +8,9 @@ pub(super) const NLMSG_DONE: u16 = 3;
 pub(super) const NLM_F_MULTI: u16 = 2;
 pub(super) const NLM_F_ACK: u16 = 4;
 pub(super) const NLM_F_CAPPED: u16 = 0x100;
+pub(super) const NLM_F_ACK_TLVS: u16 = 0x200;
+pub(super) const NLM_F_EXCL: u16 = 0x200;
+pub(super) const NLM_F_CREATE: u16 = 0x400;
 /// `NLM_F_ROOT` and `NLM_F_MATCH`.
 pub(super) const NLM_F_DUMP: u16 = 0x300;
 

@@ -148,7 +148,7 @@ impl PacketCore {
     }
 
     pub(super) fn set_option(&self, caller: &dyn Caller, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        self.net.check_device(level, name, value)?;
+        self.net.bind_to_device(caller, &self.options, (level, name), value)?;
         match (level, name) {
             (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER) => {
                 let program = Arc::new(program(caller, value)?);
