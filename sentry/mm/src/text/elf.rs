@@ -1,4 +1,4 @@
-//! What is needed of an ELF file: its segments, and a reader of small pieces.
+//! What is needed of an ELF file: its segments, its sections, and a reader of small pieces.
 
 use platform::PAGE_SIZE;
 
@@ -6,6 +6,8 @@ use crate::{Mappable, MappedPiece};
 
 /// Larger text is left alone.
 const TEXT_MAX: u64 = 8 << 20;
+/// The most that is read of a table, in bytes.
+const TABLE_MAX: u64 = 16 << 20;
 
 pub(super) type Reader<'a> = dyn FnMut(u64, u64) -> Option<Vec<u8>> + 'a;
 
@@ -80,6 +82,18 @@ pub(super) struct Segment {
     pub is_text: bool,
 }
 
+/// A section, of which only the tables of functions are of use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Section {
+    name: u64,
+    pub kind: u32,
+    pub addr: u64,
+    pub offset: u64,
+    pub len: u64,
+    /// The table of names that goes with it.
+    pub link: u32,
+}
+
 /// A program or library.
 pub(super) struct Elf {
     pub text: Segment,
@@ -87,8 +101,11 @@ pub(super) struct Elf {
     pub frames: Option<Segment>,
     pub loads: Vec<Segment>,
     pub lowest: u64,
+    pub entry: u64,
     /// Linked for one address (`ET_EXEC`).
     pub is_fixed: bool,
+    /// Where the section headers stand, how many there are, and which of them holds their names.
+    sections: (u64, u64, u64),
 }
 
 pub(super) fn word<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -141,8 +158,12 @@ impl Elf {
         let (text, None) = (*texts.next()?, texts.next()) else { return None };
         let lowest = loads.iter().map(|segment| segment.addr - segment.addr % PAGE_SIZE).min()?;
         let fits = text.len <= TEXT_MAX && text.addr % PAGE_SIZE == text.offset % PAGE_SIZE;
-        let is_fixed = word16(&head, 16)? == ET_EXEC;
-        fits.then_some(Self { text, frames, loads, lowest, is_fixed })
+        let sections = match word16(&head, 58)? {
+            64 => (word64(&head, 40)?, u64::from(word16(&head, 60)?), u64::from(word16(&head, 62)?)),
+            _ => (0, 0, 0),
+        };
+        let (entry, is_fixed) = (word64(&head, 24)?, word16(&head, 16)? == ET_EXEC);
+        fits.then_some(Self { text, frames, loads, lowest, entry, is_fixed, sections })
     }
 
     /// The whole pages of the text: byte of the file, address and length.
@@ -156,4 +177,36 @@ impl Elf {
         let holds = |segment: &&Segment| addr >= segment.addr && addr - segment.addr < segment.len;
         self.loads.iter().find(holds).map(|segment| segment.offset + (addr - segment.addr))
     }
+
+    /// The sections, with their names; none where the file has been stripped of them.
+    pub fn sections(&self, read: &mut Reader<'_>) -> Vec<(Vec<u8>, Section)> {
+        self.read_sections(read).unwrap_or_default()
+    }
+
+    fn read_sections(&self, read: &mut Reader<'_>) -> Option<Vec<(Vec<u8>, Section)>> {
+        let (at, count, names) = self.sections;
+        let table = read(at, count.checked_mul(64)?)?;
+        let mut sections = Vec::new();
+        for entry in table.chunks_exact(64) {
+            sections.push(Section {
+                name: u64::from(word32(entry, 0)?),
+                kind: word32(entry, 4)?,
+                addr: word64(entry, 16)?,
+                offset: word64(entry, 24)?,
+                len: word64(entry, 32)?,
+                link: word32(entry, 40)?,
+            });
+        }
+        let names = section_bytes(sections.get(usize::try_from(names).ok()?)?, read)?;
+        let named = |section: Section| {
+            let rest = names.get(usize::try_from(section.name).ok()?..)?;
+            Some((rest.split(|byte| *byte == 0).next()?.to_vec(), section))
+        };
+        sections.into_iter().map(named).collect()
+    }
+}
+
+/// The whole of a section, unless it is too large to be looked at.
+pub(super) fn section_bytes(section: &Section, read: &mut Reader<'_>) -> Option<Vec<u8>> {
+    (section.len <= TABLE_MAX).then(|| read(section.offset, section.len))?
 }

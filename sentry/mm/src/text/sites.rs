@@ -70,7 +70,7 @@ pub(super) fn find(elf: &Elf, text: &[u8], read: &mut Reader<'_>) -> Vec<Range> 
     if calls.is_empty() {
         return Vec::new();
     }
-    find_among(elf, text, &calls, &Functions::of(elf, read), read)
+    find_among(elf, text, &calls, &Functions::of(elf, text, read), read)
 }
 
 fn find_among(
