@@ -172,6 +172,11 @@ impl Elf {
         (self.text.offset - head, self.text.addr - head, (head + self.text.len).next_multiple_of(PAGE_SIZE))
     }
 
+    #[cfg(test)]
+    pub fn for_test(text: Segment, loads: Vec<Segment>) -> Self {
+        Self { text, frames: None, loads, lowest: 0, entry: 0, is_fixed: false, sections: (0, 0, 0) }
+    }
+
     /// The byte of the file that is loaded at `addr`.
     pub fn offset_of(&self, addr: u64) -> Option<u64> {
         let holds = |segment: &&Segment| addr >= segment.addr && addr - segment.addr < segment.len;

@@ -32,6 +32,11 @@ impl<'a> Functions<'a> {
         Self { elf, text, frames: Frames::of(elf, read), listed: OnceCell::new() }
     }
 
+    #[cfg(test)]
+    pub fn for_test(elf: &'a Elf, text: &'a [u8], listed: Vec<(u64, u64)>) -> Self {
+        Self { elf, text, frames: None, listed: OnceCell::from(listed) }
+    }
+
     /// The function that holds `addr`.
     pub fn around(&self, addr: u64, read: &mut Reader<'_>) -> Option<Function> {
         let framed = self.frames.as_ref().and_then(|frames| frames.around(self.elf, addr, read));

@@ -524,3 +524,7 @@ pub(super) fn branch_target(instruction: &Instruction) -> Option<u64> {
         matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
     near.then(|| instruction.near_branch_target())
 }
+
+#[cfg(test)]
+#[path = "sites_tests.rs"]
+mod tests;
