@@ -15,7 +15,8 @@ pub struct Programs {
     /// The sandbox; `$CASEMATE` names another one, such as an installed build, or runc to try the tests themselves.
     pub casemate: PathBuf,
     pub xtask: PathBuf,
-    /// A folder that is bound into test bundles: `syscall-tests`, `guest`, and `threads-go` where Go is installed.
+    /// A folder that is bound into test bundles: `syscall-tests`, `guest`, and the programs in Go where that is
+    /// installed.
     pub inside: PathBuf,
 }
 
@@ -63,21 +64,27 @@ fn make() -> Result<Programs> {
         }
     }
     if let Some(go) = go() {
-        let source = place::workspace().join("runsc-compat/tests/programs/threads.go");
-        let program = inside.join("threads-go");
-        let newer = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
-        if source.is_file() && newer(&program) < newer(&source) {
-            install(&program, |new| {
-                let mut command = Command::new(&go);
-                command.args(["build", "-o"]).arg(new).arg(&source);
-                command.env("CGO_ENABLED", "0").env("GO111MODULE", "off").env("GOFLAGS", "");
-                shell::output(&mut command).map(drop)
-            })?;
+        for name in GO_PROGRAMS {
+            let source =
+                place::workspace().join("runsc-compat/tests/programs").join(name).with_extension("go");
+            let program = inside.join(format!("{name}-go"));
+            let newer = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+            if source.is_file() && newer(&program) < newer(&source) {
+                install(&program, |new| {
+                    let mut command = Command::new(&go);
+                    command.args(["build", "-o"]).arg(new).arg(&source);
+                    command.env("CGO_ENABLED", "0").env("GO111MODULE", "off").env("GOFLAGS", "");
+                    shell::output(&mut command).map(drop)
+                })?;
+            }
         }
     }
     let casemate = std::env::var_os("CASEMATE").map_or_else(|| dir.join("casemate"), PathBuf::from);
     Ok(Programs { casemate: std::path::absolute(casemate)?, xtask: dir.join("xtask"), inside })
 }
+
+/// Programs in Go, which become `NAME-go`.
+const GO_PROGRAMS: [&str; 2] = ["threads", "signals"];
 
 /// Go's compiler, if there is one.
 pub fn go() -> Option<PathBuf> {

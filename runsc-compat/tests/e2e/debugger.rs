@@ -80,3 +80,42 @@ gdb -batch -nx -ex 'break main' -ex run -ex bt -ex step -ex 'print x' -ex 'watch
     ensure!(pair.equal(), "{pair}");
     Ok(())
 }
+
+/// A debugger that comes to a process in the midst of its calls finds the library's own code, and can stop between the
+/// instructions before a call.
+#[test]
+fn gdb_stops_before_a_call_of_the_library() -> Result<()> {
+    if !crate::common::jobs() {
+        return Ok(());
+    }
+    let pair = jobs::pair(
+        "gdb-attach",
+        r#"
+cat > prog.c << 'END'
+#include <fcntl.h>
+#include <unistd.h>
+int main(void) {
+    char byte;
+    int zero = open("/dev/zero", O_RDONLY);
+    while (read(zero, &byte, 1) == 1)
+        ;
+    return 1;
+}
+END
+gcc -o prog prog.c
+./prog &
+sleep 0.2
+gdb -batch -nx -p $! -ex 'x/24xb read' -ex 'x/6i read' -ex 'delete' -ex 'break *((char *)read + 9)' -ex continue \
+    -ex 'print (long)$rip - (long)read' -ex stepi -ex 'print (long)$rip - (long)read' -ex 'print $rax' -ex stepi \
+    -ex 'print (long)$rip - (long)read' -ex 'print $rax' -ex continue -ex 'print (long)$rip - (long)read' \
+    -ex delete -ex detach 2>&1 | grep -E '^\$|<.*read.*>:' | sed 's/0x[0-9a-f]\{5,\}//g'
+kill -0 $! && echo alive
+kill $!
+"#,
+        Duration::from_mins(2),
+    )?;
+    ensure!(pair.host.code() == 0, "gdb fails on the host: {}", pair.host);
+    ensure!(pair.equal(), "{pair}");
+    ensure!(pair.host.out().contains("$1 = 9"), "the host has another library: {}", pair.host);
+    Ok(())
+}

@@ -163,6 +163,19 @@ fn a_static_go_program_of_many_threads() -> Result<()> {
     trial.finish()
 }
 
+/// Text of Go is changed like other text: wherever the runtime's signals find a thread, it is in a function that Go knows.
+#[test]
+fn a_static_go_program_that_is_interrupted() -> Result<()> {
+    let trial = Trial::new("go-signals")?;
+    if programs::go().is_none() {
+        eprintln!("left out: Go is not installed");
+        return Ok(());
+    }
+    let bundle = Bundle::new(debian()?, [format!("{INSIDE}/signals-go")]);
+    trial.run(&bundle)?.run()?.expect(0)?.expect_out("2400 2400 1000000 5 true\n")?;
+    trial.finish()
+}
+
 #[test]
 fn busybox_alone() -> Result<()> {
     let trial = Trial::new("busybox")?;

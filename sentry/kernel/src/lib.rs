@@ -26,6 +26,7 @@ mod ipc;
 mod jobs;
 mod kernel;
 mod limits;
+mod midway;
 mod no_space;
 pub mod ns;
 mod outbox;

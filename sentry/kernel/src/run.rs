@@ -14,7 +14,7 @@ use crate::ptrace::{self, mode};
 use crate::seccomp::{self, Gate};
 use crate::signal::{FaultRecord, Outcome, interrupt};
 use crate::task::VforkGate;
-use crate::{Call, Current, Row, Stop, SysResult, TaskState, TraceSink, exit, user_dispatch};
+use crate::{Call, Current, Row, Stop, SysResult, TaskState, TraceSink, exit, midway, user_dispatch};
 
 /// Traps in a row that a worker waits for before it looks at timers and other tasks.
 const LINGERS: u32 = 16;
@@ -26,19 +26,23 @@ const TRAP_FLAG: u64 = 0x100;
 pub(crate) async fn run(mut cx: Current) {
     cx.task.set_kicker(cx.context.kicker());
     let mut lingered = 0;
+    // The thread is between instructions of a detour, and is to step out of them before anything else.
+    let mut midway = false;
     loop {
-        if cx.task.work() != 0 || cx.restart.is_some() {
-            cx.settle_call();
-            if interrupt(&mut cx).await == Outcome::Exit {
-                break;
+        if !midway {
+            if cx.task.work() != 0 || cx.restart.is_some() {
+                cx.settle_call();
+                if interrupt(&mut cx).await == Outcome::Exit {
+                    break;
+                }
             }
-        }
-        if !cx.task.enter_app() {
-            continue;
+            if !cx.task.enter_app() {
+                continue;
+            }
         }
         cx.task.set_state(TaskState::App);
         cx.task.cpu.enter_app();
-        let forced = forces_trap(&cx);
+        let forced = midway || forces_trap(&cx);
         if forced {
             cx.regs.eflags |= TRAP_FLAG;
         }
@@ -67,19 +71,15 @@ pub(crate) async fn run(mut cx: Current) {
             continue;
         }
         cx.forget_results();
-        if event != TrapEvent::Syscall {
-            let place = cx.task.mm().shown_place(cx.regs.rip);
-            if place != cx.regs.rip && matches!(event, TrapEvent::Exception(info) if info.signo == sig::TRAP)
-            {
-                // The application steps itself, and would come from the original's place to the detour for ever.
-                cx.task.mm().keep_text();
-            }
-            cx.regs.rip = place;
+        if event != TrapEvent::Syscall && midway::settle(&mut cx, &event, &mut midway) {
+            continue;
         }
         match event {
             TrapEvent::Undelivered => {}
             TrapEvent::Syscall => syscall(&mut cx).await,
-            TrapEvent::Fault { addr, access } => fault(&mut cx, addr, access),
+            TrapEvent::Fault { addr, access } => {
+                fault(&mut cx, addr, access);
+            }
             TrapEvent::Exception(info) => {
                 cx.task.force_signal(SigInfo::fault(info.signo, info.code, info.addr));
             }
@@ -222,10 +222,10 @@ async fn traced(cx: &mut Current, row: Option<Row>, nr: u64, args: [u64; 6], tra
     result
 }
 
-/// A page fault that the host could not resolve.
-fn fault(cx: &mut Current, addr: u64, access: Prot) {
+/// A page fault that the host could not resolve. True if it is resolved; else a signal is on its way.
+pub(crate) fn fault(cx: &mut Current, addr: u64, access: Prot) -> bool {
     let info = match cx.task.mm().fault(addr, access) {
-        FaultOutcome::Resolved => return,
+        FaultOutcome::Resolved => return true,
         FaultOutcome::Segv(code) => SigInfo::fault(sig::SEGV, code, addr),
         FaultOutcome::Bus => SigInfo::fault(sig::BUS, BUS_ADRERR, addr),
     };
@@ -234,4 +234,5 @@ fn fault(cx: &mut Current, addr: u64, access: Prot) {
     let fetch = u64::from(access.contains(Prot::EXEC)) << 4;
     cx.last_fault = FaultRecord { trapno: 14, err: 4 | present | write | fetch, cr2: addr };
     cx.task.force_signal(info);
+    false
 }

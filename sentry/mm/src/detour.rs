@@ -28,6 +28,18 @@ pub(crate) struct Detour {
     pub undone: bool,
 }
 
+/// Where a thread is, as the application may see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Where it was found.
+    Plain,
+    /// In a detour, and as good as at this address: the first instruction that the detour replaces, or the call.
+    At(Addr),
+    /// In a detour between two instructions that it replaces. Of these the text still has none: who goes on at this address
+    /// does so after [`Mm::show_text_of`] alone.
+    Between(Addr),
+}
+
 /// What a mapping must be for its text to be changed.
 fn is_plain_text(flags: VmFlags) -> bool {
     flags.contains(VmFlags::READ | VmFlags::EXEC) && !flags.intersects(VmFlags::WRITE | VmFlags::MAYSHARE)
@@ -142,17 +154,23 @@ impl Mm {
         self.undo_detours(&mut state, all);
     }
 
-    /// Where a thread is that was found at `addr`: inside a detour that is at the instruction which the detour replaces,
-    /// or at the call after it.
-    pub fn shown_place(&self, addr: Addr) -> Addr {
+    /// Where a thread is that was found at `addr`.
+    pub fn shown_place(&self, addr: Addr) -> Place {
         let state = self.lock();
-        let place = state.detours.iter().find_map(|detour| {
-            let (index, at_start) = detour_at(detour.area, addr)?;
+        let found = state.detours.iter().find_map(|detour| {
+            let (index, into) = detour_at(detour.area, addr)?;
             let site = detour.image.site(index)?;
-            let at = if at_start { site.at } else { site.call() };
-            Some(detour.text.start + at.checked_sub(detour.offset)?)
+            let at = site.place(into);
+            let place = detour.text.start + at.checked_sub(detour.offset)?;
+            let whole = detour.undone || at == site.at || at == site.call();
+            Some(if whole { Place::At(place) } else { Place::Between(place) })
         });
-        place.unwrap_or(addr)
+        found.unwrap_or(Place::Plain)
+    }
+
+    /// Shows the file of the text whose detour holds `addr` as it is, for good.
+    pub fn show_text_of(&self, addr: Addr) {
+        self.undo(&mut self.lock(), |detour| detour.area.contains(addr));
     }
 
     /// Puts what the files have into `bytes`, which were read at `addr`.

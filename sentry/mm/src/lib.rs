@@ -34,6 +34,7 @@ pub mod testing;
 mod tests;
 
 pub use advise::madv;
+pub use detour::Place;
 pub use fault::{FaultOutcome, FutexKey, SEGV_ACCERR, SEGV_MAPERR};
 pub use flags::{MAX_MAP_COUNT, MmLimits, VmFlags};
 pub use map::{FileMapping, MmapArgs, map_flags};

@@ -197,8 +197,10 @@ impl Mm {
             let vma = Vma { start: addr, end: addr + len, flags, backing, anon_name: None };
             state.stack_limit = limits.stack;
             let mut dropped = Vec::new();
+            // Where code has been, a thread may be in the midst of what would be replaced.
+            let runs = state.tree.overlapping(range).any(|vma| vma.flags.contains(VmFlags::EXEC));
             let placed = self.place(&mut state, vma, &prepared.pieces, &mut dropped);
-            if let (Ok(()), Some(image), Some((file, _))) = (&placed, &image, &file) {
+            if let (Ok(()), Some(image), Some((file, _)), false) = (&placed, &image, &file, runs) {
                 self.detour(&mut state, range, offset, image, file);
             }
             drop(state);

@@ -61,6 +61,7 @@ mod seccomp;
 mod sigframe;
 mod sigio;
 mod signal;
+mod straight;
 mod sysv;
 mod thread;
 mod time;
@@ -78,6 +79,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "signal", cases: signal::CASES },
     Area { name: "sigio", cases: sigio::CASES },
     Area { name: "sigframe", cases: sigframe::CASES },
+    Area { name: "straight", cases: straight::CASES },
     Area { name: "ptrace", cases: ptrace::CASES },
     Area { name: "ptrace-events", cases: ptrace_events::CASES },
     Area { name: "futex", cases: futex::CASES },
