@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use platform::{FpuState, Prot, Regs, SigInfo, SpaceError, TrapEvent, Untrusted};
 
 use crate::channel::Window;
-use crate::layout::{self, KICK, SLOT, ucontext, word};
+use crate::layout::{self, KICK, SLOT, command, ucontext, word};
 
 /// A thread's channel as the Sentry sees it, and where the application sees it.
 #[derive(Debug, Clone, Copy)]
@@ -219,9 +219,11 @@ impl Channel {
         }
     }
 
-    /// Where the stub is to store the extended state, and an address for it in the application.
-    pub fn save_area(&self) -> u64 {
-        self.address + ((word::STACK_END - Xsave::host().size - 4) & !63) as u64
+    /// Has the stub store the extended state when it is set running, and nothing else.
+    pub fn ask_to_save(&self) {
+        let area = self.address + ((word::STACK_END - Xsave::host().size - 4) & !63) as u64;
+        self.window.store64(word::COMMAND_ADDRESS, area);
+        self.window.store32(word::COMMAND, command::SAVE);
     }
 
     /// The extended state that the stub has stored.

@@ -378,7 +378,7 @@ fn extended_state_survives_and_moves(platform: &Arc<Systrap>) {
     let mut guest = Guest::new(platform, vector_registers());
     guest.regs.rbx = 42;
     guest.syscall();
-    let state = guest.context.fpu().expect("the state");
+    let state = guest.fpu().expect("the state");
     assert!(state.0.len() > 512);
     let mut child = Guest::on(platform, guest.space.fork(&[], &[]).expect("fork"));
     child.regs = guest.regs;
@@ -393,7 +393,7 @@ fn extended_state_survives_and_moves(platform: &Arc<Systrap>) {
         assert_eq!((guest.regs.r12, guest.regs.r13, guest.regs.r14), (low, high, 0x1f80));
     }
     // And back: the round trip is exact.
-    assert_eq!(child.context.fpu().expect("the state"), guest.context.fpu().expect("the state"));
+    assert_eq!(child.fpu().expect("the state"), guest.fpu().expect("the state"));
     child.context.set_fpu(&platform::FpuState::default()).expect("the initial state");
     child.syscall();
     assert_eq!((child.regs.r12, child.regs.r13), (0, 0));
@@ -658,7 +658,7 @@ guest_code!(
     "mov rax, 0x1122334455667788
      movq xmm5, rax
      pinsrq xmm5, rbx, 1
-     2: mov eax, 24
+     2: mov eax, 77
      lea rcx, [rip + 3f]
      jmp r15
      syscall
@@ -749,10 +749,10 @@ fn patched_calls_keep_the_extended_state(platform: &Arc<Systrap>) {
     guest.regs.rbx = 42;
     let low = 0x1122_3344_5566_7788;
     for _ in 0..3 {
-        assert_eq!(guest.syscall(), 24);
+        assert_eq!(guest.syscall(), 77);
     }
     assert_eq!((guest.regs.r12, guest.regs.r13, guest.regs.r14), (low, 42, 0x1f80));
-    let state = guest.context.fpu().expect("the state");
+    let state = guest.fpu().expect("the state");
     // To look at it changes nothing; it is good for another thread, and for the same one.
     guest.syscall();
     assert_eq!((guest.regs.r12, guest.regs.r13), (low, 42));

@@ -220,7 +220,7 @@ fn forged_channel_words_hurt_the_forger_alone(platform: &Arc<Systrap>) {
             }
             kicker.kick();
         }
-        let _ = guest.context.fpu();
+        let _ = guest.fpu();
         let _ = guest.context.staged(value);
         drop(guest);
         witness.syscall();
@@ -233,7 +233,7 @@ fn forged_channel_words_hurt_the_forger_alone(platform: &Arc<Systrap>) {
     let pid = stub_of(&guest, 0xf0f0);
     for place in [0u64, CHANNEL - 8, CHANNEL + 0x1ff8, CHANNEL + 0xffff, CHANNEL + 0x1_0000, !0 - 7, STUB] {
         hostsys::memory::write_process(pid, CHANNEL + 0x48, &place.to_ne_bytes()).expect("forging");
-        let _ = guest.context.fpu();
+        let _ = guest.fpu();
         let _ = guest.context.set_fpu(&platform::FpuState::default());
     }
 }
@@ -526,6 +526,74 @@ fn a_task_that_refuses_to_end_is_killed(platform: &Arc<Systrap>) {
     }
 }
 
+guest_code!(
+    forge_call,
+    // A call of patched code, as the channel tells it: fork. Then the thread does its own things.
+    "mov dword ptr [rbx + 0x40], 31
+     lea rax, [rbx + 0xc00]
+     mov [rbx + 0x48], rax
+     mov dword ptr [rbx + 0xd48], 57
+     mov eax, 1
+     xchg [rbx], eax
+     2: jmp 2b"
+);
+
+/// A guest that has told of a call of patched code, and does not look at its channel.
+fn deaf(platform: &Arc<Systrap>) -> Guest {
+    let mut guest = Guest::new(platform, forge_call());
+    guest.regs.rbx = CHANNEL;
+    assert_eq!(guest.syscall(), 57);
+    guest
+}
+
+fn a_thread_that_does_not_store_its_state_keeps_nobody(platform: &Arc<Systrap>) {
+    const CAUSE: Cause = Cause::Protocol("a thread did not store its state");
+    let mut witness = Guest::new(platform, count_calls());
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    // Where someone asks for the state.
+    let mut guest = deaf(platform);
+    let mut served = 0_u64;
+    while guest.context.poll_settle(&mut cx).is_pending() {
+        witness.syscall();
+        served += 1;
+    }
+    assert!(served > 0, "the worker was kept");
+    assert!(guest.context.fpu().is_err());
+    assert_eq!(guest.run(), TrapEvent::Died(CAUSE));
+    // Where the way back leads through the host.
+    let mut guest = deaf(platform);
+    guest.regs.eflags |= 0x100;
+    served = 0;
+    let event = loop {
+        match guest.context.poll_switch(&mut cx, &mut guest.regs) {
+            std::task::Poll::Ready(event) => break event,
+            std::task::Poll::Pending => witness.syscall(),
+        };
+        served += 1;
+    };
+    assert_eq!(event, TrapEvent::Died(CAUSE));
+    assert!(served > 0, "the worker was kept");
+    // Where its task is gone before it has answered.
+    let mut guest = deaf(platform);
+    assert!(guest.context.poll_settle(&mut cx).is_pending());
+    let space = Arc::clone(&guest.space);
+    drop(guest);
+    is_put_to_an_end(platform, &space);
+}
+
+fn a_state_that_is_none_ends_its_process(platform: &Arc<Systrap>) {
+    let mut guest = deaf(platform);
+    let pid = stub_of(&guest, 0x5a5a);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    guest.regs.eflags |= 0x100;
+    assert!(guest.context.poll_switch(&mut cx, &mut guest.regs).is_pending());
+    hostsys::memory::write_process(pid, CHANNEL + 0xd000, &[0xff; 0x3000]).expect("forging");
+    hostsys::memory::write_process(pid, CHANNEL, &1_u32.to_ne_bytes()).expect("posting");
+    let event = guest.run();
+    let cause = Cause::Protocol("a thread stored a state that the host would refuse");
+    assert_eq!(event, TrapEvent::Died(cause));
+}
+
 fn stubs_die_with_the_sentry(platform: &Arc<Systrap>) {
     // A child of this process plays the Sentry, and is killed.
     let _ = platform;
@@ -587,6 +655,8 @@ fn main() {
         stubs_have_no_rights,
         a_thread_that_refuses_to_stop_is_killed,
         a_task_that_refuses_to_end_is_killed,
+        a_thread_that_does_not_store_its_state_keeps_nobody,
+        a_state_that_is_none_ends_its_process,
         stubs_die_with_the_sentry,
     ]);
 }
