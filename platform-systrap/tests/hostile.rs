@@ -594,6 +594,54 @@ fn a_state_that_is_none_ends_its_process(platform: &Arc<Systrap>) {
     assert_eq!(event, TrapEvent::Died(cause));
 }
 
+guest_code!(
+    patched_count,
+    "2: mov eax, 77
+     lea rcx, [rip + 3f]
+     jmp r15
+     syscall
+     3: add rbx, rax
+     jmp 2b"
+);
+
+/// A kick that was sent before its thread stopped may arrive when it has.
+fn a_late_kick_spoils_no_frame(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, patched_count());
+    guest.regs.r15 = guest.space.call_entry().expect("the platform takes calls");
+    let pid = stub_of(&guest, 0x1a7e);
+    let word = |at: u64| {
+        let mut word = [0; 4];
+        hostsys::memory::read_process(pid, CHANNEL + at, &mut word).expect("reading a channel");
+        u32::from_ne_bytes(word)
+    };
+    for (round, lost) in [false, true].into_iter().cycle().take(8).enumerate() {
+        assert_eq!(guest.syscall(), 77);
+        if lost {
+            assert!(guest.context.give(&[(0x9000, 1)], &[1]));
+            assert_eq!(guest.run(), TrapEvent::Undelivered);
+        }
+        let state = guest.fpu().expect("the state");
+        guest.context.set_fpu(&state).expect("it is good");
+        hostsys::process::tgkill(pid, word(0x44) as i32, libc::SIGURG).expect("a kick");
+        let until = Instant::now() + Duration::from_secs(10);
+        while word(0xb4) == 0 {
+            assert!(Instant::now() < until, "the kick of round {round} does not arrive");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        guest.regs.rax = 3;
+        let before = guest.regs;
+        assert_eq!(guest.run(), TrapEvent::Interrupted, "round {round}");
+        assert_eq!(
+            Regs { orig_rax: before.orig_rax, eflags: before.eflags, ..guest.regs },
+            before,
+            "round {round}"
+        );
+        assert_eq!(guest.syscall(), 77);
+        assert_eq!(guest.regs.rbx, before.rbx + 3);
+        guest.regs.rax = 0;
+    }
+}
+
 fn stubs_die_with_the_sentry(platform: &Arc<Systrap>) {
     // A child of this process plays the Sentry, and is killed.
     let _ = platform;
@@ -657,6 +705,7 @@ fn main() {
         a_task_that_refuses_to_end_is_killed,
         a_thread_that_does_not_store_its_state_keeps_nobody,
         a_state_that_is_none_ends_its_process,
+        a_late_kick_spoils_no_frame,
         stubs_die_with_the_sentry,
     ]);
 }

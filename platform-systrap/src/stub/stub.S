@@ -186,7 +186,9 @@ trapped:
     test r12d, r12d
     jnz stage
 
+# While the thread rests here, signals that come late go below every frame that it may return to.
 post:
+    lea rsp, [rbx + {CALL_STACK}]
     mov eax, {POSTED}
     xchg [rbx + {STATE}], eax
     cmp dword ptr [rbx + {SLEEPERS}], 0
@@ -276,7 +278,6 @@ leave_end:
 kicked:
     mov dword ptr [rbx + {KICKED}], 0
     mov dword ptr [rbx + {SIGNAL}], {KICK}
-    lea rsp, [rbx + {CALL_STACK}]
     xor ecx, ecx
     mov [rbx + {STAGE} + 8], rcx
     mov [rbx + {STAGE} + 24], rcx
@@ -653,7 +654,6 @@ command_done:
     jmp post
 # Results of a call, to be copied to the application before it goes on. r12d = pieces.
 deliver:
-    mov rsp, [rbx + {CONTEXT}]      # a fault's frame must not touch the one to return to
     lea r14, [rbx + {GIVEN}]
     lea rsi, [rbx + {GIVEN_DATA}]
 1:  mov rdi, [r14]
