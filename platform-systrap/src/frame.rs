@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use platform::{FpuState, Prot, Regs, SigInfo, SpaceError, TrapEvent, Untrusted};
 
 use crate::channel::Window;
-use crate::layout::{self, KICK, SLOT, command, ucontext, word};
+use crate::layout::{self, KICK, SLOT, ucontext, word};
 
 /// A thread's channel as the Sentry sees it, and where the application sees it.
 #[derive(Debug, Clone, Copy)]
@@ -222,8 +222,8 @@ impl Channel {
     /// Has the stub store the extended state when it is set running, and nothing else.
     pub fn ask_to_save(&self) {
         let area = self.address + ((word::STACK_END - Xsave::host().size - 4) & !63) as u64;
-        self.window.store64(word::COMMAND_ADDRESS, area);
-        self.window.store32(word::COMMAND, command::SAVE);
+        self.window.store64(word::SAVE_ADDRESS, area);
+        self.window.store32(word::SAVE, 1);
     }
 
     /// The extended state that the stub has stored.

@@ -120,32 +120,9 @@ impl Thread {
         futex::wake(self.asleep(), 1, false);
     }
 
-    /// Lets the stub of a thread go on that is in no list.
-    pub fn resume_alone(&self) {
-        if self.set_running(0) {
-            self.wake();
-        }
-    }
-
     /// Has the stub sleep at once if it is spinning.
     pub fn stop_spinning(&self) {
         self.channel.window.store32(word::SPIN, 0);
-    }
-
-    /// Sleeps until the stub posts, its process is gone, or `until_ns` has passed. For the few threads that no worker
-    /// waits for.
-    pub fn wait_posted(&self, until_ns: u64) -> bool {
-        while !self.has_posted() {
-            if self.process.is_gone() || futex::monotonic_ns() >= until_ns {
-                return false;
-            }
-            self.channel.window.store32(word::SLEEPERS, 1);
-            std::sync::atomic::fence(Ordering::SeqCst);
-            // Short sleeps: the process may be killed meanwhile.
-            let nap = futex::monotonic_ns() + 5_000_000;
-            let _ = futex::wait(self.state(), state::RUN, Some(nap.min(until_ns)), false);
-        }
-        true
     }
 
     /// Takes a kick that came while the thread was parked.

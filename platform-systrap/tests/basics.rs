@@ -489,7 +489,44 @@ fn atomic_operations_are_atomic_and_fault(platform: &Arc<Systrap>) {
     for bad in [SPARE, CODE, DATA + 2, platform.user_range().end + 8] {
         assert!(guest.space.atomic_u32(bad, AtomicOp::Add(1)).is_err());
     }
-    assert_eq!(guest.space.atomic_u32(at, AtomicOp::Add(1)), Ok(7), "a fault leaves the helper usable");
+    assert_eq!(guest.space.atomic_u32(at, AtomicOp::Add(1)), Ok(7), "a fault leaves the agent usable");
+    // Pages that nobody has touched, at either end.
+    guest.space.map(range(SPARE, 2 * PAGE), MapSource::Zero, RW, Sharing::Private).expect("map");
+    assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Add(2)), Ok(0));
+    assert_eq!(guest.space.atomic_u32(SPARE + 2 * PAGE - 4, AtomicOp::Store(9)), Ok(0));
+    assert!(guest.space.atomic_u32(SPARE + 2 * PAGE, AtomicOp::Store(9)).is_err());
+    // A word is the child's own after a fork, whoever writes first.
+    let child = guest.space.fork(&[], &[]).expect("fork");
+    assert_eq!(child.atomic_u32(SPARE, AtomicOp::Add(10)), Ok(2));
+    assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Add(100)), Ok(2));
+    assert_eq!(child.atomic_u32(SPARE, AtomicOp::Load), Ok(12));
+    assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Load), Ok(102));
+    // Only what may be written, and from the moment on that it may.
+    for prot in [Prot::READ, Prot::READ | Prot::EXEC, Prot::empty()] {
+        guest.space.protect(range(SPARE, PAGE), prot).expect("protect");
+        let fault = Fault { addr: SPARE, access: Prot::WRITE };
+        assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Add(1)), Err(fault), "{prot:?}");
+        let same = AtomicOp::CompareExchange { current: 0, new: 1 };
+        assert_eq!(guest.space.atomic_u32(SPARE, same), Err(fault), "{prot:?}");
+    }
+    guest.space.protect(range(SPARE, PAGE), RW).expect("protect");
+    assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Load), Ok(102));
+    guest.space.unmap(range(SPARE, PAGE)).expect("unmap");
+    assert!(guest.space.atomic_u32(SPARE, AtomicOp::Add(1)).is_err());
+    // Memory that two processes share, and the end of a file.
+    let file = hostsys::memory::memfd(c"words").expect("a file");
+    hostsys::memory::set_len(file.as_fd(), PAGE).expect("its length");
+    let source = MapSource::File { file: file.as_fd(), offset: 0, writable: true };
+    for space in [&guest.space, &child] {
+        space.map(range(SPARE, 2 * PAGE), source, RW, Sharing::Shared).expect("map");
+    }
+    assert_eq!(guest.space.atomic_u32(SPARE + 8, AtomicOp::Or(6)), Ok(0));
+    assert_eq!(child.atomic_u32(SPARE + 8, AtomicOp::Xor(5)), Ok(6));
+    assert_eq!(guest.space.atomic_u32(SPARE + 8, AtomicOp::Load), Ok(3));
+    assert!(guest.space.atomic_u32(SPARE + PAGE, AtomicOp::Add(1)).is_err());
+    hostsys::memory::set_len(file.as_fd(), 0).expect("its length");
+    assert!(guest.space.atomic_u32(SPARE + 8, AtomicOp::Add(1)).is_err());
+    assert_eq!(guest.space.atomic_u32(at, AtomicOp::Load), Ok(8), "the process lives");
 }
 
 fn contexts_may_be_dropped_at_any_time(platform: &Arc<Systrap>) {

@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::*;
-use platform::{AddressSpace, Cause, FaultMode, MapSource, Prot, Regs, Sharing, SpaceError, TrapEvent};
+use platform::{
+    AddressSpace, AtomicOp, Cause, FaultMode, MapSource, Prot, Regs, Sharing, SpaceError, TrapEvent,
+};
 use platform_systrap::Systrap;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -595,6 +597,46 @@ fn a_state_that_is_none_ends_its_process(platform: &Arc<Systrap>) {
 }
 
 guest_code!(
+    silence_siblings,
+    // Whatever the other threads post is taken back, and what they are told to do.
+    "2: mov dword ptr [rbx + 0x10000], 0
+     mov dword ptr [rbx + 0x1000c], 0
+     mov dword ptr [rbx + 0x20000], 0
+     mov dword ptr [rbx + 0x2000c], 0
+     inc dword ptr [rdi]
+     jmp 2b"
+);
+guest_code!(count_forever, "2: lock inc dword ptr [rdi]\n jmp 2b");
+
+fn atomic_operations_need_no_thread_of_the_application(platform: &Arc<Systrap>) {
+    for (code, alone) in [(silence_siblings(), true), (count_forever(), false)] {
+        let mut guest = Guest::new(platform, code);
+        let mut sibling = Guest::on(platform, Arc::clone(&guest.space));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        for thread in [&mut guest, &mut sibling] {
+            thread.regs.rbx = CHANNEL;
+            thread.regs.rdi = DATA;
+        }
+        assert!(guest.context.poll_switch(&mut cx, &mut guest.regs).is_pending());
+        if !alone {
+            assert!(sibling.context.poll_switch(&mut cx, &mut sibling.regs).is_pending());
+        }
+        while guest.read::<4>(DATA) == [0; 4] {
+            std::thread::yield_now();
+        }
+        let space = &guest.space;
+        for round in 0..200 {
+            assert_eq!(space.atomic_u32(DATA + 8, AtomicOp::Add(1)), Ok(round), "an unchallenged word");
+            // One that others change all the time.
+            let high = u32::from(round % 2 == 0) << 31;
+            assert!(space.atomic_u32(DATA, AtomicOp::And(0x7fff_ffff)).is_ok(), "round {round}");
+            assert!(space.atomic_u32(DATA, AtomicOp::Or(high)).is_ok(), "round {round}");
+            assert!(space.atomic_u32(DATA, AtomicOp::Xor(high)).is_ok(), "round {round}");
+        }
+    }
+}
+
+guest_code!(
     patched_count,
     "2: mov eax, 77
      lea rcx, [rip + 3f]
@@ -705,6 +747,7 @@ fn main() {
         a_task_that_refuses_to_end_is_killed,
         a_thread_that_does_not_store_its_state_keeps_nobody,
         a_state_that_is_none_ends_its_process,
+        atomic_operations_need_no_thread_of_the_application,
         a_late_kick_spoils_no_frame,
         stubs_die_with_the_sentry,
     ]);

@@ -95,7 +95,8 @@ pub fn run(args: &[String]) -> i32 {
         }
         Some("bombs") => bombs(),
         Some("object-bombs") => object_bombs(),
-        Some("deaf-threads") => deaf_threads(),
+        Some("deaf-threads") => deaf_threads(forge_a_fork),
+        Some("deaf-siblings") => deaf_threads(wake_by_a_silenced_sibling),
         Some("list") => {
             let found = std::fs::read_dir(rest.first().map_or(".", String::as_str));
             let sizes =
@@ -130,9 +131,36 @@ fn forge_a_fork() -> ! {
     }
 }
 
-/// Counts the forks that are served while processes refuse to store the state that their own forks need, until one of
-/// those is dead.
-fn deaf_threads() {
+/// Changes a word by futex(2) for ever, while another thread takes back whatever threads besides these two tell the Sentry.
+fn wake_by_a_silenced_sibling() -> ! {
+    const SLOT: usize = 0x1_0000;
+    fn channel() -> usize {
+        let at: usize;
+        unsafe { core::arch::asm!("rdgsbase {}", out(reg) at) };
+        at
+    }
+    let main = channel();
+    std::thread::spawn(move || {
+        let spared = [main, channel()];
+        let first = main - main % (8 * SLOT);
+        let others: Vec<usize> = (0..8).map(|n| first + n * SLOT).filter(|at| !spared.contains(at)).collect();
+        loop {
+            for at in &others {
+                unsafe { (*at as *mut u32).write_volatile(0) };
+            }
+        }
+    });
+    let words = [0u32; 2];
+    loop {
+        // Adds one to the second word.
+        let operation = 1 << 28 | 1 << 12;
+        let (wake, second) = (libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG, &raw const words[1]);
+        unsafe { libc::syscall(libc::SYS_futex, words.as_ptr(), wake, 1, 1, second, operation) };
+    }
+}
+
+/// Counts the forks that are served while processes deny the Sentry what it needs of them, until one of those is dead.
+fn deaf_threads(deny: fn() -> !) {
     const DEAF: usize = 8;
     let Ok(map) = crate::sys::Map::shared(crate::sys::PAGE) else { return println!("no memory") };
     let begun = unsafe { &*map.at(0).cast::<std::sync::atomic::AtomicUsize>() };
@@ -140,7 +168,7 @@ fn deaf_threads() {
         .map(|_| match unsafe { libc::fork() } {
             0 => {
                 begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                forge_a_fork()
+                deny()
             }
             child => child,
         })
