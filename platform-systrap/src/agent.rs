@@ -19,7 +19,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use platform::{Cause, DeathWatch, SpaceError};
 
 use crate::channel::Window;
-use crate::layout::{MAX_ORDERS, ORDER_FIRST, ORDER_SIZE};
+use crate::layout::{MAX_ORDERS, ORDER_FIRST, ORDER_SIZE, atomic};
 
 /// One host call for an agent.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,6 +46,13 @@ impl Call {
 }
 
 impl Call {
+    /// An atomic operation of [`atomic`] on the word at `at`. The call before it in the same batch has to make its page
+    /// writable.
+    pub fn atomic(operation: u64, at: u64, operand: u32, expected: u32) -> Self {
+        let arguments = [at, u64::from(operand), u64::from(expected), 0, 0, 0];
+        Self { number: atomic::FIRST + operation, arguments, child: (0, 0) }
+    }
+
     /// The call with descriptor `file` where it maps the one that was injected.
     pub fn with_file(mut self, file: u64) -> Self {
         const ANONYMOUS: u64 = libc::MAP_ANONYMOUS as u64;
@@ -232,7 +239,8 @@ impl Process {
         }
     }
 
-    /// Has the agent do `calls` in order, up to the first that fails; returns the result of the last `clone` among them.
+    /// Has the agent do `calls` in order, up to the first that fails; returns the result of the last `clone` among them, or
+    /// the old value of the last atomic operation.
     ///
     /// A `file` is in the agent's descriptor table as [`INJECTED`] when the first call is made; the calls must close it.
     pub fn order(

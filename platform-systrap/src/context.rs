@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context as Poller, Poll};
+use std::task::{Context as Poller, Poll, ready};
 
 use platform::{
     Addr, Cause, Context, FpuState, GIVEN_BYTES, GIVEN_PIECES, Identity, Kick, Regs, SpaceError, TrapEvent,
@@ -10,12 +10,9 @@ use platform::{
 };
 
 use crate::frame::{Channel, FrameAt};
-use crate::layout::{self, NR_STAGED, STAGE_MAX, command, resident, word};
+use crate::layout::{self, NR_STAGED, STAGE_MAX, resident, word};
 use crate::space::Space;
 use crate::thread::{Running, Thread};
-
-/// How long a thread may take to store its extended state.
-const SAVE_NS: u64 = 2_000_000_000;
 
 /// A context of the platform.
 #[derive(Debug)]
@@ -35,6 +32,10 @@ pub struct SystrapContext {
     chance: u64,
     /// The registers that `frame` holds, where they were read from it.
     taken: Option<Regs>,
+    /// The extended state that `frame` lacks after a call of patched code, once the thread has stored it.
+    saved: Option<FpuState>,
+    /// The thread is storing it.
+    saving: bool,
     stage: [Piece; NR_STAGED],
 }
 
@@ -72,6 +73,8 @@ impl SystrapContext {
             may_linger: false,
             chance,
             taken: None,
+            saved: None,
+            saving: false,
             stage: Default::default(),
         }
     }
@@ -117,29 +120,55 @@ impl SystrapContext {
     }
 
     /// The frame with which the thread can go back to `regs`: after a call of patched code not always the one it has.
-    fn frame_to_leave(&mut self, frame: FrameAt, regs: &Regs) -> Result<FrameAt, SpaceError> {
-        let slow = self.try_luck();
-        if frame != FrameAt::CALL || (Channel::leaves_call(regs) && !slow) {
-            return Ok(frame);
+    fn poll_frame_to_leave(
+        &mut self,
+        cx: &mut Poller<'_>,
+        frame: FrameAt,
+        regs: &Regs,
+    ) -> Poll<Result<FrameAt, SpaceError>> {
+        // Where the state is being stored for this, the dice are thrown.
+        if !self.saving {
+            let slow = self.try_luck();
+            if frame != FrameAt::CALL || (Channel::leaves_call(regs) && !slow) {
+                return Poll::Ready(Ok(frame));
+            }
         }
-        let state = self.save_state()?;
-        let frame = self.thread.channel.set_fpu(frame, &state)?;
-        self.frame = Some(frame);
-        self.taken = None;
-        Ok(frame)
+        ready!(self.poll_settle(cx))?;
+        if let Some(state) = self.saved.take() {
+            let taken = self.set_fpu(&state);
+            if taken.is_err() {
+                self.thread
+                    .process
+                    .kill(Cause::Protocol("a thread stored a state that the host would refuse"));
+            }
+            taken?;
+        }
+        Poll::Ready(self.frame.ok_or(SpaceError::Gone))
     }
 
-    /// Has the stub store the extended state that is still in the processor's registers.
-    fn save_state(&self) -> Result<FpuState, SpaceError> {
-        let channel = &self.thread.channel;
-        channel.window.store64(word::COMMAND_ADDRESS, channel.save_area());
-        channel.window.store32(word::COMMAND, command::SAVE);
-        self.thread.resume_alone();
-        if !self.thread.wait_posted(hostsys::futex::monotonic_ns() + SAVE_NS) {
-            self.thread.process.kill(Cause::Protocol("a thread did not store its state"));
-            return Err(SpaceError::Gone);
+    /// Has the stub store the extended state that is still in the processor's registers. The thread may refuse, and keeps
+    /// nobody by it.
+    fn poll_save(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
+        let running = &self.space.platform().running;
+        if !self.saving {
+            self.thread.channel.ask_to_save();
+            if running.start_saving(&self.thread) {
+                return Poll::Ready(());
+            }
+            self.saving = true;
+            self.thread.set_waker(cx.waker());
+            running.list(&self.thread);
+            return Poll::Pending;
         }
-        Ok(channel.saved_state())
+        if !running.finish(&self.thread) {
+            self.thread.set_waker(cx.waker());
+            // As in a run.
+            if !running.finish(&self.thread) {
+                return Poll::Pending;
+            }
+        }
+        self.saving = false;
+        Poll::Ready(())
     }
 
     fn take_stage(&mut self) {
@@ -167,9 +196,10 @@ impl Context for SystrapContext {
             if self.thread.process.is_gone() {
                 return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
             }
-            let Ok(frame) = self.frame_to_leave(frame, regs) else {
+            let Ok(frame) = ready!(self.poll_frame_to_leave(cx, frame, regs)) else {
                 return Poll::Ready(TrapEvent::Died(self.thread.process.cause()));
             };
+            self.saved = None;
             self.thread.channel.write_regs(frame, regs, self.taken.take().as_ref());
             if !platform.running.start(&self.thread) {
                 if std::mem::take(&mut self.has_given) {
@@ -249,15 +279,31 @@ impl Context for SystrapContext {
         window.store32(word::RESIDENT, resident::ALL);
     }
 
+    fn poll_settle(&mut self, cx: &mut Poller<'_>) -> Poll<Result<(), SpaceError>> {
+        const BUSY: SpaceError = SpaceError::Host(libc::EBUSY);
+        if self.frame.ok_or(BUSY)? != FrameAt::CALL || self.saved.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_save(cx));
+        if self.thread.process.is_gone() {
+            return Poll::Ready(Err(SpaceError::Gone));
+        }
+        self.saved = Some(self.thread.channel.saved_state());
+        Poll::Ready(Ok(()))
+    }
+
     fn fpu(&mut self) -> Result<FpuState, SpaceError> {
-        let frame = self.frame.ok_or(SpaceError::Host(libc::EBUSY))?;
-        if frame == FrameAt::CALL { self.save_state() } else { self.thread.channel.fpu(frame) }
+        const BUSY: SpaceError = SpaceError::Host(libc::EBUSY);
+        let frame = self.frame.ok_or(BUSY)?;
+        if frame == FrameAt::CALL { self.saved.clone().ok_or(BUSY) } else { self.thread.channel.fpu(frame) }
     }
 
     fn set_fpu(&mut self, state: &FpuState) -> Result<(), SpaceError> {
-        let frame = self.frame.ok_or(SpaceError::Host(libc::EBUSY))?;
+        const BUSY: SpaceError = SpaceError::Host(libc::EBUSY);
+        let frame = self.frame.filter(|_| !self.saving).ok_or(BUSY)?;
         self.frame = Some(self.thread.channel.set_fpu(frame, state)?);
         self.taken = None;
+        self.saved = None;
         Ok(())
     }
 

@@ -219,9 +219,11 @@ impl Channel {
         }
     }
 
-    /// Where the stub is to store the extended state, and an address for it in the application.
-    pub fn save_area(&self) -> u64 {
-        self.address + ((word::STACK_END - Xsave::host().size - 4) & !63) as u64
+    /// Has the stub store the extended state when it is set running, and nothing else.
+    pub fn ask_to_save(&self) {
+        let area = self.address + ((word::STACK_END - Xsave::host().size - 4) & !63) as u64;
+        self.window.store64(word::SAVE_ADDRESS, area);
+        self.window.store32(word::SAVE, 1);
     }
 
     /// The extended state that the stub has stored.

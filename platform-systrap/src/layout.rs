@@ -63,8 +63,8 @@ pub mod word {
     pub const SLEEPERS: usize = 0x04;
     /// Cycles that the stub may spin after it has posted a trap.
     pub const SPIN: usize = 0x08;
-    /// An operation to do instead of running the application: [`super::command`].
-    pub const COMMAND: usize = 0x0c;
+    /// Not zero when the stub is to store the extended state instead of running the application.
+    pub const SAVE: usize = 0x0c;
     /// One while the stub sleeps on this word until it is to run. Not the state word: a wake-up of the stub there could
     /// go to a worker.
     pub const ASLEEP: usize = 0x10;
@@ -76,12 +76,8 @@ pub mod word {
     pub const CONTEXT: usize = 0x48;
     pub const FS_BASE: usize = 0x50;
     pub const GS_BASE: usize = 0x58;
-    pub const COMMAND_ADDRESS: usize = 0x80;
-    pub const COMMAND_OPERAND: usize = 0x88;
-    pub const COMMAND_EXPECTED: usize = 0x90;
-    pub const COMMAND_RESULT: usize = 0x98;
-    /// Not zero when the command's address faulted.
-    pub const COMMAND_FAULT: usize = 0xa0;
+    /// Where to store it.
+    pub const SAVE_ADDRESS: usize = 0x80;
     /// Pieces that are to be copied to the application before it goes on.
     pub const GIVEN_COUNT: usize = 0xa8;
     /// Which calls the stub answers itself: bits by [`super::resident`].
@@ -150,16 +146,19 @@ pub mod signal {
     pub const UNDELIVERED: u32 = 0x100;
 }
 
-/// Values of [`word::COMMAND`]; zero is none.
-pub mod command {
-    pub const STORE: u32 = 1;
-    pub const ADD: u32 = 2;
-    pub const COMPARE_EXCHANGE: u32 = 3;
-    pub const OR: u32 = 4;
-    pub const AND: u32 = 5;
-    pub const XOR: u32 = 6;
-    /// Stores the extended state at the address.
-    pub const SAVE: u32 = 7;
+/// Orders that are no host call, above the number of any: atomic operations on a word of the application, in the order in
+/// which stub code tells them apart.
+pub mod atomic {
+    /// The first number.
+    pub const FIRST: u64 = 0x1_0000;
+    pub const STORE: u64 = 0;
+    pub const ADD: u64 = 1;
+    pub const COMPARE_EXCHANGE: u64 = 2;
+    pub const OR: u64 = 3;
+    pub const AND: u64 = 4;
+    pub const XOR: u64 = 5;
+    /// Attempts of those that need several, until the order fails with `EAGAIN`.
+    pub const TRIES: u32 = 0x1_0000;
 }
 
 /// Offsets in the kernel's `struct ucontext` and in what follows it in a signal frame (`arch/x86/include/asm/sigframe.h`).

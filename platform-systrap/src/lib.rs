@@ -18,12 +18,13 @@
 //! **Invariants.**
 //! 1. No application thread ever runs without the thread filter: it is set before the first return to application code
 //!    by code that uses registers alone.
-//! 2. Nothing that an agent does depends on memory that the application can write.
+//! 2. Nothing that an agent does depends on memory that the application can write, but for the old value of a word that it
+//!    was to change, which it reports.
 //! 3. No order names an address of the stub region, but for channel groups, at addresses that the Sentry picks.
 //! 4. A channel group goes to another process only after the last one is reaped and its pages are thrown away.
 //! 5. A pid is used only under the lock that holds off its reaping.
 //!
-//! **Lock ranks** (inside `AddressSpace` 120 of the Sentry; none is held while a waker is called): helper, slot and held locks of a
+//! **Lock ranks** (inside `AddressSpace` 120 of the Sentry; none is held while a waker is called): slot and held locks of a
 //! space, then the agent of a process, then the listener's mail, then the registry, groups and spares; the running list
 //! is taken with none of them held and takes only a thread's own locks inside.
 //!

@@ -4,12 +4,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hostsys::futex::monotonic_ns;
 use hostsys::memory;
 use parking_lot::Mutex;
 use platform::{
     Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, HostFd, MapSource,
-    PAGE_SIZE, Prot, Regs, Sharing, SpaceError,
+    PAGE_SIZE, Prot, Sharing, SpaceError,
 };
 
 use crate::Inner;
@@ -19,13 +18,10 @@ use crate::context::SystrapContext;
 use crate::frame::Channel;
 use crate::layout::{
     self, CHANNELS, GROUP, GROUP_SLOTS, MAX_GROUPS_OF_SPACE, MAX_ORDERS, ORDERS, SCRATCH, SCRATCH_LEN, SLOT,
-    command, word,
+    atomic, word,
 };
 use crate::stub::{CLONE_PROCESS_FLAGS, CLONE_THREAD_FLAGS};
 use crate::thread::Thread;
-
-/// How long a thread may take for one atomic operation.
-const COMMAND_NS: u64 = 2_000_000_000;
 
 /// An address space of the platform.
 #[derive(Debug)]
@@ -34,8 +30,6 @@ pub struct Space {
     pub(crate) process: Arc<Process>,
     /// Slots that have a thread: the next one has none.
     next_slot: Mutex<u64>,
-    /// A thread that does atomic operations and runs nothing else.
-    helper: Mutex<Option<Thread>>,
     /// Orders that are collected.
     held: Mutex<Option<Held>>,
     /// Whether there are any.
@@ -70,7 +64,6 @@ impl Space {
             platform,
             process,
             next_slot: Mutex::new(nr_threads),
-            helper: Mutex::new(None),
             held: Mutex::new(None),
             holds: AtomicBool::new(false),
             scratch: Mutex::new(false),
@@ -308,38 +301,19 @@ impl Space {
         Ok(())
     }
 
-    /// Has the helper thread do one operation.
-    fn command(&self, at: Addr, kind: u32, operand: u32, expected: u32) -> Result<u32, Fault> {
-        let fault = Fault { addr: at, access: Prot::WRITE };
-        let mut helper = self.helper.lock();
-        if helper.is_none() {
-            *helper = Some(self.new_helper().map_err(|_| fault)?);
-        }
-        let thread = helper.as_ref().ok_or(fault)?;
-        let window = &thread.channel.window;
-        window.store64(word::COMMAND_ADDRESS, at);
-        window.store64(word::COMMAND_OPERAND, u64::from(operand));
-        window.store64(word::COMMAND_EXPECTED, u64::from(expected));
-        window.store64(word::COMMAND_FAULT, 1);
-        window.store32(word::COMMAND, kind);
-        thread.resume_alone();
-        if !thread.wait_posted(monotonic_ns() + COMMAND_NS) {
-            self.process.kill(Cause::Protocol("an atomic operation did not end"));
-            return Err(fault);
-        }
-        if window.load64(word::COMMAND_FAULT) != 0 {
-            return Err(fault);
-        }
-        Ok(window.load64(word::COMMAND_RESULT) as u32)
-    }
-
-    /// A thread that rests inside the handler of a system call, where faults of its operations are mended.
-    fn new_helper(&self) -> Result<Thread, SpaceError> {
-        let thread = self.thread()?;
-        let frame = thread.channel.fresh_frame();
-        thread.channel.write_regs(frame, &Regs { rip: self.platform.entries.trap, ..Regs::default() }, None);
-        thread.resume_alone();
-        if thread.wait_posted(monotonic_ns() + COMMAND_NS) { Ok(thread) } else { Err(SpaceError::Gone) }
+    /// Has the agent do one operation, on a page that it writes to first: an address that faults is an error there.
+    ///
+    /// Between the two orders none but the host can take the page away, as it does when someone else makes the mapped file
+    /// shorter: then the process dies, as it would of its own next access.
+    fn atomic(&self, at: Addr, operation: u64, operand: u32, expected: u32) -> Result<u32, Fault> {
+        let page = at - at % PAGE_SIZE;
+        let advice = libc::MADV_POPULATE_WRITE as u64;
+        let calls = [
+            Call::new(libc::SYS_madvise, [page, PAGE_SIZE, advice]),
+            Call::atomic(operation, at, operand, expected),
+        ];
+        let old = self.flush().and_then(|()| self.process.order(&self.platform.listener, &calls, None));
+        old.map(|old| old as u32).map_err(|_| Fault { addr: at, access: Prot::WRITE })
     }
 }
 
@@ -603,13 +577,13 @@ impl AddressSpace for Space {
                 let both = u64::from_ne_bytes(both);
                 Ok((both >> ((at & 4) * 8)) as u32)
             }
-            AtomicOp::Store(value) => self.command(at, command::STORE, value, 0),
-            AtomicOp::Add(value) => self.command(at, command::ADD, value, 0),
-            AtomicOp::Or(value) => self.command(at, command::OR, value, 0),
-            AtomicOp::And(value) => self.command(at, command::AND, value, 0),
-            AtomicOp::Xor(value) => self.command(at, command::XOR, value, 0),
+            AtomicOp::Store(value) => self.atomic(at, atomic::STORE, value, 0),
+            AtomicOp::Add(value) => self.atomic(at, atomic::ADD, value, 0),
+            AtomicOp::Or(value) => self.atomic(at, atomic::OR, value, 0),
+            AtomicOp::And(value) => self.atomic(at, atomic::AND, value, 0),
+            AtomicOp::Xor(value) => self.atomic(at, atomic::XOR, value, 0),
             AtomicOp::CompareExchange { current, new } => {
-                self.command(at, command::COMPARE_EXCHANGE, new, current)
+                self.atomic(at, atomic::COMPARE_EXCHANGE, new, current)
             }
         }
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use hostsys::memory;
 use hostsys::seccomp::{Action, FLAG_NEW_LISTENER, FLAG_SPEC_ALLOW, Filter, Insn, Test};
 
-use crate::layout::{self, CODE, CODE_LEN, command, resident, signal, state, ucontext, word};
+use crate::layout::{self, CODE, CODE_LEN, atomic, resident, signal, state, ucontext, word};
 
 /// Where the parts that are appended to the code stand in the image.
 const AGENT_FILTER: u64 = 0x1000;
@@ -48,21 +48,19 @@ core::arch::global_asm!(
     STATE = const word::STATE,
     SLEEPERS = const word::SLEEPERS,
     SPIN = const word::SPIN,
-    COMMAND = const word::COMMAND,
+    SAVE = const word::SAVE,
+    SAVE_ADDRESS = const word::SAVE_ADDRESS,
     SIGNAL = const word::SIGNAL,
     CONTEXT = const word::CONTEXT,
     FS_BASE = const word::FS_BASE,
     GS_BASE = const word::GS_BASE,
-    COMMAND_ADDRESS = const word::COMMAND_ADDRESS,
-    COMMAND_OPERAND = const word::COMMAND_OPERAND,
-    COMMAND_EXPECTED = const word::COMMAND_EXPECTED,
-    COMMAND_RESULT = const word::COMMAND_RESULT,
-    COMMAND_FAULT = const word::COMMAND_FAULT,
-    CMD_STORE = const command::STORE,
-    CMD_ADD = const command::ADD,
-    CMD_COMPARE_EXCHANGE = const command::COMPARE_EXCHANGE,
-    CMD_OR = const command::OR,
-    CMD_AND = const command::AND,
+    ATOMIC = const atomic::FIRST,
+    ATOMIC_STORE = const atomic::STORE,
+    ATOMIC_ADD = const atomic::ADD,
+    ATOMIC_EXCHANGE = const atomic::COMPARE_EXCHANGE,
+    ATOMIC_AND = const atomic::AND,
+    ATOMIC_TRIES = const atomic::TRIES,
+    EAGAIN = const -libc::EAGAIN,
     RUN = const state::RUN,
     POSTED = const state::POSTED,
     ASLEEP = const word::ASLEEP,
@@ -86,7 +84,6 @@ core::arch::global_asm!(
     VDSO_CLOCK = const VDSO_CLOCK,
     CALL_FRAME = const word::CALL_FRAME,
     CALL_STACK = const word::CALL_STACK,
-    CMD_SAVE = const command::SAVE,
     CHANNELS = const layout::CHANNELS,
     CHANNELS_LAST = const layout::CHANNELS + layout::SLOT * layout::GROUP_SLOTS * (layout::MAX_GROUPS_OF_SPACE as u64 - 1),
     ARCH = const hostsys::seccomp::ARCH_X86_64,
@@ -144,8 +141,6 @@ pub struct Entries {
     pub restorer: u64,
     /// Where patched code calls.
     pub call: u64,
-    /// A `syscall` instruction that traps whatever its number is.
-    pub trap: u64,
 }
 
 impl Entries {
@@ -159,7 +154,6 @@ impl Entries {
             handler: at(&raw const casemate_stub_handler),
             call: at(&raw const casemate_stub_call),
             restorer: at(&raw const casemate_stub_sigreturn_end) - 2,
-            trap: at(&raw const casemate_stub_notify_end) - 2,
         }
     }
 }

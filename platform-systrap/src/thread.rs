@@ -20,6 +20,8 @@ mod phase {
     pub const RUNNING: u32 = 1;
     /// Its trap has arrived and waits to be taken by the context.
     pub const TRAPPED: u32 = 2;
+    /// Stores its extended state, as it was told; listed like one that runs. Kicks wait for its next run.
+    pub const SAVING: u32 = 3;
 }
 
 /// How often a thread that is to stop for good is told so again.
@@ -78,6 +80,10 @@ impl Thread {
         self.phase.load(Ordering::Acquire) == phase::RUNNING
     }
 
+    fn is_saving(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == phase::SAVING
+    }
+
     pub fn set_waker(&self, waker: &Waker) {
         let mut slot = self.waker.lock();
         match &mut *slot {
@@ -114,32 +120,9 @@ impl Thread {
         futex::wake(self.asleep(), 1, false);
     }
 
-    /// Lets the stub of a thread go on that is in no list.
-    pub fn resume_alone(&self) {
-        if self.set_running(0) {
-            self.wake();
-        }
-    }
-
     /// Has the stub sleep at once if it is spinning.
     pub fn stop_spinning(&self) {
         self.channel.window.store32(word::SPIN, 0);
-    }
-
-    /// Sleeps until the stub posts, its process is gone, or `until_ns` has passed. For the few threads that no worker
-    /// waits for.
-    pub fn wait_posted(&self, until_ns: u64) -> bool {
-        while !self.has_posted() {
-            if self.process.is_gone() || futex::monotonic_ns() >= until_ns {
-                return false;
-            }
-            self.channel.window.store32(word::SLEEPERS, 1);
-            std::sync::atomic::fence(Ordering::SeqCst);
-            // Short sleeps: the process may be killed meanwhile.
-            let nap = futex::monotonic_ns() + 5_000_000;
-            let _ = futex::wait(self.state(), state::RUN, Some(nap.min(until_ns)), false);
-        }
-        true
     }
 
     /// Takes a kick that came while the thread was parked.
@@ -158,10 +141,15 @@ impl Thread {
 
     /// Tells a running thread to stop for good: until it does, workers tell it again, and at last kill its process.
     fn tell_to_stop(&self) {
+        self.expect_to_stop();
+        self.send_kick();
+    }
+
+    /// From here on workers count how long it takes to stop.
+    fn expect_to_stop(&self) {
         if self.told.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.nr_told.fetch_add(1, Ordering::Relaxed);
         }
-        self.send_kick();
     }
 
     /// To be called when it has stopped.
@@ -289,6 +277,19 @@ impl Running {
         true
     }
 
+    /// Has a parked thread store its extended state, as its channel says. True when it has done so already; else its post
+    /// is found after [`Running::list`], and is to come soon: workers kill the process of one that does not.
+    pub fn start_saving(&self, thread: &Thread) -> bool {
+        thread.phase.store(phase::SAVING, Ordering::SeqCst);
+        thread.expect_to_stop();
+        if thread.set_running(self.spin_cycles) {
+            thread.wake();
+            return false;
+        }
+        // It is awake, and may be done in no time.
+        self.spin_for(thread)
+    }
+
     /// Waits as long as a spin for the trap of a thread that was just started and is not listed. True when it is there, and
     /// taken.
     pub fn linger(&self, thread: &Thread) -> bool {
@@ -299,13 +300,18 @@ impl Running {
         {
             return false;
         }
+        let found = self.spin_for(thread);
+        thread.patience.note(found);
+        found
+    }
+
+    fn spin_for(&self, thread: &Thread) -> bool {
         let start = cycles();
         let mut found = thread.has_posted();
         while !found && cycles().wrapping_sub(start) < u64::from(self.spin_cycles) {
             std::hint::spin_loop();
             found = thread.has_posted();
         }
-        thread.patience.note(found);
         if found {
             thread.phase.store(phase::PARKED, Ordering::SeqCst);
             thread.has_stopped();
@@ -322,7 +328,7 @@ impl Running {
 
     /// Takes the trap of a listed thread, if it has one or its process is gone.
     pub fn finish(&self, thread: &Arc<Thread>) -> bool {
-        if thread.is_running() {
+        if thread.is_running() || thread.is_saving() {
             if !thread.has_posted() && !thread.process.is_gone() {
                 return false;
             }
@@ -347,8 +353,10 @@ impl Running {
             while let Some(thread) = list.get(index) {
                 if thread.has_posted() || thread.process.is_gone() {
                     let thread = list.swap_remove(index);
-                    // Taken before the context can see the trap, and set the waker of its next run.
+                    // Taken before the context can see the trap, and set the waker of its next run; noted before that run
+                    // can be told anything.
                     let waker = thread.waker.lock().take();
+                    thread.has_stopped();
                     thread.phase.store(phase::TRAPPED, Ordering::SeqCst);
                     arrived.push((thread, waker));
                 } else {
@@ -361,7 +369,6 @@ impl Running {
         }
         let count = arrived.len();
         for (thread, waker) in arrived {
-            thread.has_stopped();
             if thread.retire_orphan() {
                 continue;
             }
@@ -380,6 +387,8 @@ impl Running {
         thread.orphan.store(true, Ordering::SeqCst);
         if thread.is_running() {
             thread.tell_to_stop();
+        } else if thread.is_saving() {
+            // It is told already.
         } else {
             // It may have been told when it had just stopped.
             thread.has_stopped();
@@ -404,12 +413,18 @@ impl Running {
             match thread.told.load(Ordering::Relaxed) {
                 0 => {}
                 MAX_TELLINGS.. => {
-                    thread.process.kill(Cause::Protocol("a thread did not stop when it was told to"));
+                    thread.process.kill(Cause::Protocol(if thread.is_saving() {
+                        "a thread did not store its state"
+                    } else {
+                        "a thread did not stop when it was told to"
+                    }));
                 }
                 told => {
                     // Lost if it has stopped meanwhile, which is as good.
                     let _ = thread.told.compare_exchange(told, told + 1, Ordering::AcqRel, Ordering::Relaxed);
-                    thread.send_kick();
+                    if !thread.is_saving() {
+                        thread.send_kick();
+                    }
                 }
             }
         }

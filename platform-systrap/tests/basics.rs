@@ -378,7 +378,7 @@ fn extended_state_survives_and_moves(platform: &Arc<Systrap>) {
     let mut guest = Guest::new(platform, vector_registers());
     guest.regs.rbx = 42;
     guest.syscall();
-    let state = guest.context.fpu().expect("the state");
+    let state = guest.fpu().expect("the state");
     assert!(state.0.len() > 512);
     let mut child = Guest::on(platform, guest.space.fork(&[], &[]).expect("fork"));
     child.regs = guest.regs;
@@ -393,7 +393,7 @@ fn extended_state_survives_and_moves(platform: &Arc<Systrap>) {
         assert_eq!((guest.regs.r12, guest.regs.r13, guest.regs.r14), (low, high, 0x1f80));
     }
     // And back: the round trip is exact.
-    assert_eq!(child.context.fpu().expect("the state"), guest.context.fpu().expect("the state"));
+    assert_eq!(child.fpu().expect("the state"), guest.fpu().expect("the state"));
     child.context.set_fpu(&platform::FpuState::default()).expect("the initial state");
     child.syscall();
     assert_eq!((child.regs.r12, child.regs.r13), (0, 0));
@@ -489,7 +489,44 @@ fn atomic_operations_are_atomic_and_fault(platform: &Arc<Systrap>) {
     for bad in [SPARE, CODE, DATA + 2, platform.user_range().end + 8] {
         assert!(guest.space.atomic_u32(bad, AtomicOp::Add(1)).is_err());
     }
-    assert_eq!(guest.space.atomic_u32(at, AtomicOp::Add(1)), Ok(7), "a fault leaves the helper usable");
+    assert_eq!(guest.space.atomic_u32(at, AtomicOp::Add(1)), Ok(7), "a fault leaves the agent usable");
+    // Pages that nobody has touched, at either end.
+    guest.space.map(range(SPARE, 2 * PAGE), MapSource::Zero, RW, Sharing::Private).expect("map");
+    assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Add(2)), Ok(0));
+    assert_eq!(guest.space.atomic_u32(SPARE + 2 * PAGE - 4, AtomicOp::Store(9)), Ok(0));
+    assert!(guest.space.atomic_u32(SPARE + 2 * PAGE, AtomicOp::Store(9)).is_err());
+    // A word is the child's own after a fork, whoever writes first.
+    let child = guest.space.fork(&[], &[]).expect("fork");
+    assert_eq!(child.atomic_u32(SPARE, AtomicOp::Add(10)), Ok(2));
+    assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Add(100)), Ok(2));
+    assert_eq!(child.atomic_u32(SPARE, AtomicOp::Load), Ok(12));
+    assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Load), Ok(102));
+    // Only what may be written, and from the moment on that it may.
+    for prot in [Prot::READ, Prot::READ | Prot::EXEC, Prot::empty()] {
+        guest.space.protect(range(SPARE, PAGE), prot).expect("protect");
+        let fault = Fault { addr: SPARE, access: Prot::WRITE };
+        assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Add(1)), Err(fault), "{prot:?}");
+        let same = AtomicOp::CompareExchange { current: 0, new: 1 };
+        assert_eq!(guest.space.atomic_u32(SPARE, same), Err(fault), "{prot:?}");
+    }
+    guest.space.protect(range(SPARE, PAGE), RW).expect("protect");
+    assert_eq!(guest.space.atomic_u32(SPARE, AtomicOp::Load), Ok(102));
+    guest.space.unmap(range(SPARE, PAGE)).expect("unmap");
+    assert!(guest.space.atomic_u32(SPARE, AtomicOp::Add(1)).is_err());
+    // Memory that two processes share, and the end of a file.
+    let file = hostsys::memory::memfd(c"words").expect("a file");
+    hostsys::memory::set_len(file.as_fd(), PAGE).expect("its length");
+    let source = MapSource::File { file: file.as_fd(), offset: 0, writable: true };
+    for space in [&guest.space, &child] {
+        space.map(range(SPARE, 2 * PAGE), source, RW, Sharing::Shared).expect("map");
+    }
+    assert_eq!(guest.space.atomic_u32(SPARE + 8, AtomicOp::Or(6)), Ok(0));
+    assert_eq!(child.atomic_u32(SPARE + 8, AtomicOp::Xor(5)), Ok(6));
+    assert_eq!(guest.space.atomic_u32(SPARE + 8, AtomicOp::Load), Ok(3));
+    assert!(guest.space.atomic_u32(SPARE + PAGE, AtomicOp::Add(1)).is_err());
+    hostsys::memory::set_len(file.as_fd(), 0).expect("its length");
+    assert!(guest.space.atomic_u32(SPARE + 8, AtomicOp::Add(1)).is_err());
+    assert_eq!(guest.space.atomic_u32(at, AtomicOp::Load), Ok(8), "the process lives");
 }
 
 fn contexts_may_be_dropped_at_any_time(platform: &Arc<Systrap>) {
@@ -658,7 +695,7 @@ guest_code!(
     "mov rax, 0x1122334455667788
      movq xmm5, rax
      pinsrq xmm5, rbx, 1
-     2: mov eax, 24
+     2: mov eax, 77
      lea rcx, [rip + 3f]
      jmp r15
      syscall
@@ -749,10 +786,10 @@ fn patched_calls_keep_the_extended_state(platform: &Arc<Systrap>) {
     guest.regs.rbx = 42;
     let low = 0x1122_3344_5566_7788;
     for _ in 0..3 {
-        assert_eq!(guest.syscall(), 24);
+        assert_eq!(guest.syscall(), 77);
     }
     assert_eq!((guest.regs.r12, guest.regs.r13, guest.regs.r14), (low, 42, 0x1f80));
-    let state = guest.context.fpu().expect("the state");
+    let state = guest.fpu().expect("the state");
     // To look at it changes nothing; it is good for another thread, and for the same one.
     guest.syscall();
     assert_eq!((guest.regs.r12, guest.regs.r13), (low, 42));

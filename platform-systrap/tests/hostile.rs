@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::*;
-use platform::{AddressSpace, Cause, FaultMode, MapSource, Prot, Regs, Sharing, SpaceError, TrapEvent};
+use platform::{
+    AddressSpace, AtomicOp, Cause, FaultMode, MapSource, Prot, Regs, Sharing, SpaceError, TrapEvent,
+};
 use platform_systrap::Systrap;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -220,7 +222,7 @@ fn forged_channel_words_hurt_the_forger_alone(platform: &Arc<Systrap>) {
             }
             kicker.kick();
         }
-        let _ = guest.context.fpu();
+        let _ = guest.fpu();
         let _ = guest.context.staged(value);
         drop(guest);
         witness.syscall();
@@ -233,7 +235,7 @@ fn forged_channel_words_hurt_the_forger_alone(platform: &Arc<Systrap>) {
     let pid = stub_of(&guest, 0xf0f0);
     for place in [0u64, CHANNEL - 8, CHANNEL + 0x1ff8, CHANNEL + 0xffff, CHANNEL + 0x1_0000, !0 - 7, STUB] {
         hostsys::memory::write_process(pid, CHANNEL + 0x48, &place.to_ne_bytes()).expect("forging");
-        let _ = guest.context.fpu();
+        let _ = guest.fpu();
         let _ = guest.context.set_fpu(&platform::FpuState::default());
     }
 }
@@ -526,6 +528,162 @@ fn a_task_that_refuses_to_end_is_killed(platform: &Arc<Systrap>) {
     }
 }
 
+guest_code!(
+    forge_call,
+    // A call of patched code, as the channel tells it: fork. Then the thread does its own things.
+    "mov dword ptr [rbx + 0x40], 31
+     lea rax, [rbx + 0xc00]
+     mov [rbx + 0x48], rax
+     mov dword ptr [rbx + 0xd48], 57
+     mov eax, 1
+     xchg [rbx], eax
+     2: jmp 2b"
+);
+
+/// A guest that has told of a call of patched code, and does not look at its channel.
+fn deaf(platform: &Arc<Systrap>) -> Guest {
+    let mut guest = Guest::new(platform, forge_call());
+    guest.regs.rbx = CHANNEL;
+    assert_eq!(guest.syscall(), 57);
+    guest
+}
+
+fn a_thread_that_does_not_store_its_state_keeps_nobody(platform: &Arc<Systrap>) {
+    const CAUSE: Cause = Cause::Protocol("a thread did not store its state");
+    let mut witness = Guest::new(platform, count_calls());
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    // Where someone asks for the state.
+    let mut guest = deaf(platform);
+    let mut served = 0_u64;
+    while guest.context.poll_settle(&mut cx).is_pending() {
+        witness.syscall();
+        served += 1;
+    }
+    assert!(served > 0, "the worker was kept");
+    assert!(guest.context.fpu().is_err());
+    assert_eq!(guest.run(), TrapEvent::Died(CAUSE));
+    // Where the way back leads through the host.
+    let mut guest = deaf(platform);
+    guest.regs.eflags |= 0x100;
+    served = 0;
+    let event = loop {
+        match guest.context.poll_switch(&mut cx, &mut guest.regs) {
+            std::task::Poll::Ready(event) => break event,
+            std::task::Poll::Pending => witness.syscall(),
+        };
+        served += 1;
+    };
+    assert_eq!(event, TrapEvent::Died(CAUSE));
+    assert!(served > 0, "the worker was kept");
+    // Where its task is gone before it has answered.
+    let mut guest = deaf(platform);
+    assert!(guest.context.poll_settle(&mut cx).is_pending());
+    let space = Arc::clone(&guest.space);
+    drop(guest);
+    is_put_to_an_end(platform, &space);
+}
+
+fn a_state_that_is_none_ends_its_process(platform: &Arc<Systrap>) {
+    let mut guest = deaf(platform);
+    let pid = stub_of(&guest, 0x5a5a);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    guest.regs.eflags |= 0x100;
+    assert!(guest.context.poll_switch(&mut cx, &mut guest.regs).is_pending());
+    hostsys::memory::write_process(pid, CHANNEL + 0xd000, &[0xff; 0x3000]).expect("forging");
+    hostsys::memory::write_process(pid, CHANNEL, &1_u32.to_ne_bytes()).expect("posting");
+    let event = guest.run();
+    let cause = Cause::Protocol("a thread stored a state that the host would refuse");
+    assert_eq!(event, TrapEvent::Died(cause));
+}
+
+guest_code!(
+    silence_siblings,
+    // Whatever the other threads post is taken back, and what they are told to do.
+    "2: mov dword ptr [rbx + 0x10000], 0
+     mov dword ptr [rbx + 0x1000c], 0
+     mov dword ptr [rbx + 0x20000], 0
+     mov dword ptr [rbx + 0x2000c], 0
+     inc dword ptr [rdi]
+     jmp 2b"
+);
+guest_code!(count_forever, "2: lock inc dword ptr [rdi]\n jmp 2b");
+
+fn atomic_operations_need_no_thread_of_the_application(platform: &Arc<Systrap>) {
+    for (code, alone) in [(silence_siblings(), true), (count_forever(), false)] {
+        let mut guest = Guest::new(platform, code);
+        let mut sibling = Guest::on(platform, Arc::clone(&guest.space));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        for thread in [&mut guest, &mut sibling] {
+            thread.regs.rbx = CHANNEL;
+            thread.regs.rdi = DATA;
+        }
+        assert!(guest.context.poll_switch(&mut cx, &mut guest.regs).is_pending());
+        if !alone {
+            assert!(sibling.context.poll_switch(&mut cx, &mut sibling.regs).is_pending());
+        }
+        while guest.read::<4>(DATA) == [0; 4] {
+            std::thread::yield_now();
+        }
+        let space = &guest.space;
+        for round in 0..200 {
+            assert_eq!(space.atomic_u32(DATA + 8, AtomicOp::Add(1)), Ok(round), "an unchallenged word");
+            // One that others change all the time.
+            let high = u32::from(round % 2 == 0) << 31;
+            assert!(space.atomic_u32(DATA, AtomicOp::And(0x7fff_ffff)).is_ok(), "round {round}");
+            assert!(space.atomic_u32(DATA, AtomicOp::Or(high)).is_ok(), "round {round}");
+            assert!(space.atomic_u32(DATA, AtomicOp::Xor(high)).is_ok(), "round {round}");
+        }
+    }
+}
+
+guest_code!(
+    patched_count,
+    "2: mov eax, 77
+     lea rcx, [rip + 3f]
+     jmp r15
+     syscall
+     3: add rbx, rax
+     jmp 2b"
+);
+
+/// A kick that was sent before its thread stopped may arrive when it has.
+fn a_late_kick_spoils_no_frame(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, patched_count());
+    guest.regs.r15 = guest.space.call_entry().expect("the platform takes calls");
+    let pid = stub_of(&guest, 0x1a7e);
+    let word = |at: u64| {
+        let mut word = [0; 4];
+        hostsys::memory::read_process(pid, CHANNEL + at, &mut word).expect("reading a channel");
+        u32::from_ne_bytes(word)
+    };
+    for (round, lost) in [false, true].into_iter().cycle().take(8).enumerate() {
+        assert_eq!(guest.syscall(), 77);
+        if lost {
+            assert!(guest.context.give(&[(0x9000, 1)], &[1]));
+            assert_eq!(guest.run(), TrapEvent::Undelivered);
+        }
+        let state = guest.fpu().expect("the state");
+        guest.context.set_fpu(&state).expect("it is good");
+        hostsys::process::tgkill(pid, word(0x44) as i32, libc::SIGURG).expect("a kick");
+        let until = Instant::now() + Duration::from_secs(10);
+        while word(0xb4) == 0 {
+            assert!(Instant::now() < until, "the kick of round {round} does not arrive");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        guest.regs.rax = 3;
+        let before = guest.regs;
+        assert_eq!(guest.run(), TrapEvent::Interrupted, "round {round}");
+        assert_eq!(
+            Regs { orig_rax: before.orig_rax, eflags: before.eflags, ..guest.regs },
+            before,
+            "round {round}"
+        );
+        assert_eq!(guest.syscall(), 77);
+        assert_eq!(guest.regs.rbx, before.rbx + 3);
+        guest.regs.rax = 0;
+    }
+}
+
 fn stubs_die_with_the_sentry(platform: &Arc<Systrap>) {
     // A child of this process plays the Sentry, and is killed.
     let _ = platform;
@@ -587,6 +745,10 @@ fn main() {
         stubs_have_no_rights,
         a_thread_that_refuses_to_stop_is_killed,
         a_task_that_refuses_to_end_is_killed,
+        a_thread_that_does_not_store_its_state_keeps_nobody,
+        a_state_that_is_none_ends_its_process,
+        atomic_operations_need_no_thread_of_the_application,
+        a_late_kick_spoils_no_frame,
         stubs_die_with_the_sentry,
     ]);
 }

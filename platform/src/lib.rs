@@ -218,7 +218,16 @@ pub trait Context: Send {
         let _ = identity;
     }
 
-    /// The extended state at the last trap, in the XSAVE layout of the host (`fpstate` of a signal frame).
+    /// Makes the extended state known to the platform, which may have left it in the processor. To be ready before
+    /// [`Context::fpu`] is called after a run. The thread may have to do something for it: one that does not within two
+    /// seconds dies with all that shares its address space.
+    fn poll_settle(&mut self, cx: &mut Poller<'_>) -> Poll<Result<(), SpaceError>> {
+        let _ = cx;
+        Poll::Ready(Ok(()))
+    }
+
+    /// The extended state at the last trap, in the XSAVE layout of the host (`fpstate` of a signal frame). `EBUSY` unless
+    /// [`Context::poll_settle`] was ready.
     fn fpu(&mut self) -> Result<FpuState, SpaceError>;
     /// Replaces the extended state for the next run; an image that the host would refuse is an error.
     fn set_fpu(&mut self, state: &FpuState) -> Result<(), SpaceError>;

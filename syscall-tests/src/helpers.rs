@@ -95,6 +95,8 @@ pub fn run(args: &[String]) -> i32 {
         }
         Some("bombs") => bombs(),
         Some("object-bombs") => object_bombs(),
+        Some("deaf-threads") => deaf_threads(forge_a_fork),
+        Some("deaf-siblings") => deaf_threads(wake_by_a_silenced_sibling),
         Some("list") => {
             let found = std::fs::read_dir(rest.first().map_or(".", String::as_str));
             let sizes =
@@ -109,6 +111,81 @@ pub fn run(args: &[String]) -> i32 {
     }
     let _ = std::io::stdout().flush();
     0
+}
+
+/// Tells the Sentry of a fork in the name of patched text, by the words of the thread's own channel, and never looks at
+/// them again.
+fn forge_a_fork() -> ! {
+    unsafe {
+        core::arch::asm!(
+            "rdgsbase rdx",
+            "mov dword ptr [rdx + 0x40], 31",
+            "lea rax, [rdx + 0xc00]",
+            "mov [rdx + 0x48], rax",
+            "mov dword ptr [rdx + 0xd48], 57",
+            "mov eax, 1",
+            "xchg [rdx], eax",
+            "2: jmp 2b",
+            options(noreturn)
+        )
+    }
+}
+
+/// Changes a word by futex(2) for ever, while another thread takes back whatever threads besides these two tell the Sentry.
+fn wake_by_a_silenced_sibling() -> ! {
+    const SLOT: usize = 0x1_0000;
+    fn channel() -> usize {
+        let at: usize;
+        unsafe { core::arch::asm!("rdgsbase {}", out(reg) at) };
+        at
+    }
+    let main = channel();
+    std::thread::spawn(move || {
+        let spared = [main, channel()];
+        let first = main - main % (8 * SLOT);
+        let others: Vec<usize> = (0..8).map(|n| first + n * SLOT).filter(|at| !spared.contains(at)).collect();
+        loop {
+            for at in &others {
+                unsafe { (*at as *mut u32).write_volatile(0) };
+            }
+        }
+    });
+    let words = [0u32; 2];
+    loop {
+        // Adds one to the second word.
+        let operation = 1 << 28 | 1 << 12;
+        let (wake, second) = (libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG, &raw const words[1]);
+        unsafe { libc::syscall(libc::SYS_futex, words.as_ptr(), wake, 1, 1, second, operation) };
+    }
+}
+
+/// Counts the forks that are served while processes deny the Sentry what it needs of them, until one of those is dead.
+fn deaf_threads(deny: fn() -> !) {
+    const DEAF: usize = 8;
+    let Ok(map) = crate::sys::Map::shared(crate::sys::PAGE) else { return println!("no memory") };
+    let begun = unsafe { &*map.at(0).cast::<std::sync::atomic::AtomicUsize>() };
+    let deaf: Vec<i32> = (0..DEAF)
+        .map(|_| match unsafe { libc::fork() } {
+            0 => {
+                begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                deny()
+            }
+            child => child,
+        })
+        .collect();
+    let is_dead = |pid: &i32| unsafe { libc::waitpid(*pid, std::ptr::null_mut(), libc::WNOHANG) != 0 };
+    let mut served = 0;
+    while !deaf.iter().any(is_dead) && served < 50 {
+        match unsafe { libc::fork() } {
+            0 => unsafe { libc::_exit(0) },
+            child => unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) },
+        };
+        served += usize::from(begun.load(std::sync::atomic::Ordering::SeqCst) == DEAF);
+    }
+    println!("{}", if served >= 8 { "served" } else { "kept" });
+    for pid in deaf {
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
 }
 
 /// What exec made of the credentials: real, effective and saved ids, permitted, effective, inheritable and ambient

@@ -111,6 +111,8 @@ agent_obey:
     mov r8, [rbx + 40]
     mov r9, [rbx + 48]
     mov rax, [rbx]
+    cmp rax, {ATOMIC}
+    jae agent_atomic
     syscall
     .globl casemate_stub_call_end
 casemate_stub_call_end:
@@ -120,6 +122,7 @@ casemate_stub_call_end:
     test rax, rax
     jnz 3f
     jmp r15
+agent_done:
 3:  cmp rax, -4096
     ja 2f
     inc r12
@@ -128,6 +131,46 @@ casemate_stub_call_end:
 2:  mov rdi, rax
     mov rsi, r12
     jmp agent_report
+
+# No call: an atomic operation on the word of the application at rdi. esi = operand, edx = the value that is to be there. The
+# order before this one has made the page writable, and none but orders change mappings. The old value is reported as the
+# result of a clone is.
+agent_atomic:
+    sub eax, {ATOMIC} + {ATOMIC_STORE}
+    je 1f
+    sub eax, {ATOMIC_ADD} - {ATOMIC_STORE}
+    je 2f
+    sub eax, {ATOMIC_EXCHANGE} - {ATOMIC_ADD}
+    je 3f
+    mov ecx, eax
+    mov r10d, {ATOMIC_TRIES}        # the application may change the word as fast as it can
+    mov eax, [rdi]
+4:  mov r8d, eax
+    cmp ecx, {ATOMIC_AND} - {ATOMIC_EXCHANGE}
+    je 5f
+    ja 6f
+    or r8d, esi
+    jmp 7f
+5:  and r8d, esi
+    jmp 7f
+6:  xor r8d, esi
+7:  lock cmpxchg [rdi], r8d
+    je 8f
+    dec r10d
+    jnz 4b
+    mov rax, {EAGAIN}
+    jmp agent_done
+1:  mov eax, esi
+    xchg [rdi], eax
+    jmp 8f
+2:  mov eax, esi
+    lock xadd [rdi], eax
+    jmp 8f
+3:  mov eax, edx
+    lock cmpxchg [rdi], esi
+8:  mov r13d, eax
+    xor eax, eax
+    jmp agent_done
 
 die:
     mov eax, {SYS_EXIT_GROUP}
@@ -186,7 +229,9 @@ trapped:
     test r12d, r12d
     jnz stage
 
+# While the thread rests here, signals that come late go below every frame that it may return to.
 post:
+    lea rsp, [rbx + {CALL_STACK}]
     mov eax, {POSTED}
     xchg [rbx + {STATE}], eax
     cmp dword ptr [rbx + {SLEEPERS}], 0
@@ -225,8 +270,8 @@ casemate_stub_futex_wait_end:
     jne go_to_sleep
 1:  mov dword ptr [rbx + {ASLEEP}], 0
 resume:
-    cmp dword ptr [rbx + {COMMAND}], 0
-    jne do_command
+    cmp dword ptr [rbx + {SAVE}], 0
+    jne save
     mov r12d, [rbx + {GIVEN_COUNT}]
     test r12d, r12d
     jnz deliver
@@ -276,7 +321,6 @@ leave_end:
 kicked:
     mov dword ptr [rbx + {KICKED}], 0
     mov dword ptr [rbx + {SIGNAL}], {KICK}
-    lea rsp, [rbx + {CALL_STACK}]
     xor ecx, ecx
     mov [rbx + {STAGE} + 8], rcx
     mov [rbx + {STAGE} + 24], rcx
@@ -598,62 +642,23 @@ stage_done:
     mov [r14], r11
     mov [r14 + 8], r9
     jmp stage_next
-# Commands: one atomic operation on a word of the application.
-do_command:
-    mov ecx, [rbx + {COMMAND}]
-    mov rdi, [rbx + {COMMAND_ADDRESS}]
-    mov edx, [rbx + {COMMAND_OPERAND}]
-    mov eax, [rbx + {COMMAND_EXPECTED}]
-    xor r12d, r12d
-    cmp ecx, {CMD_STORE}
-    je 1f
-    cmp ecx, {CMD_ADD}
-    je 2f
-    cmp ecx, {CMD_COMPARE_EXCHANGE}
-    je 3f
-    cmp ecx, {CMD_SAVE}
-    je 8f
-    mov eax, [rdi]
-4:  mov r8d, eax
-    cmp ecx, {CMD_OR}
-    je 5f
-    cmp ecx, {CMD_AND}
-    je 6f
-    xor r8d, edx
-    jmp 7f
-5:  or r8d, edx
-    jmp 7f
-6:  and r8d, edx
-7:  lock cmpxchg [rdi], r8d
-    jne 4b
-    jmp command_done
-1:  mov eax, edx
-    xchg [rdi], eax
-    jmp command_done
-2:  mov eax, edx
-    lock xadd [rdi], eax
-    jmp command_done
-3:  lock cmpxchg [rdi], edx
-    jmp command_done
 # The extended state, of which a call of patched code has left no copy.
-8:  xor eax, eax
+save:
+    mov rdi, [rbx + {SAVE_ADDRESS}]
+    xor eax, eax
     lea r8, [rdi + 512]
     mov ecx, 8
-9:  mov [r8], rax
+1:  mov [r8], rax
     add r8, 8
     dec ecx
-    jnz 9b
+    jnz 1b
     mov eax, -1
     mov edx, -1
     xsave64 [rdi]
-command_done:
-    mov [rbx + {COMMAND_RESULT}], rax
-    mov qword ptr [rbx + {COMMAND_FAULT}], 0
-    mov dword ptr [rbx + {COMMAND}], 0
+    mov dword ptr [rbx + {SAVE}], 0
     jmp post
 # Results of a call, to be copied to the application before it goes on. r12d = pieces.
 deliver:
-    mov rsp, [rbx + {CONTEXT}]      # a fault's frame must not touch the one to return to
     lea r14, [rbx + {GIVEN}]
     lea rsi, [rbx + {GIVEN_DATA}]
 1:  mov rdi, [r14]
@@ -669,7 +674,7 @@ copy_end:
 copy_failed:
     cmp dword ptr [rbx + {GIVEN_COUNT}], 0
     jne 2f
-    cmp dword ptr [rbx + {COMMAND}], 0
+    cmp dword ptr [rbx + {SAVE}], 0
     jne 1f
 stage_next:
     add r14, 16
@@ -677,8 +682,7 @@ stage_next:
     shr r12d, 16
     jnz stage_piece
     jmp post
-1:  mov qword ptr [rbx + {COMMAND_FAULT}], 1
-    mov dword ptr [rbx + {COMMAND}], 0
+1:  mov dword ptr [rbx + {SAVE}], 0
     jmp post
 2:  mov dword ptr [rbx + {GIVEN_COUNT}], 0
     mov dword ptr [rbx + {SIGNAL}], {UNDELIVERED}

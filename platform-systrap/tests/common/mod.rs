@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as Poller, Poll, Wake, Waker};
 
 use platform::{
-    AddrRange, AddressSpace, Context, FaultMode, MapSource, Platform, Prot, Regs, Sharing, TrapEvent,
+    AddrRange, AddressSpace, Context, FaultMode, FpuState, MapSource, Platform, Prot, Regs, Sharing,
+    SpaceError, TrapEvent,
 };
 use platform_systrap::{Options, Systrap};
 
@@ -135,12 +136,26 @@ impl Guest {
 
     /// Runs to the next trap.
     pub fn run(&mut self) -> TrapEvent {
+        self.serve(|context, regs, cx| context.poll_switch(cx, regs))
+    }
+
+    /// The extended state, once it is settled.
+    pub fn fpu(&mut self) -> Result<FpuState, SpaceError> {
+        self.serve(|context, _, cx| context.poll_settle(cx))?;
+        self.context.fpu()
+    }
+
+    /// Works until `poll` is ready.
+    fn serve<T>(
+        &mut self,
+        mut poll: impl FnMut(&mut dyn Context, &mut Regs, &mut Poller<'_>) -> Poll<T>,
+    ) -> T {
         let flag = Arc::clone(&self.flag);
         let waker = Waker::from(Arc::clone(&flag));
         let mut cx = Poller::from_waker(&waker);
         loop {
-            match self.context.poll_switch(&mut cx, &mut self.regs) {
-                Poll::Ready(event) => return event,
+            match poll(&mut *self.context, &mut self.regs, &mut cx) {
+                Poll::Ready(value) => return value,
                 Poll::Pending => {
                     while !flag.set.swap(false, Ordering::AcqRel) {
                         if self.platform.poll_traps() == 0 {

@@ -176,6 +176,19 @@ fn t03_bombs_of_kernel_objects_are_refused() -> Result<()> {
     trial.finish()
 }
 
+/// Threads that do not store their state when they are to, and threads of which nothing is heard while a word is to be
+/// changed.
+#[test]
+fn t41_deaf_threads_keep_no_worker() -> Result<()> {
+    let trial = Trial::new("t41-deaf")?;
+    let program = format!("{INSIDE}/syscall-tests");
+    for helper in ["deaf-threads", "deaf-siblings"] {
+        let bundle = Bundle::new(busybox()?, [program.as_str(), "helper", helper]);
+        trial.run(&bundle)?.run()?.expect(0)?.expect_out("served\n")?;
+    }
+    trial.finish()
+}
+
 #[test]
 fn t04_disks_are_filled_up_to_the_limit() -> Result<()> {
     let trial = Trial::new("t04-disk")?;

@@ -25,6 +25,8 @@ pub mod rank {
     pub const ADDRESS_SPACE: u16 = 120;
     pub const MEMORY_FILE: u16 = 130;
     pub const FUTEX_BUCKET: u16 = 140;
+    /// One at a time.
+    pub const PI_BUCKET: u16 = 145;
     pub const WAIT_QUEUE: u16 = 150;
     pub const RUN_QUEUE: u16 = 160;
     /// The tree of mounts: only leaves are taken under it.

@@ -161,7 +161,12 @@ impl Drop for Admitted<'_> {
 /// Makes a task and starts it; its thread id as the caller sees it.
 ///
 /// With `CLONE_VFORK` the caller goes on only when the child has left its memory, which the run loop sees to.
-pub fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
+pub async fn clone_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
+    cx.settle_state().await;
+    make_task(cx, spec)
+}
+
+fn make_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
     let parent = Arc::clone(&cx.task);
     spec.check(&parent)?;
     let flags = spec.flags;

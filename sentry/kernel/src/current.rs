@@ -1,5 +1,6 @@
 //! The running task as its system calls see it: the task, its registers and its platform context.
 
+use core::future::poll_fn;
 use core::ops::Deref;
 use std::sync::Arc;
 
@@ -191,6 +192,12 @@ impl Current {
             egid: ns.show_gid(creds.egid),
         }));
         self.answered = Some(creds);
+    }
+
+    /// Waits until the context knows the extended state, for those who read or replace it. What was refused shows when they
+    /// try.
+    pub(crate) async fn settle_state(&mut self) {
+        let _ = poll_fn(|poller| self.context.poll_settle(poller)).await;
     }
 
     /// Goes on in another context, which has answered nothing yet.

@@ -12,7 +12,7 @@ use sentry_base::{Errno, Mutex, Result, Sleeper, lock::rank};
 use sentry_mm::{FutexKey, Mm};
 
 use crate::Task;
-use crate::futex_pi::{PiLocks, PiWaiter};
+use crate::futex_pi::{PiGuard, PiLocks, PiWaiter};
 
 /// Matches every waiter (`FUTEX_BITSET_MATCH_ANY`).
 pub const MATCH_ANY: u32 = u32::MAX;
@@ -68,7 +68,7 @@ impl Default for FutexTable {
         Self {
             buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
             hash: RandomState::new(),
-            pi: PiLocks::default(),
+            pi: PiLocks::new(BUCKETS),
         }
     }
 }
@@ -82,6 +82,11 @@ impl FutexTable {
 
     fn bucket(&self, index: usize) -> Result<&Bucket> {
         self.buckets.get(index).ok_or(Errno::EFAULT)
+    }
+
+    /// The locks of the bucket of `key` that somebody waits for.
+    pub(crate) fn pi_locks_of(&self, key: &FutexKey) -> Result<PiGuard<'_>> {
+        self.pi.lock(self.index(key)).ok_or(Errno::EFAULT)
     }
 
     pub(crate) fn bucket_of(&self, key: &FutexKey) -> Result<&Bucket> {

@@ -15,6 +15,8 @@ pub(crate) const OWNER_DIED: u32 = 0x4000_0000;
 pub(crate) const TID_MASK: u32 = 0x3fff_ffff;
 /// A list longer than this is not walked on (`ROBUST_LIST_LIMIT`).
 const ROBUST_LIMIT: usize = 2048;
+/// Attempts beyond the first at words that others change meanwhile, for the whole of a list.
+const RETRIES: usize = 256;
 
 /// Marks every robust futex that a dying task holds and wakes one waiter of each (`exit_robust_list`). The list is the
 /// application's: the walk is bounded and ends at the first bad pointer.
@@ -26,6 +28,7 @@ pub(crate) fn release(task: &Task, head_addr: u64) {
     }
     let word = |entry: u64| (entry & !1).wrapping_add_signed(head.futex_offset);
     let pending = head.pending;
+    let mut retries = RETRIES;
     let mut entry = head.next;
     for _ in 0..ROBUST_LIMIT {
         if entry & !1 == head_addr {
@@ -34,7 +37,8 @@ pub(crate) fn release(task: &Task, head_addr: u64) {
         // The next pointer is read first: a woken owner may free the entry.
         let mut next = 0_u64;
         let read = mm.copy_in(entry & !1, next.as_mut_bytes());
-        if entry & !1 != pending & !1 && release_word(task, &mm, word(entry), entry & 1 != 0, false).is_err()
+        if entry & !1 != pending & !1
+            && release_word(task, &mm, word(entry), entry & 1 != 0, false, &mut retries).is_err()
         {
             return;
         }
@@ -44,12 +48,12 @@ pub(crate) fn release(task: &Task, head_addr: u64) {
         entry = next;
     }
     if pending & !1 != 0 {
-        let _ = release_word(task, &mm, word(pending), pending & 1 != 0, true);
+        let _ = release_word(task, &mm, word(pending), pending & 1 != 0, true, &mut retries);
     }
 }
 
-/// `handle_futex_death`.
-fn release_word(task: &Task, mm: &Mm, addr: u64, pi: bool, pending: bool) -> Result<()> {
+/// `handle_futex_death`. A word that others keep changing is given up.
+fn release_word(task: &Task, mm: &Mm, addr: u64, pi: bool, pending: bool, retries: &mut usize) -> Result<()> {
     if !addr.is_multiple_of(4) {
         return Err(Errno::EINVAL);
     }
@@ -70,6 +74,7 @@ fn release_word(task: &Task, mm: &Mm, addr: u64, pi: bool, pending: bool) -> Res
         if seen == value {
             break;
         }
+        *retries = retries.checked_sub(1).ok_or(Errno::EAGAIN)?;
         value = seen;
     }
     if !pi && value & WAITERS != 0 { wake() } else { Ok(()) }

@@ -83,12 +83,12 @@ async fn futex(
             lock_pi(cx, word(uaddr)?, private, deadline, false).await
         }
         libc::FUTEX_TRYLOCK_PI => lock_pi(cx, word(uaddr)?, private, None, true).await,
-        libc::FUTEX_UNLOCK_PI => unlock_pi(cx, word(uaddr)?, private),
+        libc::FUTEX_UNLOCK_PI => unlock_pi(cx, word(uaddr)?, private).await,
         libc::FUTEX_WAIT_REQUEUE_PI => {
             let deadline = deadline(cx, timeout, false, realtime)?;
             wait_requeue_pi(cx, word(uaddr)?, val, private, deadline, word(uaddr2)?).await
         }
-        libc::FUTEX_CMP_REQUEUE_PI => requeue_pi(cx, uaddr, val, timeout.0, uaddr2, val3, private),
+        libc::FUTEX_CMP_REQUEUE_PI => requeue_pi(cx, uaddr, val, timeout.0, uaddr2, val3, private).await,
         _ => Err(Errno::ENOSYS.into()),
     }
 }
@@ -241,12 +241,18 @@ async fn lock_pi(
         match kernel.futexes().pi_lock(&waiter, try_only)? {
             PiAttempt::Acquired => return Ok(0),
             PiAttempt::Queued => return wait_for_pi(cx, &waiter, deadline).await,
-            PiAttempt::Again => crate::turn::give_up().await,
-        }
-        if cx.sleeper().is_interrupted() || cx.sleeper().is_killed() {
-            return Err(Stop::Restart(Restart::NoIntr));
+            PiAttempt::Again => let_others_run(cx).await?,
         }
     }
+}
+
+/// Between two attempts, which a signal ends for the time being.
+async fn let_others_run(cx: &mut Current) -> Result<(), Stop> {
+    crate::turn::give_up().await;
+    if cx.sleeper().is_interrupted() || cx.sleeper().is_killed() {
+        return Err(Stop::Restart(Restart::NoIntr));
+    }
+    Ok(())
 }
 
 /// Waits in the queue of a lock.
@@ -265,10 +271,12 @@ async fn wait_for_pi(cx: &mut Current, waiter: &Arc<PiWaiter>, deadline: Option<
     }
 }
 
-fn unlock_pi(cx: &Current, addr: u64, private: bool) -> SysResult {
+async fn unlock_pi(cx: &mut Current, addr: u64, private: bool) -> SysResult {
     let mm = cx.mm();
     let key = mm.futex_key(addr, private)?;
-    cx.kernel().futexes().pi_unlock(&cx.task, &mm, addr, &key)?;
+    while !cx.kernel().futexes().pi_unlock(&cx.task, &mm, addr, &key)? {
+        let_others_run(cx).await?;
+    }
     Ok(0)
 }
 
@@ -317,8 +325,8 @@ async fn wait_requeue_pi(
     }
 }
 
-fn requeue_pi(
-    cx: &Current,
+async fn requeue_pi(
+    cx: &mut Current,
     uaddr: Ptr,
     nr_wake: u32,
     nr_requeue: u64,
@@ -333,9 +341,14 @@ fn requeue_pi(
     }
     let mm = cx.mm();
     let (from_key, to_key) = (mm.futex_key(from, private)?, mm.futex_key(to, private)?);
-    let moved =
-        cx.kernel().futexes().pi_requeue(&cx.task, (&from_key, from), (&to_key, to), nr_requeue, expect)?;
-    Ok(moved as u64)
+    loop {
+        let futexes = cx.kernel().futexes();
+        let (from, to) = ((&from_key, from), (&to_key, to));
+        if let Some(moved) = futexes.pi_requeue(&cx.task, from, to, nr_requeue, expect)? {
+            return Ok(moved as u64);
+        }
+        let_others_run(cx).await?;
+    }
 }
 
 /// `struct futex_waitv`.

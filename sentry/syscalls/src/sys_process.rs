@@ -20,10 +20,10 @@ syscalls! {
     186 gettid() [sync];
     110 getppid() [sync];
     56 clone(flags: Flags, stack: Ptr, parent_tid: Ptr, child_tid: Ptr, tls: Ptr)
-        [sync, "no time namespaces"];
-    57 fork() [sync];
-    58 vfork() [sync];
-    435 clone3(args: Ptr, size: usize) [sync, "no cgroup, no time namespaces, thread ids in the first PID namespace"];
+        [wait, "no time namespaces"];
+    57 fork() [wait];
+    58 vfork() [wait];
+    435 clone3(args: Ptr, size: usize) [wait, "no cgroup, no time namespaces, thread ids in the first PID namespace"];
     60 exit(code: i32) [sync];
     231 exit_group(code: i32) [sync];
     61 wait4(pid: i32, status: Ptr, options: Bits, usage: Ptr) [wait];
@@ -68,7 +68,7 @@ fn getppid(cx: &mut Current) -> Result<i32> {
 /// The signal in the low byte of `clone`'s flags.
 const CSIGNAL: u64 = 0xff;
 
-fn clone(
+async fn clone(
     cx: &mut Current,
     flags: Flags,
     stack: Ptr,
@@ -91,22 +91,22 @@ fn clone(
         pidfd: parent_tid.0,
         set_tid: 0,
     };
-    clone_task(cx, &spec)
+    clone_task(cx, &spec).await
 }
 
-fn fork(cx: &mut Current) -> Result<i32, Stop> {
-    clone_task(cx, &CloneSpec { exit_signal: sig::CHLD, ..CloneSpec::default() })
+async fn fork(cx: &mut Current) -> Result<i32, Stop> {
+    clone_task(cx, &CloneSpec { exit_signal: sig::CHLD, ..CloneSpec::default() }).await
 }
 
-fn vfork(cx: &mut Current) -> Result<i32, Stop> {
+async fn vfork(cx: &mut Current) -> Result<i32, Stop> {
     let flags = CloneFlags::VFORK | CloneFlags::VM;
-    clone_task(cx, &CloneSpec { flags, exit_signal: sig::CHLD, ..CloneSpec::default() })
+    clone_task(cx, &CloneSpec { flags, exit_signal: sig::CHLD, ..CloneSpec::default() }).await
 }
 
 /// The first version of `struct clone_args`.
 const CLONE_ARGS_V0: usize = 64;
 
-fn clone3(cx: &mut Current, at: Ptr, size: usize) -> Result<i32, Stop> {
+async fn clone3(cx: &mut Current, at: Ptr, size: usize) -> Result<i32, Stop> {
     let mut args = CloneArgs::new_zeroed();
     crate::args::copy_struct(cx, at, size, CLONE_ARGS_V0, args.as_mut_bytes())?;
     let flags = CloneFlags::from_bits_retain(args.flags);
@@ -139,7 +139,7 @@ fn clone3(cx: &mut Current, at: Ptr, size: usize) -> Result<i32, Stop> {
         pidfd: args.pidfd,
         set_tid,
     };
-    clone_task(cx, &spec)
+    clone_task(cx, &spec).await
 }
 
 /// The thread id that the caller has chosen (`set_tid`); 0 for none.

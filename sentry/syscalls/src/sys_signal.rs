@@ -18,7 +18,7 @@ use crate::table::syscalls;
 syscalls! {
     13 rt_sigaction(signal: i32, new: Ptr, old: Ptr, size: usize) [sync];
     14 rt_sigprocmask(how: i32, new: Ptr, old: Ptr, size: usize) [sync];
-    15 rt_sigreturn() [sync];
+    15 rt_sigreturn() [wait];
     127 rt_sigpending(set: Ptr, size: usize) [sync];
     128 rt_sigtimedwait(set: Ptr, info: Ptr, timeout: Ptr, size: usize) [wait];
     129 rt_sigqueueinfo(pid: i32, signal: i32, info: Ptr) [sync];
@@ -83,8 +83,8 @@ fn rt_sigprocmask(cx: &mut Current, how: i32, new: Ptr, old: Ptr, size: usize) -
     if old.is_null() { Ok(()) } else { cx.write_obj(old.0, &previous) }
 }
 
-fn rt_sigreturn(cx: &mut Current) -> Result<(), Stop> {
-    Err(signal::sigreturn(cx))
+async fn rt_sigreturn(cx: &mut Current) -> Result<(), Stop> {
+    Err(signal::sigreturn(cx).await)
 }
 
 fn rt_sigpending(cx: &mut Current, set: Ptr, size: usize) -> Result<()> {

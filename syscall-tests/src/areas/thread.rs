@@ -20,6 +20,7 @@ cases![
     fatal_signal_ends_all_threads,
     floating_point_state_is_per_thread,
     blocked_reader_does_not_stop_the_others,
+    threads_by_the_thousand_with_signals_and_forks,
 ];
 
 fn join<T>(t: std::thread::JoinHandle<T>) -> Result<T, String> {
@@ -236,5 +237,122 @@ fn blocked_reader_does_not_stop_the_others() -> Outcome {
     }
     sys::fd_write(&wr, b"late")?;
     same!(join(t)??, b"late");
+    Ok(())
+}
+
+/// Whether a call of the threads library has ended otherwise than it may: it ends the process where a futex does.
+static STRANGE: AtomicI32 = AtomicI32::new(0);
+
+fn expect_zero(error: i32) {
+    if error != 0 {
+        STRANGE.store(error, SeqCst);
+    }
+}
+
+/// What the short threads contend for.
+struct Contended {
+    lock: std::cell::UnsafeCell<pthread_mutex_t>,
+    changed: std::cell::UnsafeCell<pthread_cond_t>,
+    begun: std::cell::UnsafeCell<sem_t>,
+    count: AtomicUsize,
+}
+
+unsafe impl Sync for Contended {}
+
+static CONTENDED: Contended = Contended {
+    lock: std::cell::UnsafeCell::new(PTHREAD_MUTEX_INITIALIZER),
+    changed: std::cell::UnsafeCell::new(PTHREAD_COND_INITIALIZER),
+    begun: std::cell::UnsafeCell::new(unsafe { std::mem::zeroed() }),
+    count: AtomicUsize::new(0),
+};
+
+extern "C" fn contend(number: *mut c_void) -> *mut c_void {
+    let (lock, changed) = (CONTENDED.lock.get(), CONTENDED.changed.get());
+    unsafe { expect_zero(sem_post(CONTENDED.begun.get())) };
+    for turn in 0..5 {
+        unsafe { expect_zero(pthread_mutex_lock(lock)) };
+        // Under the lock: an addition that is not atomic would show its failure.
+        CONTENDED.count.store(CONTENDED.count.load(SeqCst) + 1, SeqCst);
+        if turn == number as usize % 5 {
+            let mut until: timespec = unsafe { std::mem::zeroed() };
+            unsafe { clock_gettime(CLOCK_REALTIME, &raw mut until) };
+            until.tv_nsec += 500_000;
+            if until.tv_nsec >= 1_000_000_000 {
+                until.tv_nsec -= 1_000_000_000;
+                until.tv_sec += 1;
+            }
+            let end = unsafe { pthread_cond_timedwait(changed, lock, &raw const until) };
+            expect_zero(if end == ETIMEDOUT { 0 } else { end });
+        } else {
+            unsafe { expect_zero(pthread_cond_signal(changed)) };
+        }
+        unsafe { expect_zero(pthread_mutex_unlock(lock)) };
+    }
+    number
+}
+
+/// Makes threads, signals some of them, forks in between, and joins them all.
+fn make_threads(rounds: usize, width: usize) {
+    for round in 0..rounds {
+        let mut made = Vec::with_capacity(width);
+        for index in 0..width {
+            let mut thread: pthread_t = 0;
+            let number = (round + index) as *mut c_void;
+            let made_it = unsafe { pthread_create(&raw mut thread, std::ptr::null(), contend, number) };
+            expect_zero(made_it);
+            if made_it != 0 {
+                return;
+            }
+            made.push(thread);
+            if index % 3 == 0 {
+                let sent = unsafe { pthread_kill(thread, SIGUSR1) };
+                expect_zero(if sent == ESRCH { 0 } else { sent });
+            }
+            while unsafe { sem_wait(CONTENDED.begun.get()) } != 0 {
+                let error = crate::harness::errno();
+                expect_zero(if error == EINTR { 0 } else { error });
+            }
+        }
+        if round % 5 == 0 {
+            match unsafe { fork() } {
+                0 => unsafe { _exit(0) },
+                child => {
+                    let mut status = -1;
+                    while unsafe { waitpid(child, &raw mut status, 0) } < 0
+                        && crate::harness::errno() == EINTR
+                    {}
+                    expect_zero(status);
+                }
+            }
+        }
+        for (index, thread) in made.into_iter().enumerate() {
+            let mut number = std::ptr::null_mut();
+            unsafe { expect_zero(pthread_join(thread, &raw mut number)) };
+            expect_zero(i32::from(number as usize != round + index));
+        }
+    }
+}
+
+fn threads_by_the_thousand_with_signals_and_forks() -> Outcome {
+    extern "C" fn ignore(_: i32) {}
+    const MAKERS: usize = 8;
+    const ROUNDS: usize = 25;
+    const WIDTH: usize = 10;
+    ok!(sem_init(CONTENDED.begun.get(), 0, 0));
+    for signo in [SIGALRM, SIGUSR1] {
+        let mut action: sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = ignore as *const () as usize;
+        action.sa_flags = if signo == SIGUSR1 { SA_RESTART } else { 0 };
+        ok!(sigaction(signo, &raw const action, std::ptr::null_mut()));
+    }
+    let often = timeval { tv_sec: 0, tv_usec: 900 };
+    let often = itimerval { it_interval: often, it_value: often };
+    ok!(setitimer(ITIMER_REAL, &raw const often, std::ptr::null_mut()));
+    let makers: Vec<_> = (0..MAKERS).map(|_| std::thread::spawn(|| make_threads(ROUNDS, WIDTH))).collect();
+    for maker in makers {
+        join(maker)?;
+    }
+    same!(STRANGE.load(SeqCst), 0);
+    same!(CONTENDED.count.load(SeqCst), MAKERS * ROUNDS * WIDTH * 5);
     Ok(())
 }

@@ -38,6 +38,8 @@ struct Resumed {
 
 /// Stops until the tracer says to go on (`ptrace_stop`).
 async fn stop(cx: &mut Current, report: Report) -> Resumed {
+    // The tracer may read and replace it.
+    cx.settle_state().await;
     let task = Arc::clone(&cx.task);
     let group = Arc::clone(task.group());
     let Report { code, why, message, info, ending } = report;

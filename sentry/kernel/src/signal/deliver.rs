@@ -53,6 +53,7 @@ pub(crate) async fn interrupt(cx: &mut Current) -> Outcome {
             SIG_IGN => {}
             SIG_DFL => default_action(cx, info.signo),
             _ => {
+                cx.settle_state().await;
                 run_handler(cx, &info, &action);
                 if task.is_traced() {
                     Box::pin(ptrace::after_handler(cx)).await;
@@ -131,7 +132,7 @@ fn default_action(cx: &Current, signo: i32) {
     }
 }
 
-/// Puts a handler in the way: the application goes on there.
+/// Puts a handler in the way: the application goes on there. The extended state has to be settled.
 fn run_handler(cx: &mut Current, info: &SigInfo, action: &SigAction) {
     match cx.restart.take() {
         None => {}
