@@ -5,11 +5,16 @@ tmux -L t send-keys 'echo $((6*7)); stty size; tty | cut -c1-9' Enter
 for i in $(seq 100); do tmux -L t capture-pane -p | grep -q '^/dev/pts' && break; sleep 0.05; done
 tmux -L t capture-pane -p | grep -v -e '[$#]' -e '^$'
 tmux -L t split-window -h 'sleep 100' && tmux -L t list-panes -F '#{pane_index} #{pane_width}x#{pane_height}'
-tmux -L t send-keys -t 0 'cat' Enter && sleep 0.3 && tmux -L t send-keys -t 0 C-c && tmux -L t send-keys -t 0 'sleep 50' Enter && sleep 0.3 && tmux -L t send-keys -t 0 C-z
-for i in $(seq 100); do tmux -L t capture-pane -p -t 0 | grep -q Stopped && break; sleep 0.05; done
+until_so() { for i in $(seq 200); do eval "$1" && return; sleep 0.05; done; echo "not so: $1"; }
+tmux -L t send-keys -t 0 'cat' Enter && until_so 'pgrep -x cat >/dev/null'
+tmux -L t send-keys -t 0 C-c && until_so '! pgrep -x cat >/dev/null'
+tmux -L t send-keys -t 0 'sleep 50' Enter && until_so 'pgrep -f "^sleep 50" >/dev/null'
+tmux -L t send-keys -t 0 C-z && until_so 'tmux -L t capture-pane -p -t 0 | grep -q Stopped'
 tmux -L t capture-pane -p -t 0 | grep Stopped | tr -s ' '
-tmux -L t resize-pane -t 0 -x 20 && sleep 0.2 && tmux -L t send-keys -t 0 'clear; stty size' Enter && sleep 0.3
-tmux -L t capture-pane -p -t 0 | grep -E '^[0-9]+ [0-9]+$'
+# The pane's program learns of its size some time later.
+tmux -L t resize-pane -t 0 -x 20
+until_so 'tmux -L t send-keys -t 0 "clear; stty size" Enter; sleep 0.3; tmux -L t capture-pane -p -t 0 | grep -q "^[0-9]* 20$"'
+tmux -L t capture-pane -p -t 0 | grep -E '^[0-9]+ [0-9]+$' | tail -1
 tmux -L t kill-server
 for i in $(seq 100); do pgrep -f 'sleep (100|50)' >/dev/null || break; sleep 0.05; done
 pgrep -fc 'sleep (100|50)' || true
