@@ -243,7 +243,7 @@ struct Worker {
 /// Workers that can park.
 const MAX_WORKERS: usize = 256;
 /// The longest spin.
-const SPIN_NS: u64 = 10_000;
+const SPIN_NS: u64 = 40_000;
 /// Threads that one sleep watches; with more, sleeps are short.
 const MAX_WATCHED: usize = WAIT_ANY_MAX - 1;
 const SHORT_SLEEP_NS: u64 = 500_000;
