@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hostsys::seccomp::{self, Notification};
 use parking_lot::{Condvar, Mutex, RwLock};
-use platform::{Cause, DeathWatch, SpaceError};
+use platform::{Cause, DeathWatch, Kept, SpaceError};
 
 use crate::channel::Window;
 use crate::layout::{MAX_ORDERS, ORDER_FIRST, ORDER_SIZE, atomic};
@@ -175,6 +175,8 @@ pub struct Process {
     pub groups: Mutex<Vec<u64>>,
     /// Slots whose thread is parked and belongs to no context.
     pub spares: Mutex<Vec<u64>>,
+    /// What is dropped when the process is dead.
+    kept: Mutex<Vec<Kept>>,
 }
 
 impl std::fmt::Debug for Process {
@@ -212,6 +214,7 @@ impl Process {
             watches: Mutex::new(Vec::new()),
             groups: Mutex::new(vec![group]),
             spares: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 
@@ -360,6 +363,20 @@ impl Process {
             // It may have died before the push, when nobody will look again.
             self.mark_gone(self.cause());
         }
+    }
+
+    /// Drops `kept` when the process is dead, at once if it is.
+    pub fn keep(&self, kept: Vec<Kept>) {
+        self.kept.lock().extend(kept);
+        if self.is_gone() {
+            self.let_go();
+        }
+    }
+
+    /// To be called when it is dead.
+    pub fn let_go(&self) {
+        let kept = std::mem::take(&mut *self.kept.lock());
+        drop(kept);
     }
 
     /// Tells nobody: the end of the process is wanted.

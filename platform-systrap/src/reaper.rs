@@ -109,6 +109,7 @@ fn bury(inner: &Arc<Inner>, process: &Process, exit: Exit) {
         Exit::Signal(signal) => Cause::HostSignal(signal),
         Exit::Code(_) => Cause::Protocol("the stub ended by itself"),
     });
+    process.let_go();
     process.mark_reaped();
     inner.listener.forget(process.pid);
     inner.running.poll();

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hostsys::memory;
 use parking_lot::Mutex;
 use platform::{
-    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, HostFd, MapSource,
-    PAGE_SIZE, Prot, Sharing, SpaceError,
+    Addr, AddrRange, AddressSpace, Advice, AtomicOp, Barrier, Cause, Fault, FaultMode, HostFd, Kept,
+    MapSource, PAGE_SIZE, Prot, Sharing, SpaceError,
 };
 
 use crate::Inner;
@@ -483,6 +483,11 @@ impl AddressSpace for Space {
         }
         let Some(part) = src.get(..len) else { return Ok(0) };
         self.copy(to, len, Prot::WRITE, |pid| memory::write_process(pid, to, part))
+    }
+
+    fn bury(&self, _range: AddrRange, kept: Vec<Kept>) {
+        // The process dies when the last context has let go of this space, and its memory with it.
+        self.process.keep(kept);
     }
 
     fn barrier(&self, reach: Barrier) -> Result<(), SpaceError> {

@@ -82,6 +82,8 @@ pub const GIVEN_PIECES: usize = 8;
 
 /// Told of the death of a space's host process.
 pub type DeathWatch = Box<dyn FnOnce(Cause) + Send>;
+/// What keeps pages from being used by others.
+pub type Kept = std::sync::Arc<dyn std::any::Any + Send + Sync>;
 
 /// A source of address spaces and contexts.
 pub trait Platform: Send + Sync {
@@ -177,6 +179,12 @@ pub trait AddressSpace: std::any::Any + Send + Sync {
     fn barrier(&self, reach: Barrier) -> Result<(), SpaceError> {
         let _ = reach;
         Err(SpaceError::Host(libc::ENOSYS))
+    }
+    /// Nothing more is asked of this space: what it has mapped in `range` may be used by others when `kept` is dropped, so that
+    /// is when the application can reach it no more.
+    fn bury(&self, range: AddrRange, kept: Vec<Kept>) {
+        let _ = self.unmap(range);
+        drop(kept);
     }
     /// Says of mapped ranges which of their pages are resident on the host: `tell` gets the range's index and one byte
     /// for each page, not zero if it is there, in one piece or several. For accounting: the application can falsify it.

@@ -4,7 +4,7 @@ use core::any::Any;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use platform::{Addr, AddrRange, AddressSpace, PAGE_SIZE, Platform, SpaceError};
+use platform::{Addr, AddrRange, AddressSpace, Kept, PAGE_SIZE, Platform, SpaceError};
 use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, MutexGuard, Result};
 use sentry_memory::MemoryFile;
@@ -445,17 +445,27 @@ impl Mm {
 impl Drop for Mm {
     fn drop(&mut self) {
         // A host process that is told to die may still run for a moment, and a hostile one may run code that it pretends
-        // has trapped. What is pinned must be out of its reach before the pins go: one call for all of it.
+        // has trapped. What is pinned must be out of its reach before the pins go.
         let state = self.state.get_mut();
         let mut pinned: Option<AddrRange> = None;
-        let detours = !state.detours.is_empty();
+        let mut add = |range: AddrRange| {
+            let old = pinned.unwrap_or(range);
+            pinned = Some(AddrRange { start: old.start.min(range.start), end: old.end.max(range.end) });
+        };
+        let mut kept: Vec<Kept> = Vec::new();
+        for detour in &state.detours {
+            add(detour.area);
+            add(detour.text);
+            kept.push(Arc::clone(&detour.image) as Kept);
+        }
         for vma in state.tree.iter() {
-            if detours || vma.file().is_some_and(|f| f.resident.iter().any(|r| r.pin.is_some())) {
-                pinned = Some(AddrRange { start: pinned.map_or(vma.start, |p| p.start), end: vma.end });
+            for pin in vma.file().into_iter().flat_map(|f| &f.resident).filter_map(|r| r.pin.clone()) {
+                add(vma.range());
+                kept.push(pin);
             }
         }
         if let Some(range) = pinned {
-            let _ = self.space.unmap(range);
+            self.space.bury(range, kept);
         }
     }
 }
