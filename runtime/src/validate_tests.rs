@@ -79,6 +79,11 @@ fn each_bad_value_is_named() {
         ),
         ("/linux/namespaces", json!([{"type": "pid"}]), "hostname: unable to set hostname without"),
         ("/linux/sysctl", json!({"a": "1\nb"}), "linux.sysctl[\"a\"]: must be one line, got \"1\\nb\""),
+        (
+            "/linux/sysctl",
+            json!({"net/../kernel/core_pattern": "|/x"}),
+            "linux.sysctl[\"net/../kernel/core_pattern\"]: must be named by",
+        ),
         ("/linux/cgroupsPath", json!("/a/../b"), "linux.cgroupsPath: must not contain \"..\""),
         (
             "/linux/resources",
