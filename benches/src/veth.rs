@@ -55,9 +55,9 @@ impl Drop for Veth {
     }
 }
 
-/// Where `ip netns` keeps a namespace.
+/// Where `ip netns` keeps a namespace; by way of this process, for those that see other mounts.
 pub fn path(namespace: &str) -> PathBuf {
-    PathBuf::from("/run/netns").join(namespace)
+    PathBuf::from(format!("/proc/{}/root/run/netns/{namespace}", std::process::id()))
 }
 
 fn ip(words: &str) -> Result<()> {
