@@ -918,17 +918,17 @@ fn v6_takes_v4() -> Outcome {
 }
 
 fn v6_only_does_not() -> Outcome {
+    // The port is another one for IPv4.
+    let t = tcp()?;
+    ok!(bind4(&t, [0; 4], 0));
+    let port = port_of(&t)?;
     let s = sock(AF_INET6, SOCK_STREAM)?;
     ok!(set_int(&s, IPPROTO_IPV6, IPV6_V6ONLY, 1));
     same!(get_int(&s, IPPROTO_IPV6, IPV6_V6ONLY)?, 1);
-    ok!(bind6(&s, ANY6, 0));
+    ok!(bind6(&s, ANY6, port));
     ok!(listen(s.as_raw_fd(), 3));
-    let port = port_of(&s)?;
     let c = tcp()?;
     fails!(ECONNREFUSED, connect4(&c, LOCALHOST, port));
-    // The port is free for IPv4.
-    let t = tcp()?;
-    ok!(bind4(&t, [0; 4], port));
     let c = sock(AF_INET6, SOCK_STREAM)?;
     ok!(set_int(&c, IPPROTO_IPV6, IPV6_V6ONLY, 1));
     fails!(ENETUNREACH, connect6(&c, MAPPED_LO, port));
