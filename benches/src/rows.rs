@@ -91,6 +91,17 @@ macro_rules! nginx {
     };
 }
 
+/// `iperf3` for two seconds as a client of a server that may not be there yet: its address, and further arguments. Prints
+/// nanoseconds for each MiB.
+macro_rules! iperf3 {
+    ($client:literal) => {
+        concat!(
+            "for n in $(seq 50); do sleep 0.1; iperf3 -c ", $client, " -t 2 -f k >out 2>&1 && break; done; \
+             awk '/receiver/ { for (n = 2; n <= NF; n++) if ($n == \"Kbits/sec\") printf \"%d\\n\", 8388.608e9 / $(n - 1) }' out"
+        )
+    };
+}
+
 /// Every row, in the order of the table.
 pub const ROWS: &[Row] = &[
     micro("getpid", "getpid", 200_000),
@@ -138,12 +149,7 @@ pub const ROWS: &[Row] = &[
     servers("net: redis SET, a request of 16 in a pipeline", redis!("set", "16", "200000")),
     servers("net: nginx, a request of 1 KiB", nginx!("1024")),
     servers("net: nginx, a request of 1 MiB", nginx!("1048576")),
-    servers(
-        "net: iperf3, a MiB",
-        "set -e; iperf3 -s -1 >/dev/null & \
-         for n in $(seq 50); do sleep 0.1; iperf3 -c 127.0.0.1 -t 2 -f k >out 2>&1 && break; done; \
-         awk '/receiver/ { for (n = 2; n <= NF; n++) if ($n == \"Kbits/sec\") printf \"%d\\n\", 8388.608e9 / $(n - 1) }' out",
-    ),
+    servers("net: iperf3, a MiB", concat!("set -e; iperf3 -s -1 >/dev/null & ", iperf3!("127.0.0.1"))),
     Row { title: "net: iperf3 over veth out, a MiB", unit: Unit::Nanoseconds, work: Work::Veth("") },
     Row { title: "net: iperf3 over veth in, a MiB", unit: Unit::Nanoseconds, work: Work::Veth("-R") },
     Row {
@@ -255,11 +261,7 @@ fn iperf3_over_veth(peer: &Peer, place: &Place, way: &str) -> Result<f64> {
         .spawn()
         .context("cannot start iperf3")?;
     let inside = Place { network: Some(veth.inside().to_owned()), ..place };
-    let script = format!(
-        "for n in $(seq 50); do sleep 0.1; iperf3 -c {OUTSIDE} {way} -t 2 -f k >out 2>&1 && break; done; \
-         awk '/receiver/ {{ for (n = 2; n <= NF; n++) if ($n == \"Kbits/sec\") printf \"%d\\n\", 8388.608e9 / $(n - 1) }}' out"
-    );
-    let said = peer.run(&inside, &["bash", "-c", &script]);
+    let said = peer.run(&inside, &["bash", "-c", iperf3!("$0 $1"), OUTSIDE, way]);
     server.kill()?;
     server.wait()?;
     number(&said?)
