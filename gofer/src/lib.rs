@@ -186,8 +186,8 @@ fn serve(tree: &Tree, connection: &OwnedFd) -> Result<std::convert::Infallible, 
         if message.is_empty() {
             return Err(End::Closed);
         }
-        let file = serve::answer(tree, &Request::decode(message)?, &mut reply);
-        let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+        let files = serve::answer(tree, &Request::decode(message)?, &mut reply);
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         match hostsys::retry(|| sock::send(connection.as_fd(), &reply, &fds, 0)) {
             Err(error) if error.raw_os_error() == Some(libc::EPIPE) => return Err(End::Closed),
             other => other?,

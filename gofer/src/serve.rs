@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use gofer_protocol::{
-    Entry, Fid, FileHow, MAX_XATTR, Path, Place, ReplyWriter, Request, WireSetAttr, WireStatFs, WireTime, set,
+    Entry, Fid, FileHow, MAX_XATTR, Path, Place, ReplyWriter, Request, WireAttr, WireSetAttr, WireStatFs,
+    WireTime, set,
 };
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Timespec, Timestamps, Uid,
@@ -12,28 +13,27 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::tree::{
-    EntryAt, Node, Result, Tree, attr_at, attr_of, beneath, file_type, itself, regular_only, target_at,
+    EntryAt, Node, Result, Tree, attr_at, attr_of, beneath, file_type, itself, regular_in, regular_only,
+    target_at,
 };
 
-/// Writes the answer to `request` into `out` and gives the descriptor that goes with it.
-pub(crate) fn answer(tree: &Tree, request: &Request<'_>, out: &mut Vec<u8>) -> Option<OwnedFd> {
+/// Writes the answer to `request` into `out` and gives the descriptors that go with it.
+pub(crate) fn answer(tree: &Tree, request: &Request<'_>, out: &mut Vec<u8>) -> Vec<OwnedFd> {
     let mut reply = ReplyWriter::new(out);
     match perform(tree, request, &mut reply) {
-        Ok(fd) => {
-            if fd.is_some() {
-                reply.descriptor();
-            }
+        Ok(files) => {
+            reply.descriptors(files.len());
             reply.finish();
-            fd
+            files
         }
         Err(errno) => {
             reply.fail(errno.raw_os_error());
-            None
+            Vec::new()
         }
     }
 }
 
-fn perform(tree: &Tree, request: &Request<'_>, reply: &mut ReplyWriter<'_>) -> Result<Option<OwnedFd>> {
+fn perform(tree: &Tree, request: &Request<'_>, reply: &mut ReplyWriter<'_>) -> Result<Vec<OwnedFd>> {
     match *request {
         Request::Attach { mount } => {
             let fid = tree.attach(mount)?;
@@ -43,15 +43,16 @@ fn perform(tree: &Tree, request: &Request<'_>, reply: &mut ReplyWriter<'_>) -> R
         }
         Request::WalkPlus { at, names } => walk(tree, at, names, reply)?,
         Request::ListPlus { at, cookie } => list(tree, at, cookie, reply)?,
-        Request::OpenFile { at, how } => return open(tree, at, how, reply).map(Some),
+        Request::OpenFile { at, how } => return open(tree, at, how, reply).map(one),
+        Request::OpenTogether { at, names } => return open_together(tree, at, names, reply),
         Request::Create { at, mode, uid, gid, how } => {
             tree.writable(at.fid)?;
             let entry = tree.entry(at)?;
             let flags = open_flags(how) | OFlags::CREATE | OFlags::EXCL;
             let file = beneath(entry.dir.as_fd(), entry.name(), flags, Mode::from_raw_mode(mode))?;
-            let file = regular_only(file)?;
+            let (_, file) = regular_only(file)?;
             own(file.as_fd(), uid, gid, Some(mode))?;
-            return hand_out(tree, at, how, file, reply).map(Some);
+            return hand_out(tree, at, how, (attr_of(file.as_fd())?, file), reply).map(one);
         }
         Request::MakeDir { at, mode, uid, gid } => {
             let entry = writable_entry(tree, at)?;
@@ -160,14 +161,18 @@ fn perform(tree: &Tree, request: &Request<'_>, reply: &mut ReplyWriter<'_>) -> R
         Request::MakeTemp { at, mode, uid, gid } => {
             tree.writable(at.fid)?;
             let flags = OFlags::RDWR | OFlags::TMPFILE;
-            let file = regular_only(tree.open(at, flags, Mode::from_raw_mode(mode))?)?;
+            let (_, file) = regular_only(tree.open(at, flags, Mode::from_raw_mode(mode))?)?;
             own(file.as_fd(), uid, gid, Some(mode))?;
             let how = FileHow::READ | FileHow::WRITE | FileHow::KEEP;
-            return hand_out(tree, at, how, file, reply).map(Some);
+            return hand_out(tree, at, how, (attr_of(file.as_fd())?, file), reply).map(one);
         }
         Request::Close { fid } => tree.close(fid)?,
     }
-    Ok(None)
+    Ok(Vec::new())
+}
+
+fn one(file: OwnedFd) -> Vec<OwnedFd> {
+    vec![file]
 }
 
 fn writable_entry<'a>(tree: &Tree, at: Place<'a>) -> Result<EntryAt<'a>> {
@@ -273,8 +278,31 @@ fn open(tree: &Tree, at: Place<'_>, how: FileHow, reply: &mut ReplyWriter<'_>) -
         reply.attr(&attr_of(file.as_fd())?);
         return file.try_clone().map_err(|_| Errno::MFILE);
     }
-    let file = tree.open_regular(at, open_flags(how))?;
-    hand_out(tree, at, how, file, reply)
+    let opened = tree.open_regular(at, open_flags(how))?;
+    hand_out(tree, at, how, opened, reply)
+}
+
+/// Opens the first of `names` and, where they can be, the others.
+fn open_together(
+    tree: &Tree,
+    at: Place<'_>,
+    names: Path<'_>,
+    reply: &mut ReplyWriter<'_>,
+) -> Result<Vec<OwnedFd>> {
+    let dir = tree.directory(at)?;
+    let mut files = Vec::new();
+    for (cookie, name) in (0..).zip(names.names()) {
+        let (attr, file) = match regular_in(dir.as_fd(), name, OFlags::RDONLY) {
+            Ok(opened) => opened,
+            Err(errno) if cookie == 0 => return Err(errno),
+            Err(_) => continue,
+        };
+        if !reply.entry(&Entry { name: b"", attr, cookie, target: b"" }) {
+            return Err(Errno::OVERFLOW);
+        }
+        files.push(file);
+    }
+    Ok(files)
 }
 
 /// Fills the reply that a donated file goes with.
@@ -282,12 +310,12 @@ fn hand_out(
     tree: &Tree,
     at: Place<'_>,
     how: FileHow,
-    file: OwnedFd,
+    (attr, file): (WireAttr, OwnedFd),
     reply: &mut ReplyWriter<'_>,
 ) -> Result<OwnedFd> {
     let kept = if how.contains(FileHow::KEEP) { tree.keep(at.fid, &file)? } else { Fid::NONE };
     reply.value(kept.0);
-    reply.attr(&attr_of(file.as_fd())?);
+    reply.attr(&attr);
     Ok(file)
 }
 
@@ -341,7 +369,7 @@ fn set_attr(tree: &Tree, at: Place<'_>, node: &Node, change: &WireSetAttr) -> Re
     if has(set::SIZE) {
         match node {
             Node::Kept(file) => rustix::fs::ftruncate(file, change.size)?,
-            Node::Path(_) => rustix::fs::ftruncate(tree.open_regular(at, OFlags::WRONLY)?, change.size)?,
+            Node::Path(_) => rustix::fs::ftruncate(tree.open_regular(at, OFlags::WRONLY)?.1, change.size)?,
         }
     }
     if has(set::UID) || has(set::GID) {

@@ -40,13 +40,13 @@ impl Scratch {
     }
 
     /// Sends a request through the wire format and back.
-    fn call(&self, request: &Request<'_>) -> Result<(Answer, Option<OwnedFd>), i32> {
+    fn call(&self, request: &Request<'_>) -> Result<(Answer, Vec<OwnedFd>), i32> {
         let (mut wire, mut out) = (Vec::new(), Vec::new());
         RequestWriter::encode(request, &mut wire).unwrap();
-        let fd = serve::answer(&self.tree, &Request::decode(&wire).unwrap(), &mut out);
+        let files = serve::answer(&self.tree, &Request::decode(&wire).unwrap(), &mut out);
         let reply = Reply::decode(&out).unwrap()?;
-        assert_eq!(reply.has_descriptor(), fd.is_some());
-        Ok((Answer(out), fd))
+        assert_eq!(reply.descriptors(), files.len());
+        Ok((Answer(out), files))
     }
 }
 
@@ -172,9 +172,9 @@ fn only_regular_files_are_donated() {
         }
     }
     fs::write(s.path("0/file"), "text").unwrap();
-    let (answer, fd) = s.call(&open("file", FileHow::READ)).unwrap();
+    let (answer, mut files) = s.call(&open("file", FileHow::READ)).unwrap();
     assert_eq!(answer.attr().size, 4);
-    let file = File::from(fd.unwrap());
+    let file = File::from(files.pop().unwrap());
     let mut buf = [0; 4];
     file.read_exact_at(&mut buf, 0).unwrap();
     assert_eq!(&buf, b"text");
@@ -211,16 +211,52 @@ fn a_read_only_mount_refuses_every_change() {
 }
 
 #[test]
+fn files_are_opened_together_as_far_as_they_can_be() {
+    let s = Scratch::new();
+    fs::create_dir_all(s.path("0/d/sub")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, s.path("0/d/fifo"), Mode::RWXU).unwrap();
+    symlink("../../outside/secret", s.path("0/d/link")).unwrap();
+    for name in ["a", "b"] {
+        fs::write(s.path("0/d").join(name), name).unwrap();
+    }
+    let ask = |names: &str| {
+        let names = Path::new(names.as_bytes()).unwrap();
+        s.call(&Request::OpenTogether { at: at(0, "d"), names })
+    };
+    let (answer, files) = ask("b/missing/fifo/sub/link/a").unwrap();
+    let cookies: Vec<u64> = answer.entries().iter().map(|entry| entry.cookie).collect();
+    assert_eq!(cookies, [0, 5]);
+    for ((file, entry), text) in files.into_iter().zip(answer.entries()).zip(["b", "a"]) {
+        let mut file = File::from(file);
+        assert_eq!(file.metadata().unwrap().ino(), entry.attr.ino);
+        let mut read = String::new();
+        file.read_to_string(&mut read).unwrap();
+        assert_eq!(read, text);
+        assert!(file.write_all(b"x").is_err());
+    }
+    assert_eq!(ask("missing/a").unwrap_err(), libc::ENOENT);
+    assert_eq!(ask("link/a").unwrap_err(), libc::EACCES);
+    // One too many, or none, is no message.
+    for count in [0, gofer_protocol::MAX_TOGETHER + 1] {
+        let joined = vec!["a"; count].join("/");
+        let names = Path::new(joined.as_bytes()).unwrap();
+        let mut wire = Vec::new();
+        RequestWriter::encode(&Request::OpenTogether { at: at(0, "d"), names }, &mut wire).unwrap();
+        assert!(Request::decode(&wire).is_err(), "{count}");
+    }
+}
+
+#[test]
 fn changes_do_what_they_say() {
     let s = Scratch::new();
     let how = FileHow::READ | FileHow::WRITE | FileHow::KEEP;
     let (uid, gid) = if is_root() { (1234, 4321) } else { (fs::metadata(&s.dir).unwrap().uid(), 0) };
     let gid = if is_root() { gid } else { fs::metadata(&s.dir).unwrap().gid() };
     let create = Request::Create { at: at(0, "f"), mode: 0o4711, uid, gid, how };
-    let (answer, fd) = s.call(&create).unwrap();
+    let (answer, mut files) = s.call(&create).unwrap();
     let attr = answer.attr();
     assert_eq!((attr.mode & 0o7777, attr.uid, attr.gid), (0o4711, uid, gid));
-    File::from(fd.unwrap()).write_all(b"hello").unwrap();
+    File::from(files.pop().unwrap()).write_all(b"hello").unwrap();
     s.call(&Request::MakeDir { at: at(0, "d"), mode: 0o1777, uid, gid }).unwrap();
     assert_eq!(fs::metadata(s.path("0/d")).unwrap().permissions().mode() & 0o7777, 0o1777);
     s.call(&Request::MakeNode { at: at(0, "p"), mode: libc::S_IFIFO | 0o640, uid, gid }).unwrap();
@@ -292,10 +328,15 @@ fn a_directory_swapped_for_a_link_never_leaks() {
             }
         });
         for _ in 0..3000 {
-            if let Ok((_, Some(fd))) = s.call(&open("real/secret", FileHow::READ)) {
-                let mut text = String::new();
-                File::from(fd).read_to_string(&mut text).unwrap();
-                assert_eq!(text, "plain");
+            let names = Path::new(b"secret/secret").unwrap();
+            let together = Request::OpenTogether { at: at(0, "real"), names };
+            for request in [open("real/secret", FileHow::READ), together] {
+                let Ok((_, files)) = s.call(&request) else { continue };
+                for file in files {
+                    let mut text = String::new();
+                    File::from(file).read_to_string(&mut text).unwrap();
+                    assert_eq!(text, "plain");
+                }
             }
         }
         done.store(1, Ordering::Relaxed);

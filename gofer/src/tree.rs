@@ -165,13 +165,10 @@ impl Tree {
     }
 
     /// Opens a regular file for I/O; anything else is refused, and a FIFO or device is not even opened.
-    pub fn open_regular(&self, at: Place<'_>, flags: OFlags) -> Result<OwnedFd> {
+    pub fn open_regular(&self, at: Place<'_>, flags: OFlags) -> Result<(WireAttr, OwnedFd)> {
         if let Some((dir, name)) = at.path.split_last() {
             let dir = self.directory(Place { fid: at.fid, path: dir })?;
-            if file_type(&attr_at(dir.as_fd(), name.as_bytes())?) != FileType::RegularFile {
-                return Err(Errno::ACCESS);
-            }
-            return regular_only(beneath(dir.as_fd(), name.as_bytes(), flags, Mode::empty())?);
+            return regular_in(dir.as_fd(), name, flags);
         }
         let node = self.open(at, OFlags::PATH, Mode::empty())?;
         if file_type(&attr_of(node.as_fd())?) != FileType::RegularFile {
@@ -190,7 +187,7 @@ impl Tree {
             FileType::Directory => {
                 Ok(Node::Path(self.open(at, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?))
             }
-            FileType::RegularFile => Ok(Node::Path(self.open_regular(at, OFlags::RDONLY)?)),
+            FileType::RegularFile => Ok(Node::Path(self.open_regular(at, OFlags::RDONLY)?.1)),
             _ => Err(Errno::OPNOTSUPP),
         }
     }
@@ -257,14 +254,23 @@ pub(crate) fn beneath(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mod
     openat2(dir, path, flags | common, mode, resolve)
 }
 
+/// Opens a regular file of a directory for I/O; anything else is refused, and a FIFO or device is not even opened.
+pub(crate) fn regular_in(dir: BorrowedFd<'_>, name: Name<'_>, flags: OFlags) -> Result<(WireAttr, OwnedFd)> {
+    if file_type(&attr_at(dir, name.as_bytes())?) != FileType::RegularFile {
+        return Err(Errno::ACCESS);
+    }
+    regular_only(beneath(dir, name.as_bytes(), flags, Mode::empty())?)
+}
+
 /// Refuses what is no regular file, and takes `O_NONBLOCK` off again.
-pub(crate) fn regular_only(file: OwnedFd) -> Result<OwnedFd> {
-    if file_type(&attr_of(file.as_fd())?) != FileType::RegularFile {
+pub(crate) fn regular_only(file: OwnedFd) -> Result<(WireAttr, OwnedFd)> {
+    let attr = attr_of(file.as_fd())?;
+    if file_type(&attr) != FileType::RegularFile {
         return Err(Errno::ACCESS);
     }
     let flags = rustix::fs::fcntl_getfl(&file)?;
     rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
-    Ok(file)
+    Ok((attr, file))
 }
 
 pub(crate) fn file_type(attr: &WireAttr) -> FileType {

@@ -2,8 +2,8 @@
 //!
 //! One message is one datagram of a `SOCK_SEQPACKET` socket, at most [`MAX_MESSAGE`] bytes: a fixed header, a fixed
 //! structure of its kind, then strings with their lengths before them. The session starts with one [`Hello`] of the
-//! gofer; after it every request has one reply. A reply carries a descriptor only where its kind says so, and then
-//! exactly one.
+//! gofer; after it every request has one reply. A reply carries descriptors only where its kind says so, and then
+//! as many as its header says.
 //!
 //! A file is named by a [`Place`]: a [`Fid`] and a path under it. A fid is a mount's root or a file that is kept
 //! open (it may have lost its name); the gofer holds nothing else for the Sentry, so a tree of a million files costs
@@ -30,6 +30,9 @@ pub const MAX_MESSAGE: usize = 128 * 1024;
 
 /// The longest value of an extended attribute in bytes (`XATTR_SIZE_MAX`).
 pub const MAX_XATTR: usize = 64 * 1024;
+
+/// The most files that one request opens.
+pub const MAX_TOGETHER: usize = 16;
 
 /// The version that both sides must share; they are one binary, so a mismatch is a mistake.
 pub const VERSION: u32 = 1;

@@ -17,8 +17,8 @@ struct Header {
     value: u32,
     /// Entries in the body.
     count: u32,
-    /// 1 where a descriptor comes with the reply.
-    descriptor: u32,
+    /// How many descriptors come with the reply.
+    descriptors: u32,
 }
 
 /// The first message of the gofer: it serves, or why it does not.
@@ -77,7 +77,7 @@ pub struct ReplyWriter<'a> {
 impl<'a> ReplyWriter<'a> {
     /// Starts a reply in `out`, whose contents it replaces.
     pub fn new(out: &'a mut Vec<u8>) -> Self {
-        let head = Header { errno: 0, value: 0, count: 0, descriptor: 0 };
+        let head = Header { errno: 0, value: 0, count: 0, descriptors: 0 };
         let mut w = Writer::new(out);
         w.fixed(&head);
         Self { w, head }
@@ -88,9 +88,9 @@ impl<'a> ReplyWriter<'a> {
         self.head.value = value;
     }
 
-    /// Announces the descriptor that goes with the reply.
-    pub fn descriptor(&mut self) {
-        self.head.descriptor = 1;
+    /// Announces the descriptors that go with the reply.
+    pub fn descriptors(&mut self, count: usize) {
+        self.head.descriptors = u32::try_from(count).unwrap_or(u32::MAX);
     }
 
     pub fn attr(&mut self, attr: &WireAttr) {
@@ -140,7 +140,7 @@ impl<'a> ReplyWriter<'a> {
 
     fn fail_into(out: &mut Vec<u8>, errno: i32) {
         let errno = u32::try_from(errno).ok().filter(|e| *e != 0).unwrap_or(libc::EIO.cast_unsigned());
-        Writer::new(out).fixed(&Header { errno, value: 0, count: 0, descriptor: 0 });
+        Writer::new(out).fixed(&Header { errno, value: 0, count: 0, descriptors: 0 });
     }
 }
 
@@ -175,8 +175,9 @@ impl<'a> Reply<'a> {
         Fid(self.head.value)
     }
 
-    pub fn has_descriptor(&self) -> bool {
-        self.head.descriptor == 1
+    /// How many descriptors came along.
+    pub fn descriptors(&self) -> usize {
+        usize::try_from(self.head.descriptors).unwrap_or(usize::MAX)
     }
 
     pub fn attr(&mut self) -> Result<WireAttr, DecodeError> {

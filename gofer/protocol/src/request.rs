@@ -1,7 +1,7 @@
 //! What the Sentry asks.
 
 use crate::wire::{Reader, Writer};
-use crate::{DecodeError, Fid, FileHow, MAX_XATTR, Name, Path, WireSetAttr, set};
+use crate::{DecodeError, Fid, FileHow, MAX_TOGETHER, MAX_XATTR, Name, Path, WireSetAttr, set};
 
 /// A file: `path` under what `fid` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,13 @@ pub enum Request<'a> {
     OpenFile {
         at: Place<'a>,
         how: FileHow,
+    },
+    /// Gives descriptors, for reading, of regular files in one directory: the first of `names`, and of the others those that
+    /// can be opened. They stand one after the other, as in a path, at most [`MAX_TOGETHER`]. The answer has an entry for each
+    /// descriptor, whose cookie is the place among the names.
+    OpenTogether {
+        at: Place<'a>,
+        names: Path<'a>,
     },
     /// Makes a regular file at an entry that must be free; gives a descriptor and attributes.
     Create {
@@ -139,6 +146,7 @@ const REMOVE_XATTR: u32 = 17;
 const SYNC: u32 = 18;
 const CLOSE: u32 = 19;
 const MAKE_TEMP: u32 = 20;
+const OPEN_TOGETHER: u32 = 21;
 
 /// The longest symbolic link (`PATH_MAX` without its NUL).
 const MAX_TARGET: usize = 4095;
@@ -178,6 +186,13 @@ impl<'a> Request<'a> {
             WALK_PLUS => Self::WalkPlus { at: place(r)?, names: r.path()? },
             LIST_PLUS => Self::ListPlus { at: place(r)?, cookie: r.u64()? },
             OPEN_FILE => Self::OpenFile { at: place(r)?, how: how(r)? },
+            OPEN_TOGETHER => {
+                let (at, names) = (place(r)?, r.path()?);
+                if !(1..=MAX_TOGETHER).contains(&names.names().take(MAX_TOGETHER + 1).count()) {
+                    return Err(DecodeError::Field);
+                }
+                Self::OpenTogether { at, names }
+            }
             CREATE => Self::Create {
                 at: entry(r)?,
                 mode: permissions(r)?,
@@ -269,6 +284,10 @@ impl RequestWriter {
             Request::OpenFile { at, how } => {
                 Self::place(w, OPEN_FILE, at);
                 w.fixed(&how.bits());
+            }
+            Request::OpenTogether { at, names } => {
+                Self::place(w, OPEN_TOGETHER, at);
+                w.bytes(names.as_bytes());
             }
             Request::Create { at, mode, uid, gid, how } => {
                 Self::place(w, CREATE, at);
@@ -370,6 +389,7 @@ mod tests {
             Request::WalkPlus { at: at(""), names: Path::new(b"a/b/c").unwrap() },
             Request::ListPlus { at: a, cookie: u64::MAX },
             Request::OpenFile { at: b, how },
+            Request::OpenTogether { at: at(""), names: Path::new(b"a/b").unwrap() },
             Request::Create { at: b, mode: 0o644, uid: 1, gid: 2, how },
             Request::MakeDir { at: b, mode: 0o755, uid: 1, gid: 2 },
             Request::MakeSymlink { at: a, target: b"../x", uid: 0, gid: 0 },

@@ -7,6 +7,7 @@ use sentry_base::{KeyedMap, Nanos};
 use sentry_vfs::{Attr, DirEntry, FileKind};
 
 use crate::GoferInode;
+use crate::inode::Ahead;
 
 /// Attributes that came along with a name, until an inode is made of them.
 #[derive(Debug, Clone)]
@@ -56,6 +57,8 @@ pub(crate) struct DirCache {
     listed: Option<Nanos>,
     /// Lookups that had to ask the gofer.
     pub misses: u32,
+    /// How many files are opened together.
+    pub ahead: Ahead,
     /// The number of children at which dead entries are swept out.
     sweep_at: usize,
 }
@@ -70,6 +73,7 @@ impl Default for DirCache {
             next_cookie: 3,
             listed: None,
             misses: 0,
+            ahead: Ahead::default(),
             sweep_at: 64,
         }
     }
@@ -178,6 +182,42 @@ impl DirCache {
             Some(DirEntry { name: name.to_vec(), ino: child.ino, kind: child.kind, next_cookie: *cookie })
         };
         self.listing.range(from).take(max).filter_map(entry).collect()
+    }
+
+    /// At most `max` regular files that have no host file yet and come after `name`: in the listing if `last` stands shortly
+    /// before it there, else by name if `last` is the lesser one.
+    pub fn files_after(&self, name: &[u8], last: Option<&[u8]>, max: usize) -> Vec<Arc<[u8]>> {
+        /// Entries that are looked at for each that is given.
+        const REACH: usize = 4;
+        /// Children of a directory that is searched for the next names.
+        const MOST_SEARCHED: usize = 4096;
+        let cookie = |name: &[u8]| self.children.get(name).and_then(|child| child.cookie);
+        let Some(own) = cookie(name) else { return Vec::new() };
+        let following = |cookie| {
+            let from = (core::ops::Bound::Excluded(cookie), core::ops::Bound::Unbounded);
+            self.listing.range(from).take(max * REACH)
+        };
+        let closed = |name: &Arc<[u8]>| {
+            let child = self.children.get(&**name);
+            child.is_some_and(|child| {
+                let is_open = child.live.upgrade().is_some_and(|inode| inode.has_host_file());
+                child.kind == FileKind::Regular && !is_open
+            })
+        };
+        let by_name = last.is_some_and(|last| {
+            let near = cookie(last).is_some_and(|cookie| following(cookie).any(|(cookie, _)| *cookie == own));
+            !near && last < name
+        });
+        if !by_name || self.children.len() > MOST_SEARCHED {
+            return following(own).map(|(_, name)| name).filter(|n| closed(n)).take(max).cloned().collect();
+        }
+        let mut next: Vec<&Arc<[u8]>> = self.children.keys().filter(|other| ***other > *name).collect();
+        if next.len() > max * REACH {
+            next.select_nth_unstable(max * REACH);
+            next.truncate(max * REACH);
+        }
+        next.sort_unstable();
+        next.into_iter().filter(|n| closed(n)).take(max).cloned().collect()
     }
 
     /// Drops entries that tell nothing any more.

@@ -1,5 +1,7 @@
-//! Inodes of a gofer mount: what is known of each, and how it is asked for. The operations are in [`ops`].
+//! Inodes of a gofer mount: what is known of each, and how it is asked for. The operations are in [`ops`], files that are
+//! opened together in [`ahead`].
 
+mod ahead;
 mod ops;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,6 +13,7 @@ use sentry_mm::TextSlot;
 use sentry_vfs::{Attachment, Attr, FileKind, Owner, Timestamp, Usage};
 
 use crate::dir::{DirCache, Known, Seed};
+pub(crate) use ahead::Ahead;
 
 use crate::{GoferFs, from_rustix, ranks};
 
@@ -42,6 +45,8 @@ struct State {
     /// Whether `write` was opened for reading too.
     write_reads: bool,
     opens: u32,
+    /// `read` came with another file's, and nobody has asked for it yet.
+    is_ahead: bool,
     /// Waits among [`GoferFs::idle`], and was opened again meanwhile.
     is_queued: bool,
     was_used: bool,
@@ -144,6 +149,7 @@ impl GoferInode {
                 write: None,
                 write_reads: false,
                 opens: 0,
+                is_ahead: false,
                 is_queued: false,
                 was_used: false,
                 xattrs: Vec::new(),
@@ -366,7 +372,7 @@ impl GoferInode {
                 New::Symlink { target } => Request::MakeSymlink { at, target, uid, gid },
                 New::Node { mode } => Request::MakeNode { at, mode, uid, gid },
             };
-            fs.session.call(&request, |reply| Ok((reply.body.attr()?, reply.file.take())))?
+            fs.session.call(&request, |reply| Ok((reply.body.attr()?, reply.files.pop())))?
         };
         self.state.lock().stale = true;
         let target = if let New::Symlink { target } = new { target } else { b"" };
@@ -441,7 +447,7 @@ impl GoferInode {
         let _tree = fs.tree.read();
         let place = self.locate(fs)?;
         let (fid, file) = fs.session.call(&Request::OpenFile { at: place.at()?, how }, |reply| {
-            Ok((reply.body.fid(), reply.file.take()))
+            Ok((reply.body.fid(), reply.files.pop()))
         })?;
         Ok((fid, Arc::new(file.ok_or(Errno::EIO)?)))
     }
@@ -449,17 +455,25 @@ impl GoferInode {
     /// The host file to read from, opened if need be.
     pub(crate) fn file_to_read(&self, fs: &GoferFs) -> Result<Arc<OwnedFd>> {
         {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             if state.write_reads
                 && let Some(file) = &state.write
             {
                 return Ok(Arc::clone(file));
             }
             if let Some(file) = &state.read {
-                return Ok(Arc::clone(file));
+                let file = Arc::clone(file);
+                if core::mem::take(&mut state.is_ahead) {
+                    drop(state);
+                    self.was_of_use();
+                }
+                return Ok(file);
             }
         }
-        let (_, file) = self.open_host(fs, FileHow::READ)?;
+        let file = match self.open_together(fs)? {
+            Some(file) => file,
+            None => self.open_host(fs, FileHow::READ)?.1,
+        };
         let mut state = self.state.lock();
         Ok(Arc::clone(state.read.get_or_insert(file)))
     }
@@ -487,6 +501,11 @@ impl GoferInode {
         file
     }
 
+    pub(crate) fn has_host_file(&self) -> bool {
+        let state = self.state.lock();
+        state.read.is_some() || state.write.is_some()
+    }
+
     pub(crate) fn closed(self: &Arc<Self>) {
         let enters = {
             let mut state = self.state.lock();
@@ -511,6 +530,7 @@ impl GoferInode {
         }
         state.is_queued = false;
         if state.opens == 0 {
+            state.is_ahead = false;
             let files = (state.read.take(), state.write.take());
             if files.1.is_some() {
                 // What was written has changed the attributes on the host.

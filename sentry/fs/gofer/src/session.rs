@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use gofer_protocol::{DecodeError, Hello, MAX_MESSAGE, Reply, Request, RequestWriter, VERSION};
+use gofer_protocol::{DecodeError, Hello, MAX_MESSAGE, MAX_TOGETHER, Reply, Request, RequestWriter, VERSION};
 use hostsys::{retry, sock};
 use sentry_base::lock::rank;
 use sentry_base::{Errno, Mutex, MutexGuard, Result};
@@ -41,7 +41,7 @@ impl From<DecodeError> for Broken {
 #[derive(Debug)]
 pub(crate) struct Answer<'a> {
     pub body: Reply<'a>,
-    pub file: Option<OwnedFd>,
+    pub files: Vec<OwnedFd>,
 }
 
 struct Connection {
@@ -139,12 +139,12 @@ impl Session {
         let Connection { socket, request: out, reply } = &mut *connection;
         RequestWriter::encode(request, out).map_err(|_| Errno::ENAMETOOLONG)?;
         match exchange(socket, out, reply) {
-            Ok((len, file)) => {
+            Ok((len, files)) => {
                 let outcome = Reply::decode(reply.get(..len).unwrap_or_default());
                 match outcome {
                     Ok(Err(errno)) => Err(Errno::from_raw(errno)),
-                    Ok(Ok(body)) if body.has_descriptor() == file.is_some() => {
-                        read(&mut Answer { body, file }).map_err(|Broken| self.give_up())
+                    Ok(Ok(body)) if body.descriptors() == files.len() => {
+                        read(&mut Answer { body, files }).map_err(|Broken| self.give_up())
                     }
                     _ => Err(self.give_up()),
                 }
@@ -170,11 +170,11 @@ impl Session {
     }
 }
 
-fn exchange(socket: &OwnedFd, out: &[u8], reply: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+fn exchange(socket: &OwnedFd, out: &[u8], reply: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     retry(|| sock::send(socket.as_fd(), out, &[], 0))?;
-    let mut received = retry(|| sock::receive(socket.as_fd(), reply, 0))?;
-    if received.len == 0 || received.truncated || received.fds.len() > 1 {
+    let received = retry(|| sock::receive(socket.as_fd(), reply, 0))?;
+    if received.len == 0 || received.truncated || received.fds.len() > MAX_TOGETHER {
         return Err(io::Error::other("the gofer ended or broke the protocol"));
     }
-    Ok((received.len, received.fds.pop()))
+    Ok((received.len, received.fds))
 }

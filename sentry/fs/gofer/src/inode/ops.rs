@@ -161,7 +161,7 @@ impl Inode for GoferInode {
             let Owner { uid, gid } = owner;
             let request = Request::MakeTemp { at: place.at()?, mode: mode & 0o7777, uid, gid };
             fs.session
-                .call(&request, |reply| Ok((reply.body.fid(), reply.body.attr()?, reply.file.take())))?
+                .call(&request, |reply| Ok((reply.body.fid(), reply.body.attr()?, reply.files.pop())))?
         };
         if fid == Fid::NONE {
             return Err(Errno::ENFILE);
