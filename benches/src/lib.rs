@@ -11,5 +11,6 @@ pub mod chart;
 pub mod docs;
 pub mod peer;
 pub mod rows;
+mod scripts;
 pub mod table;
 pub mod veth;

@@ -143,13 +143,22 @@ impl Peer {
 
     /// Starts `args` inside. The output is a pipe; the working directory is a file system in memory at `/work`.
     pub fn start(&self, place: &Place, args: &[&str]) -> Result<Started> {
+        self.spawn(place, args, Stdio::null())
+    }
+
+    /// The same with an input that is open, and empty, until the run's end is waited for.
+    pub fn start_waiting(&self, place: &Place, args: &[&str]) -> Result<Started> {
+        self.spawn(place, args, Stdio::piped())
+    }
+
+    fn spawn(&self, place: &Place, args: &[&str], input: Stdio) -> Result<Started> {
         let mut command = match &self.kind {
             Kind::Native => native(place, &self.dir.path().join("scratch"), args),
             Kind::Runtime(words) => self.runtime(words, place, args)?,
         };
         let shown = format!("{}: {}", self.name, args.join(" "));
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

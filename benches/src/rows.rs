@@ -1,7 +1,7 @@
 //! What is timed: one row each, a number per peer and repetition.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,9 @@ use xtask::place::TempDir;
 use xtask::programs::INSIDE;
 
 use crate::peer::{Peer, Place, Started, native};
+use crate::scripts::{
+    C_BUILD, CARGO_BUILD, FIND_STAT, GIT_STATUS, GREP, PYTHON_IMPORTS, SQLITE_INSERTS, iperf3, nginx, redis,
+};
 use crate::veth::{OUTSIDE, Veth};
 
 /// The unit of a row's numbers.
@@ -16,6 +19,7 @@ use crate::veth::{OUTSIDE, Veth};
 pub enum Unit {
     Nanoseconds,
     KiB,
+    PerSecond,
 }
 
 /// One row of the table.
@@ -34,72 +38,27 @@ enum Work {
     Script(&'static str),
     /// The same, in the root filesystem of network servers.
     Servers(&'static str),
+    /// The same, in the root filesystem of the jobs.
+    Jobs(&'static str),
+    /// What all processors do while a script runs, from its start to its end.
+    ProcessorTime(&'static str),
     /// From the start of the command to its end.
     StartToExit,
     /// `create`, `start` and `delete`, each a command of its own.
     CreateStartDelete,
     /// Memory of every process while the program sleeps.
     Idle,
+    /// How often a second a thread of any process is woken meanwhile.
+    Wakes,
+    /// The same as [`Work::Idle`] for so many at once.
+    ManyIdle(usize),
+    /// The time in which so many are started, for each.
+    ManyStarts(usize),
     /// `iperf3` between the program and a server of the host at the other end of a pair of interfaces; the client's argument
     /// that says which way.
     Veth(&'static str),
     /// Memory while `guest hold` keeps so many connections.
     Connections(&'static str),
-}
-
-/// Prints the nanoseconds of what stands between; bash's clock, so that starting the sandbox is not counted.
-macro_rules! timed_script {
-    ($before:literal, $timed:literal) => {
-        concat!(
-            "set -e\n",
-            $before,
-            "\nt0=$EPOCHREALTIME\n",
-            $timed,
-            "\nt1=$EPOCHREALTIME\necho $(( (${t1/./} - ${t0/./}) * 1000 ))\n"
-        )
-    };
-}
-
-/// `redis-benchmark` with 50 clients: the call, the depth of the pipeline, the number of requests. Prints nanoseconds for
-/// each request.
-macro_rules! redis {
-    ($call:literal, $depth:literal, $count:literal) => {
-        concat!(
-            "set -e; redis-server --port 7000 --save '' --appendonly no --dir /work >/dev/null & \
-             for n in $(seq 100); do sleep 0.1; redis-cli -p 7000 ping >out 2>&1 && grep -q PONG out && break; done; \
-             redis-benchmark -p 7000 --csv -r 1000 -t ",
-            $call, " -P ", $depth, " -n ", $count,
-            " >out; kill $!; awk -F '\"' '$2 ~ /^[GS]ET/ { printf \"%d\\n\", 1e9 / $4 }' out"
-        )
-    };
-}
-
-/// `wrk` with 16 connections against one worker of nginx: the size of the file. Prints nanoseconds for each request.
-macro_rules! nginx {
-    ($size:literal) => {
-        concat!(
-            "set -e; head -c ", $size, " /dev/zero >file; mkdir log; chmod 755 .; \
-             echo 'daemon off; master_process off; pid /work/pid; error_log /work/log/error; events {} http { \
-             access_log off; sendfile on; keepalive_requests 1000000; client_body_temp_path /work/log; \
-             proxy_temp_path /work/log; fastcgi_temp_path /work/log; uwsgi_temp_path /work/log; scgi_temp_path /work/log; \
-             server { listen 7080; root /work; } }' >conf; \
-             nginx -c /work/conf 2>/dev/null & \
-             for n in $(seq 100); do sleep 0.1; wrk -t 1 -c 1 -d 0 http://127.0.0.1:7080/file >out 2>&1 && break; done; \
-             wrk -t 1 -c 16 -d 2 http://127.0.0.1:7080/file >out; kill $!; \
-             grep -q Non-2xx out && exit 1; awk '/^Requests.sec/ { printf \"%d\\n\", 1e9 / $2 }' out"
-        )
-    };
-}
-
-/// `iperf3` for two seconds as a client of a server that may not be there yet: its address, and further arguments. Prints
-/// nanoseconds for each MiB.
-macro_rules! iperf3 {
-    ($client:literal) => {
-        concat!(
-            "for n in $(seq 50); do sleep 0.1; iperf3 -c ", $client, " -t 2 -f k >out 2>&1 && break; done; \
-             awk '/receiver/ { for (n = 2; n <= NF; n++) if ($n == \"Kbits/sec\") printf \"%d\\n\", 8388.608e9 / $(n - 1) }' out"
-        )
-    };
 }
 
 /// Every row, in the order of the table.
@@ -111,36 +70,27 @@ pub const ROWS: &[Row] = &[
     micro("sched_yield", "yield", 200_000),
     micro("getppid", "getppid", 200_000),
     micro("1-byte pipe write + read", "pipe", 50_000),
+    micro("1-byte pipe write + read, every processor busy", "pipe-busy", 20_000),
     micro("pipe ping-pong of two processes", "pingpong", 10_000),
     micro("fork + exit + wait", "fork", 400),
     micro("fork + exec of true + wait", "exec", 200),
+    micro("first touch of anonymous memory, a page", "touch", 50_000),
+    micro("copy on write after fork, a page", "cow", 50_000),
+    micro("arithmetic", "cpu", 100_000_000),
     micro("open + fstat + close", "open", 20_000),
     micro("stat", "stat", 50_000),
-    script(
-        "find /usr, stat of each",
-        timed_script!("", "find /usr -xdev -print0 | xargs -0 stat >/dev/null"),
-    ),
-    script(
-        "git status on 5,000 files",
-        timed_script!(
-            "mkdir repo; cd repo; git init -q .; mkdir $(seq 50); \
-             for d in $(seq 50); do for f in $(seq 100); do echo $d $f >$d/$f; done; done; \
-             git add .; git -c user.name=n -c user.email=e commit -qm all; git status >/dev/null",
-            "git status >/dev/null"
-        ),
-    ),
-    script(
-        "C build of 24 files, make -j2",
-        timed_script!(
-            "for n in $(seq 24); do { echo '#include <stdio.h>'; echo '#include <stdlib.h>'; echo '#include <string.h>'; \
-             for k in $(seq 40); do echo \"int f${n}_$k(int x) { char b[64]; snprintf(b, 64, \\\"%d\\\", x * $k); \
-             return atoi(b) + (int)strlen(b); }\"; done; } >f$n.c; done; \
-             { for n in $(seq 24); do echo \"int f${n}_1(int);\"; done; echo 'int main(void) { return 0'; \
-             for n in $(seq 24); do echo \"+ 0 * f${n}_1($n)\"; done; echo '; }'; } >main.c; \
-             printf 'OBJS = main.o %s\\nprog: $(OBJS)\\n\\t$(CC) -o $@ $(OBJS)\\n' \"$(seq -f 'f%g.o' -s ' ' 24)\" >Makefile",
-            "make -s -j2 prog; ./prog"
-        ),
-    ),
+    script("find /usr, stat of each", FIND_STAT),
+    script("grep -r over /usr/share", GREP),
+    script("git status on 5,000 files", GIT_STATUS),
+    script("python, 40 starts that import", PYTHON_IMPORTS),
+    script("sqlite, an insert with its commit", SQLITE_INSERTS),
+    script("C build of 24 files, make -j2", C_BUILD),
+    Row {
+        title: "C build of 24 files, processor time",
+        unit: Unit::Nanoseconds,
+        work: Work::ProcessorTime(C_BUILD),
+    },
+    Row { title: "cargo build of 6 crates", unit: Unit::Nanoseconds, work: Work::Jobs(CARGO_BUILD) },
     micro("net: TCP ping-pong of two processes", "tcp", 10_000),
     micro("net: TCP connect + ping + close", "tcp-connect", 1_000),
     servers("net: redis GET, a request", redis!("get", "1", "30000")),
@@ -160,7 +110,17 @@ pub const ROWS: &[Row] = &[
     Row { title: "start to exit of true", unit: Unit::Nanoseconds, work: Work::StartToExit },
     Row { title: "create, start and delete of true", unit: Unit::Nanoseconds, work: Work::CreateStartDelete },
     Row { title: "idle memory (PSS of all processes)", unit: Unit::KiB, work: Work::Idle },
+    Row { title: "idle wake-ups (all processes)", unit: Unit::PerSecond, work: Work::Wakes },
+    Row { title: "idle memory of 100 at once", unit: Unit::KiB, work: Work::ManyIdle(MANY) },
+    Row {
+        title: "start of one of 100, two at a time",
+        unit: Unit::Nanoseconds,
+        work: Work::ManyStarts(MANY),
+    },
 ];
+
+/// How many sandboxes rows have that ask for many.
+const MANY: usize = 100;
 
 const fn micro(title: &'static str, name: &'static str, count: u64) -> Row {
     Row { title, unit: Unit::Nanoseconds, work: Work::Micro { name, count } }
@@ -200,10 +160,22 @@ impl Row {
                 let place = Place { rootfs: xtask::rootfs::servers()?, ..place.clone() };
                 number(&peer.run(&place, &["bash", "-c", script])?)
             }
+            Work::Jobs(script) => {
+                let place = Place { rootfs: xtask::rootfs::jobs()?, ..place.clone() };
+                number(&peer.run(&place, &["bash", "-c", script])?)
+            }
+            Work::ProcessorTime(script) => {
+                let before = processor_time()?;
+                peer.run(place, &["bash", "-c", script])?;
+                Ok(processor_time()? - before)
+            }
             Work::StartToExit | Work::CreateStartDelete => {
                 Ok(peer.start_to_exit(place, "/bin/true")?.as_nanos() as f64)
             }
             Work::Idle => idle(peer, place),
+            Work::Wakes => wakes(peer, place),
+            Work::ManyIdle(count) => Ok(many(peer, place, count)?.1),
+            Work::ManyStarts(count) => Ok(many(peer, place, count)?.0.as_nanos() as f64 / count as f64),
             Work::Veth(way) => iperf3_over_veth(peer, place, way),
             Work::Connections(count) => connections(peer, place, count),
         }
@@ -222,6 +194,61 @@ fn idle(peer: &Peer, place: &Place) -> Result<f64> {
     let sum = pss_kib(&run)?;
     run.end()?;
     Ok(sum)
+}
+
+/// The wake-ups of two seconds, once the start's own work has had some.
+fn wakes(peer: &Peer, place: &Place) -> Result<f64> {
+    const WATCHED: Duration = Duration::from_secs(2);
+    let run = peer.start(place, &["sleep", "5"])?;
+    std::thread::sleep(Duration::from_millis(2500));
+    let all = run.processes()?;
+    let count = || all.iter().map(xtask::processes::Process::wakes).sum::<u64>();
+    let before = count();
+    std::thread::sleep(WATCHED);
+    let counted = count().saturating_sub(before);
+    run.end()?;
+    Ok(counted as f64 / WATCHED.as_secs_f64())
+}
+
+/// Starts so many, two at a time, that say a word and then wait for the end of their input: the time of all starts, and
+/// the memory of all processes then.
+fn many(peer: &Peer, place: &Place, count: usize) -> Result<(Duration, f64)> {
+    let one = || {
+        let mut run = peer.start_waiting(place, &["sh", "-c", "echo ready; read word || true"])?;
+        if run.line()? == "ready" {
+            return Ok(run);
+        }
+        bail!("nothing said: {:?}", run.end());
+    };
+    let some = |count: usize| (0..count).map(|_| one()).collect::<Result<Vec<_>>>();
+    let start = Instant::now();
+    let halves = std::thread::scope(|scope| {
+        let other = scope.spawn(|| some(count / 2));
+        [some(count - count / 2), other.join().unwrap_or_else(|_| bail!("a thread that starts them ended"))]
+    });
+    let taken = start.elapsed();
+    let mut runs = Vec::new();
+    for half in halves {
+        runs.extend(half?);
+    }
+    let mut kib = 0.0;
+    for run in &runs {
+        kib += pss_kib(run)?;
+    }
+    for run in runs {
+        run.end()?;
+    }
+    Ok((taken, kib))
+}
+
+/// What all processors have done since the host's start, in nanoseconds: `cpu` of proc_stat(5) without `idle` and `iowait`.
+fn processor_time() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let line = text.lines().next().context("an empty /proc/stat")?;
+    let fields = line.split_whitespace().skip(1).take(8).map(number).collect::<Result<Vec<_>>>()?;
+    let ticks: f64 =
+        fields.iter().enumerate().filter(|(n, _)| !(3..=4).contains(n)).map(|(_, ticks)| ticks).sum();
+    Ok(ticks * 1e9 / rustix::param::clock_ticks_per_second() as f64)
 }
 
 fn pss_kib(run: &Started) -> Result<f64> {

@@ -100,6 +100,7 @@ fn quantity(value: f64, unit: Unit) -> String {
         Unit::Nanoseconds if value < 1e9 => (value / 1e6, "ms"),
         Unit::Nanoseconds => (value / 1e9, "s"),
         Unit::KiB => (value / 1024.0, "MiB"),
+        Unit::PerSecond => (value, "a second"),
     };
     if scaled < 9.95 { format!("{scaled:.1} {name}") } else { format!("{scaled:.0} {name}") }
 }

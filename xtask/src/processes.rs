@@ -67,6 +67,17 @@ impl Process {
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
         line.split_whitespace().next()?.parse().ok()
     }
+
+    /// How often its threads have gone to sleep of their own accord, each time woken before.
+    pub fn wakes(&self) -> u64 {
+        let threads = fs::read_dir(self.proc("task")).into_iter().flatten().flatten();
+        let status = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+        let count = |text: String| {
+            let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.and_then(|line| line.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        status.map(count).sum()
+    }
 }
 
 /// Every process.

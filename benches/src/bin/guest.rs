@@ -72,6 +72,10 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("exec", fork_exec_wait),
     ("open", open_fstat_close),
     ("stat", stat),
+    ("pipe-busy", pipe_write_read_busy),
+    ("touch", first_touch),
+    ("cow", copy_after_fork),
+    ("cpu", compute),
 ];
 
 /// Times `count` calls after a tenth as many to warm up.
@@ -131,6 +135,75 @@ fn pipe_write_read(count: u64) -> f64 {
     timed(count, || {
         write_byte(writer);
         read_byte(reader);
+    })
+}
+
+/// The same while every processor has a program that never stops.
+fn pipe_write_read_busy(count: u64) -> f64 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let busy: Vec<i32> = (0..processors)
+        .map(|_| {
+            let child = checked(unsafe { libc::fork() }.into(), "fork") as i32;
+            if child == 0 {
+                loop {
+                    std::hint::spin_loop();
+                }
+            }
+            child
+        })
+        .collect();
+    let ns = pipe_write_read(count);
+    busy.into_iter().for_each(end_server);
+    ns
+}
+
+const PAGE: usize = 4096;
+
+/// Private memory without a file, in small pages, as all peers have it alike.
+fn memory(pages: u64) -> (*mut u8, usize) {
+    let len = pages as usize * PAGE;
+    let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), len, read_write, private, -1, 0) };
+    checked(start as i64, "mmap");
+    checked(unsafe { libc::madvise(start, len, libc::MADV_NOHUGEPAGE) }.into(), "madvise");
+    (start.cast(), len)
+}
+
+/// Writes a byte to each page and gives nanoseconds for one.
+fn write_pages((start, len): (*mut u8, usize)) -> f64 {
+    let begin = Instant::now();
+    for offset in (0..len).step_by(PAGE) {
+        unsafe { start.add(offset).write_volatile(7) };
+    }
+    begin.elapsed().as_nanos() as f64 / (len / PAGE) as f64
+}
+
+/// The first byte written to each of `pages` pages.
+fn first_touch(pages: u64) -> f64 {
+    write_pages(memory(pages))
+}
+
+/// A byte written to each of `pages` pages that a child has as well.
+fn copy_after_fork(pages: u64) -> f64 {
+    let memory = memory(pages);
+    write_pages(memory);
+    let [reader, writer] = pipe();
+    let child = checked(unsafe { libc::fork() }.into(), "fork") as i32;
+    if child == 0 {
+        read_byte(reader);
+        unsafe { libc::_exit(0) };
+    }
+    let ns = write_pages(memory);
+    write_byte(writer);
+    wait(child);
+    ns
+}
+
+/// Arithmetic that makes no call and touches no memory.
+fn compute(count: u64) -> f64 {
+    let mut value = 1u64;
+    timed(count, || {
+        value = std::hint::black_box(value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
     })
 }
 

@@ -1,6 +1,5 @@
 //! What a sandbox costs while its programs sleep.
 
-use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -17,18 +16,8 @@ const MOST: u64 = 10;
 /// A start leaves work behind, which ends at some time on a busy host.
 const PATIENCE: usize = 15;
 
-/// How often the threads of these processes have gone to sleep of their own accord, each time woken before.
 fn wakes(processes: &[Process]) -> u64 {
-    let threads = processes.iter().filter_map(|process| fs::read_dir(process.proc("task")).ok());
-    let status = threads
-        .flatten()
-        .flatten()
-        .filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
-    let count = |text: String| {
-        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        line.and_then(|line| line.trim().parse::<u64>().ok()).unwrap_or(0)
-    };
-    status.map(count).sum()
+    processes.iter().map(Process::wakes).sum()
 }
 
 #[test]
