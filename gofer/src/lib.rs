@@ -170,6 +170,7 @@ fn serve_all(tree: Arc<Tree>, connections: Vec<OwnedFd>) -> Result<End, StartErr
         return Ok(error.into());
     }
     held.wait();
+    hostsys::text::let_go_of_code();
     Ok(end.recv().unwrap_or(End::Closed))
 }
 

@@ -38,6 +38,7 @@ pub mod sock;
 pub mod syscall_names;
 pub mod terminal;
 pub mod terminal_query;
+pub mod text;
 
 use std::io;
 

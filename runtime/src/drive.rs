@@ -123,11 +123,12 @@ impl Run<'_> {
             if control.any() || sentry.any() {
                 let before = self.state.ready;
                 self.take_events();
-                if self.state.ready
-                    && !before
-                    && let Err(error) = self.overseer.ready(&self.sandbox)
-                {
-                    return Err(self.abort(error));
+                if self.state.ready && !before {
+                    if let Err(error) = self.overseer.ready(&self.sandbox) {
+                        return Err(self.abort(error));
+                    }
+                    // From here on this process waits.
+                    hostsys::text::let_go_of_code();
                 }
             }
             if pending.any()

@@ -164,6 +164,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
         .map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
 
     container.log.moment("complete");
+    hostsys::text::let_go_of_code();
     if !boot.held {
         container.start();
     }
