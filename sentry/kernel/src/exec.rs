@@ -115,6 +115,11 @@ pub(crate) fn prepare(task: &Task, spec: ExecSpec) -> Result<Program> {
         randomize: persona & ADDR_NO_RANDOMIZE == 0,
     };
     let loaded = sentry_loader::load(kernel.platform().as_ref(), kernel.memory(), &image)?;
+    if loader.is_none() {
+        // A program without a loader has all its text. What it maps as text is for a program inside it, of which it may be the
+        // processor (valgrind): it reads what it runs.
+        loaded.mm.keep_later_text();
+    }
     let context = kernel.platform().new_context(loaded.mm.space()).map_err(space_errno)?;
     if let Some(file) = &loader_file {
         // Only the program itself is kept from writers while it runs.

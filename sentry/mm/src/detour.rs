@@ -154,6 +154,11 @@ impl Mm {
         self.undo_detours(&mut state, all);
     }
 
+    /// Shows every file that is mapped from now on as it is.
+    pub fn keep_later_text(&self) {
+        self.lock().keeps_text = true;
+    }
+
     /// Where a thread is that was found at `addr`.
     pub fn shown_place(&self, addr: Addr) -> Place {
         let state = self.lock();

@@ -54,7 +54,7 @@ pub(crate) struct State {
     pub peak: u64,
     /// Text in which calls take a detour.
     pub detours: Vec<Detour>,
-    /// Text is shown as it is in its file.
+    /// Text that is mapped from now on is shown as it is in its file.
     pub keeps_text: bool,
 }
 

@@ -50,6 +50,8 @@ cases![
     process_vm_copies,
     process_vm_errors,
     process_vm_is_partial,
+    process_vm_moves_much,
+    text_that_a_static_program_maps_is_its_file,
     pkeys_without_keys,
     userfaultfd_is_refused,
     maxrss_grows_with_memory,
@@ -690,6 +692,48 @@ fn process_vm_is_partial() -> Outcome {
     let mut buf = [0u8; 64];
     same!(ok!(vm(SYS_process_vm_readv, me, &mut buf, &[(at + PAGE - 8, 64)], 0)), 8);
     same!(ok!(vm(SYS_process_vm_readv, me, &mut buf, &[(at, 16), (8, 16), (at, 16)], 0)), 16);
+    Ok(())
+}
+
+/// More than one turn of a worker, to and from many places.
+fn process_vm_moves_much() -> Outcome {
+    const MANY: usize = 12 << 20;
+    let map = Map::anon(MANY)?;
+    for page in 0..MANY / PAGE {
+        map.set(page * PAGE, page as u8);
+    }
+    let at = map.ptr as usize;
+    let me = ok!(getpid());
+    let mut buf = vec![0u8; MANY];
+    let remote: Vec<_> = (0..1024).map(|n| (at + n * (MANY / 1024), MANY / 1024)).collect();
+    same!(ok!(vm(SYS_process_vm_readv, me, &mut buf, &remote, 0)), MANY as i64);
+    same!((0..MANY / PAGE).all(|page| buf[page * PAGE] == page as u8), true);
+    buf.fill(7);
+    same!(ok!(vm(SYS_process_vm_writev, me, &mut buf, &remote, 0)), MANY as i64);
+    same!((0..MANY).step_by(PAGE).all(|at| map.get(at) == 7), true);
+    Ok(())
+}
+
+/// A processor in software maps what it runs as a loader does, and reads it.
+fn text_that_a_static_program_maps_is_its_file() -> Outcome {
+    const LIBRARY: &str = "/lib/x86_64-linux-gnu/libc.so.6";
+    let path = if std::path::Path::new(LIBRARY).exists() { LIBRARY } else { "/proc/self/exe" };
+    let file = std::fs::read(path).map_err(|e| e.to_string())?;
+    let number = |at: usize, len: usize| {
+        file[at..at + len].iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte))
+    };
+    let headers = (0..number(56, 2)).map(|n| number(32, 8) + n * number(54, 2));
+    let text = headers.into_iter().find(|at| number(*at, 4) == 1 && number(at + 4, 4) & 1 != 0);
+    let Some(text) = text else { return Err(format!("{path} has no text")) };
+    let (offset, len) = (number(text + 8, 8), number(text + 32, 8));
+    let (start, end) = (offset / PAGE * PAGE, offset + len);
+    let fd = sys::open(path, O_RDONLY)?;
+    let whole = ok!(mmap(null_mut(), file.len(), PROT_READ, MAP_PRIVATE, fd.as_raw_fd(), 0));
+    let at = whole.wrapping_byte_add(start);
+    let (prot, flags) = (PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_FIXED);
+    ok!(mmap(at, end - start, prot, flags, fd.as_raw_fd(), start as i64));
+    let mapped = unsafe { std::slice::from_raw_parts(at as *const u8, end - start) };
+    same!(mapped.iter().zip(&file[start..end]).position(|(a, b)| a != b), None);
     Ok(())
 }
 
