@@ -7,7 +7,7 @@ use platform::AddrRange;
 use sentry_base::{Errno, Result};
 use sentry_kernel::pidfd::PidFd;
 use sentry_kernel::ptrace::{Access, may_access};
-use sentry_kernel::{Current, Mm};
+use sentry_kernel::{CallerMemory, Current, Mm};
 use sentry_memory::{IoSeg, UserMemory, UserReader, UserWriter};
 use sentry_mm::{FileMapping, MappedFile, MmapArgs, VmFlags, madv, map_flags};
 use sentry_vfs::{MountFlags, cap};
@@ -15,7 +15,9 @@ use sentry_vfs::{MountFlags, cap};
 use fs_tmpfs::open_tmpfs_file;
 
 use crate::args::{Bits, Ptr};
+use crate::fs_args::{cut, total};
 use crate::table::syscalls;
+use crate::turn::Turn;
 
 syscalls! {
     9 mmap(addr: Ptr, len: u64, prot: Bits, flags: Bits, fd: i32, offset: u64) [sync, "no huge pages"];
@@ -30,8 +32,8 @@ syscalls! {
     150 munlock(addr: Ptr, len: u64) [sync];
     151 mlockall(flags: Bits) [sync, "accounted; the host decides about paging"];
     152 munlockall() [sync];
-    310 process_vm_readv(pid: i32, local: Ptr, nr_local: u64, remote: Ptr, nr_remote: u64, flags: u64) [sync];
-    311 process_vm_writev(pid: i32, local: Ptr, nr_local: u64, remote: Ptr, nr_remote: u64, flags: u64) [sync];
+    310 process_vm_readv(pid: i32, local: Ptr, nr_local: u64, remote: Ptr, nr_remote: u64, flags: u64) [wait];
+    311 process_vm_writev(pid: i32, local: Ptr, nr_local: u64, remote: Ptr, nr_remote: u64, flags: u64) [wait];
     216 remap_file_pages(addr: Ptr, len: u64, prot: Bits, page: u64, flags: Bits) [sync];
     323 userfaultfd(flags: Bits) [sync, "EPERM, as for a user without privileges"];
     440 process_madvise(pidfd: i32, segments: Ptr, count: u64, advice: i32, flags: Bits) [sync];
@@ -261,7 +263,7 @@ fn pkey_free(_cx: &mut Current, _pkey: i32) -> Result<()> {
     Err(Errno::EINVAL)
 }
 
-fn process_vm_readv(
+async fn process_vm_readv(
     cx: &mut Current,
     pid: i32,
     local: Ptr,
@@ -273,14 +275,14 @@ fn process_vm_readv(
     let Some(copy) = RemoteCopy::new(cx, pid, (local, nr_local), (remote, nr_remote), flags)? else {
         return Ok(0);
     };
-    let mut to = UserWriter::user(cx.task.as_ref(), &copy.local);
-    copy.run(to.remaining(), |mm, addr, part| {
+    copy.run(cx, |memory, local, mm, addr, part| {
         let got = mm.copy_in_partial(addr, part)?;
-        to.write(part.get(..got).unwrap_or_default())
+        UserWriter::user(memory, local).write(part.get(..got).unwrap_or_default())
     })
+    .await
 }
 
-fn process_vm_writev(
+async fn process_vm_writev(
     cx: &mut Current,
     pid: i32,
     local: Ptr,
@@ -292,12 +294,15 @@ fn process_vm_writev(
     let Some(copy) = RemoteCopy::new(cx, pid, (local, nr_local), (remote, nr_remote), flags)? else {
         return Ok(0);
     };
-    let mut from = UserReader::user(cx.task.as_ref(), &copy.local);
-    copy.run(from.remaining(), |mm, addr, part| {
-        let got = from.read(part)?;
+    copy.run(cx, |memory, local, mm, addr, part| {
+        let got = UserReader::user(memory, local).read(part)?;
         mm.copy_out_partial(addr, part.get(..got).unwrap_or_default())
     })
+    .await
 }
+
+/// Moves a piece between segments of the caller and an address of the other process, by way of a buffer of its length.
+type CopyPiece = fn(&CallerMemory, &[IoSeg], &Mm, u64, &mut [u8]) -> Result<usize>;
 
 /// A checked request to copy between the caller and another process.
 struct RemoteCopy {
@@ -330,17 +335,27 @@ impl RemoteCopy {
         Ok(Some(Self { mm: task.mm(), local, remote }))
     }
 
-    /// Copies piece by piece until `limit` bytes are moved or a piece is short; the error of the first piece counts.
-    fn run(&self, limit: usize, mut copy: impl FnMut(&Mm, u64, &mut [u8]) -> Result<usize>) -> Result<usize> {
+    /// Copies piece by piece until the local segments are at their end or a piece is short; the error of the first piece counts. Other tasks
+    /// have their turn in between, and a signal that kills ends it.
+    async fn run(&self, cx: &mut Current, copy: CopyPiece) -> Result<usize> {
         const PIECE: usize = 64 * 1024;
+        let memory = cx.memory();
+        let limit = usize::try_from(total(&self.local)).unwrap_or(usize::MAX);
         let mut buf = vec![0; limit.min(PIECE)];
         let mut done = 0;
+        let mut turn = Turn::new();
         for segment in &self.remote {
             let mut at = segment.addr;
             let mut left = usize::try_from(segment.len).unwrap_or(usize::MAX);
             while left > 0 && done < limit {
+                turn.took(done as u64).await;
+                if done > 0 && cx.sleeper().is_killed() {
+                    return Ok(done);
+                }
                 let want = left.min(limit - done).min(PIECE);
-                let moved = match copy(&self.mm, at, buf.get_mut(..want).unwrap_or_default()) {
+                let local = cut(&self.local, done as u64, want as u64);
+                let part = buf.get_mut(..want).unwrap_or_default();
+                let moved = match copy(&memory, &local, &self.mm, at, part) {
                     Ok(moved) => moved,
                     Err(_) if done > 0 => return Ok(done),
                     Err(error) => return Err(error),
