@@ -220,8 +220,12 @@ fn copy_data(lower: &Arc<dyn Inode>, upper: &Arc<dyn Inode>, size: u64) -> Resul
             Err(Errno::ENXIO) => break,
             Err(_) => at,
         };
+        // The lower file may have grown since, by way of another mount: what was not there is not copied.
+        if start >= size {
+            break;
+        }
         let signed = i64::try_from(start).map_err(|_| Errno::EFBIG)?;
-        let end = from.seek(signed, Whence::Hole, start, size).unwrap_or(size).clamp(start, size);
+        let end = from.seek(signed, Whence::Hole, start, size).unwrap_or(size).min(size).max(start);
         at = copy_range(&*from, &*to, start, end, &mut buf)?;
         if at < end {
             break;
@@ -254,4 +258,27 @@ fn copy_range(from: &dyn FileOps, to: &dyn FileOps, start: u64, end: u64, buf: &
         }
     }
     Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use fs_tmpfs::{TmpFs, TmpfsOptions};
+    use sentry_memory::MemoryFile;
+    use sentry_vfs::{FileSystem, IoCtx, Owner, Pos};
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_has_grown_meanwhile_is_copied_as_it_was() {
+        let memory = MemoryFile::create(1 << 30).unwrap();
+        let root = TmpFs::new(&memory, TmpfsOptions::default()).root();
+        let [lower, upper] =
+            [b"lower", b"upper"].map(|name| root.create(name, 0o644, Owner { uid: 0, gid: 0 }).unwrap());
+        let file = Arc::clone(&lower).open(OpenFlags::WRONLY, &KernelCaller).unwrap();
+        let io = IoCtx { caller: &KernelCaller, flags: OpenFlags::WRONLY };
+        // A hole where the file was when its size was taken, and data behind.
+        file.try_write(&io, &mut sentry_memory::UserReader::buffer(b"grown"), Pos::At(1 << 20)).unwrap();
+        copy_data(&lower, &upper, 4096).unwrap();
+        assert_eq!(upper.attr().unwrap().size, 4096);
+    }
 }
