@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use sentry_base::lock::rank;
-use sentry_base::{Errno, Events, Mutex, Result, WaitQueue};
+use sentry_base::{Errno, Events, KeyedMap, Mutex, Result, WaitQueue};
 use sentry_memory::{UserReader, UserWriter};
 
 use crate::watch::{WatchSink, event};
@@ -50,11 +50,30 @@ struct Watched {
     mask: u32,
 }
 
+impl Watched {
+    fn place(&self) -> Place {
+        (self.sb.as_ptr().addr(), self.ino)
+    }
+}
+
+/// The address of a superblock, which the watch keeps from being another one's, and an inode of it.
+type Place = (usize, u64);
+
 #[derive(Default)]
 struct State {
     queue: VecDeque<Queued>,
     watches: BTreeMap<i32, Watched>,
+    /// The watch of each inode that has one.
+    numbers: KeyedMap<Place, i32>,
     last_wd: i32,
+}
+
+impl State {
+    fn remove(&mut self, wd: i32) -> Option<Watched> {
+        let watched = self.watches.remove(&wd)?;
+        self.numbers.remove(&watched.place());
+        Some(watched)
+    }
 }
 
 /// An inotify instance.
@@ -99,20 +118,22 @@ impl Inotify {
         let keep = event::ALL | event::ONESHOT | event::EXCL_UNLINK;
         let (wd, mask) = {
             let mut state = self.state.lock();
-            let held = state.watches.iter_mut().find(|(_, w)| w.ino == ino && w.sb.ptr_eq(&sb));
-            if let Some((wd, watched)) = held {
+            let place = (sb.as_ptr().addr(), ino);
+            let held = state.numbers.get(&place).copied();
+            if let Some((wd, watched)) = held.and_then(|wd| Some((wd, state.watches.get_mut(&wd)?))) {
                 if mask & event::MASK_CREATE != 0 {
                     return Err(Errno::EEXIST);
                 }
                 let old = if mask & event::MASK_ADD != 0 { watched.mask } else { 0 };
                 watched.mask = old | mask & keep;
-                (*wd, watched.mask)
+                (wd, watched.mask)
             } else {
                 if state.watches.len() >= WATCH_MAX {
                     return Err(Errno::ENOSPC);
                 }
                 state.last_wd = state.last_wd.checked_add(1).ok_or(Errno::ENOSPC)?;
                 let wd = state.last_wd;
+                state.numbers.insert(place, wd);
                 state.watches.insert(wd, Watched { sb, ino, mask: mask & keep });
                 (wd, mask & keep)
             }
@@ -124,7 +145,7 @@ impl Inotify {
 
     /// `inotify_rm_watch(2)`; `EINVAL` for a number that is no watch.
     pub fn remove_watch(&self, wd: i32) -> Result<()> {
-        let watched = self.state.lock().watches.remove(&wd).ok_or(Errno::EINVAL)?;
+        let watched = self.state.lock().remove(wd).ok_or(Errno::EINVAL)?;
         if let Some(sb) = watched.sb.upgrade() {
             let sink: Weak<dyn WatchSink> = self.me.clone();
             sb.watches().remove(watched.ino, wd, &sink);
@@ -170,7 +191,7 @@ impl WatchSink for Inotify {
     }
 
     fn ignored(&self, wd: i32) {
-        if self.state.lock().watches.remove(&wd).is_some() {
+        if self.state.lock().remove(wd).is_some() {
             self.push(Queued { wd, mask: event::IGNORED, cookie: 0, name: Vec::new() });
         }
     }
