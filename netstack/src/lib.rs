@@ -51,5 +51,7 @@ bitflags::bitflags! {
         const ERR = 0x008;
         const HUP = 0x010;
         const RDHUP = 0x2000;
+        /// Not of poll(2): urgent data is on its way (`SIGURG`), be it there or not.
+        const URGENT = 0x1_0000;
     }
 }

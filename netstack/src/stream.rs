@@ -50,14 +50,35 @@ impl End {
     }
 }
 
-/// The urgent byte (`MSG_OOB`).
+/// The urgent byte of a stream (`MSG_OOB`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Bytes of the stream before it.
+    pub at: u64,
+    /// Itself, once it has come: that there is one may be known before.
+    pub byte: Option<u8>,
+}
+
+/// The mark as a reader has it.
 #[derive(Debug, Clone, Copy)]
 struct Urgent {
-    /// Its place in the stream.
-    at: u64,
-    byte: u8,
+    mark: Mark,
     /// Taken by `MSG_OOB`; the place stays marked until the reader is past it.
     read: bool,
+}
+
+/// What `MSG_OOB` finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UrgentTaken {
+    Byte(u8),
+    /// None was sent, or it has been read, or is in the stream.
+    Nothing,
+    /// It is on its way.
+    NotYet,
+    /// It will not come.
+    End,
+    /// The connection is gone.
+    Closed,
 }
 
 #[derive(Debug)]
@@ -123,7 +144,7 @@ impl Side {
         self.was_reset = true;
         self.fault = Some(if self.state == TcpState::CloseWait { Error::Broken } else { Error::Reset });
         self.finish();
-        Ready::all().difference(Ready::PRI)
+        Ready::all().difference(Ready::PRI | Ready::URGENT)
     }
 
     fn finish(&mut self) {
@@ -151,7 +172,37 @@ impl Side {
 
     /// Bytes up to the urgent byte, where there is one ahead that stops a read.
     fn until_urgent(&self) -> Option<u64> {
-        self.urgent.and_then(|u| u.at.checked_sub(self.taken))
+        self.urgent.and_then(|u| u.mark.at.checked_sub(self.taken))
+    }
+
+    /// Forgets the mark that the reader is past.
+    fn pass_urgent(&mut self) {
+        self.urgent = self.urgent.filter(|u| u.mark.at >= self.taken);
+    }
+
+    /// Hears of the urgent byte, `before` bytes of those that are unread having come earlier (`tcp_check_urg`). Gives what to
+    /// tell, and the bytes that have left the queue.
+    fn hear_urgent(&mut self, mark: Mark, before: usize) -> (Ready, usize) {
+        self.pass_urgent();
+        let there = if mark.byte.is_some() { Ready::PRI | Ready::IN } else { Ready::empty() };
+        let mut freed = 0;
+        match &mut self.urgent {
+            _ if mark.at < self.taken => return (Ready::empty(), 0),
+            Some(known) if known.mark.at == mark.at => {
+                let has_come = known.mark.byte.is_none() && mark.byte.is_some();
+                known.mark.byte = known.mark.byte.or(mark.byte);
+                return (if has_come { there } else { Ready::empty() }, 0);
+            }
+            Some(known) if known.mark.at > mark.at => return (Ready::empty(), 0),
+            // One who stands at the older byte would read it as data.
+            Some(known) if known.mark.at == self.taken && before > 0 && !self.urgent_inline => {
+                self.skip(1);
+                freed = 1;
+            }
+            _ => {}
+        }
+        self.urgent = Some(Urgent { mark, read: false });
+        (there | Ready::URGENT, freed)
     }
 }
 
@@ -163,8 +214,6 @@ pub struct Change {
     pub server: Ready,
     /// This end's address must rest before it is used again.
     pub time_wait: Option<End>,
-    /// The peer is to hear of urgent data (`SIGURG`).
-    pub urgent: bool,
     /// Bytes that have left a queue, read or thrown away.
     pub freed: usize,
 }
@@ -175,7 +224,6 @@ impl Change {
         self.client |= other.client;
         self.server |= other.server;
         self.time_wait = self.time_wait.or(other.time_wait);
-        self.urgent |= other.urgent;
         self.freed += other.freed;
     }
 
@@ -323,7 +371,7 @@ impl LoopStream {
         } else {
             me.no_space = true;
         }
-        if me.urgent.is_some_and(|u| !u.read) {
+        if me.urgent.is_some_and(|u| u.mark.byte.is_some() && !u.read) {
             ready |= Ready::PRI;
         }
         if me.fault.is_some() {
@@ -381,50 +429,75 @@ impl LoopStream {
         Ok((change, None))
     }
 
-    /// Marks the byte that was sent last as urgent.
-    pub fn mark_urgent(&mut self, end: End, byte: u8) -> Change {
+    /// Marks the last of the `sent` bytes as urgent that were sent just now.
+    pub fn mark_urgent(&mut self, end: End, byte: u8, sent: usize) -> Change {
+        let peer = self.ends(end).1;
+        let at = peer.taken + peer.unread.saturating_sub(1) as u64;
+        let before = peer.unread.saturating_sub(sent);
+        self.announce(end, Mark { at, byte: Some(byte) }, before)
+    }
+
+    /// Tells the peer of `end` of an urgent byte among those that are yet to be sent, or that it has come.
+    pub fn announce_urgent(&mut self, end: End, mark: Mark) -> Change {
+        let before = self.ends(end).1.unread;
+        self.announce(end, mark, before)
+    }
+
+    fn announce(&mut self, end: End, mark: Mark, before: usize) -> Change {
         let (me, peer) = self.both(end);
         let mut change = Change::default();
         if peer.orphan || me.state == TcpState::Close {
             return change;
         }
-        peer.urgent =
-            Some(Urgent { at: peer.taken + peer.unread.saturating_sub(1) as u64, byte, read: false });
-        change.tell(end.other(), Ready::PRI | Ready::IN);
-        change.urgent = true;
+        let (told, freed) = peer.hear_urgent(mark, before);
+        change.freed = freed;
+        change.tell(end.other(), told);
         change
     }
 
-    /// Takes the urgent byte (`tcp_recv_urg`); `None` where none was sent, or it has been read, or is in the stream.
-    pub fn take_urgent(&mut self, end: End, peek: bool) -> Option<u8> {
+    /// Takes away the mark that `end` would read to: the place behind the urgent byte, as a number of bytes.
+    pub fn take_mark(&mut self, end: End) -> Option<u64> {
+        self.both(end).0.urgent.take().map(|urgent| urgent.mark.at + 1)
+    }
+
+    /// Takes the urgent byte (`tcp_recv_urg`).
+    pub fn take_urgent(&mut self, end: End, peek: bool) -> UrgentTaken {
         let me = self.both(end).0;
-        let inline = me.urgent_inline;
-        let urgent = me.urgent.as_mut().filter(|urgent| !inline && !urgent.read)?;
-        urgent.read = !peek;
-        Some(urgent.byte)
+        me.pass_urgent();
+        let over = me.state == TcpState::Close;
+        match &mut me.urgent {
+            None => UrgentTaken::Nothing,
+            Some(urgent) if me.urgent_inline || urgent.read => UrgentTaken::Nothing,
+            Some(_) if over && !me.done => UrgentTaken::Closed,
+            Some(Urgent { mark: Mark { byte: Some(byte), .. }, read }) => {
+                *read = !peek;
+                UrgentTaken::Byte(*byte)
+            }
+            Some(_) if over || me.shut_read => UrgentTaken::End,
+            Some(_) => UrgentTaken::NotYet,
+        }
     }
 
     /// Takes the chunk at the front. `some` says that this call has read bytes already; `least` how many must be there for
-    /// it to begin, unless no more will come.
+    /// it to begin, unless no more will come; 0 of one that wants none.
     pub fn take(&mut self, end: End, some: bool, least: usize) -> Result<Taken, Error> {
         let me = self.both(end).0;
-        if me.urgent.is_some_and(|u| u.at < me.taken) {
-            me.urgent = None;
-        }
-        if me.until_urgent() == Some(0) && me.unread > 0 {
+        me.pass_urgent();
+        if me.until_urgent() == Some(0) && me.unread > 0 && least > 0 {
             if some {
                 return Ok(Taken::Mark);
             }
             if !me.urgent_inline {
                 me.skip(1);
+                me.urgent = None;
             }
-            me.urgent = None;
         }
         let over = me.done || me.fault.is_some() || me.shut_read || me.state == TcpState::Close;
         let few = me.unread < me.low_water.min(least) && !some && !over;
         if !few && let Some(chunk) = me.inbox.pop_front() {
-            let ahead = me.until_urgent().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
-            let limit = chunk.len().min(ahead);
+            // One that reads the urgent byte in line begins with it.
+            let ahead = me.until_urgent().filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok());
+            let limit = chunk.len().min(ahead.unwrap_or(usize::MAX));
             return Ok(Taken::Chunk { chunk, limit });
         }
         if some {
@@ -450,6 +523,7 @@ impl LoopStream {
         let freed = used.min(me.unread);
         me.unread -= freed;
         me.taken += used as u64;
+        me.pass_urgent();
         let mut spare = None;
         if chunk.is_empty() {
             spare = Some(chunk.into_buffer());
@@ -481,14 +555,13 @@ impl LoopStream {
     ) -> Result<usize, E> {
         let me = self.ends(end).0;
         let (mut skip, mut shown) = (offset, 0);
-        let ahead = me.until_urgent().filter(|_| !me.urgent_inline).and_then(|n| usize::try_from(n).ok());
-        let mut want = match ahead {
-            Some(0) => {
+        let mut want = match me.until_urgent().and_then(|n| usize::try_from(n).ok()) {
+            Some(n) if n > offset => want.min(n - offset),
+            Some(n) if n == offset && !me.urgent_inline => {
                 skip += 1;
                 want
             }
-            Some(n) => want.min(n.saturating_sub(offset)),
-            None => want,
+            _ => want,
         };
         for chunk in &me.inbox {
             let bytes = chunk.bytes();

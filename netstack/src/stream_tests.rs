@@ -100,16 +100,106 @@ fn writing_to_a_closed_end_works_once() {
 fn the_urgent_byte_stands_beside_the_stream() {
     let mut s = stream();
     let _ = send(&mut s, Client, b"ab!").unwrap();
-    let change = s.mark_urgent(Client, b'!');
-    assert!(change.urgent && change.server.contains(Ready::PRI));
+    let change = s.mark_urgent(Client, b'!', 3);
+    assert_eq!(change.server, Ready::PRI | Ready::IN | Ready::URGENT);
     let _ = send(&mut s, Client, b"cd").unwrap();
     assert_eq!(s.readable(Server), 2);
     assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"ab");
     assert!(s.at_mark(Server));
-    assert_eq!(s.take_urgent(Server, false), Some(b'!'));
-    assert_eq!(s.take_urgent(Server, false), None);
+    assert_eq!(s.take_urgent(Server, true), UrgentTaken::Byte(b'!'));
+    assert_eq!(s.take_urgent(Server, false), UrgentTaken::Byte(b'!'));
+    assert_eq!(s.take_urgent(Server, false), UrgentTaken::Nothing);
     assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"cd");
     assert!(!s.at_mark(Server));
+}
+
+#[test]
+fn the_urgent_byte_in_line_begins_a_read() {
+    let mut s = stream();
+    s.set_urgent_inline(Server, true);
+    let _ = send(&mut s, Client, b"ab!").unwrap();
+    let _ = s.mark_urgent(Client, b'!', 3);
+    let _ = send(&mut s, Client, b"cd").unwrap();
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"ab");
+    assert!(s.at_mark(Server));
+    assert_eq!(s.take_urgent(Server, false), UrgentTaken::Nothing);
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"!cd");
+    assert!(!s.at_mark(Server) && !s.readiness(Server, usize::MAX).contains(Ready::PRI));
+}
+
+#[test]
+fn urgent_data_is_known_before_it_comes() {
+    let mut s = stream();
+    let _ = send(&mut s, Client, b"a").unwrap();
+    let mark = Mark { at: 2, byte: None };
+    assert_eq!(s.announce_urgent(Client, mark).server, Ready::URGENT);
+    assert_eq!(s.take_urgent(Server, false), UrgentTaken::NotYet);
+    assert!(!s.readiness(Server, usize::MAX).contains(Ready::PRI));
+    assert_eq!(s.readable(Server), 1);
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"a");
+    // The byte comes out of order: there for `MSG_OOB`, and not for the stream.
+    assert_eq!(s.announce_urgent(Client, mark).server, Ready::empty());
+    let mark = Mark { byte: Some(b'!'), ..mark };
+    assert_eq!(s.announce_urgent(Client, mark).server, Ready::PRI | Ready::IN);
+    assert_eq!(s.announce_urgent(Client, mark).server, Ready::empty());
+    assert!(s.readiness(Server, usize::MAX).contains(Ready::PRI) && !s.at_mark(Server));
+    let _ = send(&mut s, Client, b"b!c").unwrap();
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"b");
+    assert!(s.at_mark(Server));
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"c");
+    assert_eq!(s.take_urgent(Server, false), UrgentTaken::Nothing);
+    // One that the reader is past is no news, nor is an older one.
+    assert_eq!(s.announce_urgent(Client, mark).server, Ready::empty());
+    assert_eq!(s.announce_urgent(Client, Mark { at: 9, byte: None }).server, Ready::URGENT);
+    assert_eq!(s.announce_urgent(Client, Mark { at: 8, byte: Some(b'?') }).server, Ready::empty());
+    let _ = s.shutdown(Client, false, true);
+    assert_eq!(s.take_urgent(Server, false), UrgentTaken::End);
+    let _ = s.fail(Server, Error::Reset);
+    assert_eq!(s.take_urgent(Server, false), UrgentTaken::End);
+}
+
+#[test]
+fn a_second_urgent_byte_takes_the_place_of_the_first() {
+    let mut s = stream();
+    let _ = send(&mut s, Client, b"xA").unwrap();
+    let _ = s.mark_urgent(Client, b'A', 2);
+    let _ = send(&mut s, Client, b"B").unwrap();
+    assert_eq!(s.mark_urgent(Client, b'B', 1).freed, 0);
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"xA");
+    // Before one who stands at the first it goes.
+    let _ = send(&mut s, Client, b"C").unwrap();
+    assert_eq!(s.mark_urgent(Client, b'C', 1).freed, 1);
+    assert!(s.at_mark(Server) && s.readable(Server) == 0);
+    assert_eq!(s.take_urgent(Server, false), UrgentTaken::Byte(b'C'));
+    assert_eq!(read(&mut s, Server, 9).unwrap(), None);
+    // It had not come itself.
+    let _ = s.announce_urgent(Client, Mark { at: 4, byte: None });
+    assert_eq!(s.announce_urgent(Client, Mark { at: 5, byte: None }).freed, 0);
+    let _ = send(&mut s, Client, b"DEf").unwrap();
+    assert_eq!(read(&mut s, Server, 9).unwrap().unwrap(), b"D");
+}
+
+#[test]
+fn peeks_stop_at_the_urgent_byte() {
+    for inline in [false, true] {
+        let mut s = stream();
+        s.set_urgent_inline(Server, inline);
+        let _ = send(&mut s, Client, b"ab!").unwrap();
+        let _ = s.mark_urgent(Client, b'!', 3);
+        let _ = send(&mut s, Client, b"cd").unwrap();
+        let peek = |from: usize| {
+            let mut all = Vec::new();
+            let n = s.peek(Server, from, 9, |part| {
+                all.extend_from_slice(part);
+                Ok::<_, Error>(part.len())
+            });
+            assert_eq!(n, Ok(all.len()));
+            all
+        };
+        assert_eq!([peek(0), peek(1)], [b"ab".to_vec(), b"b".to_vec()]);
+        assert_eq!(peek(2), if inline { b"!cd".to_vec() } else { b"cd".to_vec() });
+        assert_eq!([peek(3), peek(4)], [b"cd".to_vec(), b"d".to_vec()]);
+    }
 }
 
 #[test]

@@ -38,6 +38,8 @@ bitflags::bitflags! {
         const WRBAND = 0x200;
         const MSG = 0x400;
         const RDHUP = 0x2000;
+        /// Not of poll(2): a socket has heard that urgent data is on its way (`sk_send_sigurg`), be it there or not.
+        const URGENT = 0x1_0000;
 
         const READABLE = Self::IN.bits() | Self::RDNORM.bits();
         const WRITABLE = Self::OUT.bits() | Self::WRNORM.bits();
@@ -347,6 +349,10 @@ impl Observer for WatchedQueue {
         }
         if events.contains(Events::OUT) {
             events |= Events::WRITABLE;
+        }
+        // The host tells of urgent data when it is there.
+        if events.contains(Events::PRI) {
+            events |= Events::URGENT;
         }
         self.0.notify(events);
     }

@@ -18,7 +18,7 @@ use crate::{Kernel, ThreadGroup};
 
 /// `POLL_IN` and its kin: the `si_code` of a file's signal, and the `si_band` with it.
 const REASONS: [(Events, i32, u32); 4] = [
-    (Events::PRI, 5, 0x082),
+    (Events::URGENT, 5, 0x082),
     (Events::READABLE, 1, 0x041),
     (Events::WRITABLE, 2, 0x304),
     (Events::ALWAYS, 6, 0x018),
@@ -88,12 +88,12 @@ struct Watch {
 impl Watch {
     fn tell(&self, kernel: &Kernel, events: Events) {
         let Some(file) = self.file.upgrade() else { return };
-        if events.contains(Events::PRI) && file.ops().kind() == FileKind::Socket {
+        if events.contains(Events::URGENT) && file.ops().kind() == FileKind::Socket {
             send_urgent(kernel, &file);
         }
         for (which, code, band) in REASONS.iter().filter(|_| self.every) {
             // Urgent data has a signal of its own, and this one if it was chosen (`kill_fasync`).
-            let has_own = *which == Events::PRI && file.signal().load(Ordering::Relaxed) == 0;
+            let has_own = *which == Events::URGENT && file.signal().load(Ordering::Relaxed) == 0;
             if events.intersects(*which) && !has_own {
                 send(kernel, &file, self.fd, *code, *band);
             }
@@ -127,11 +127,11 @@ pub fn can_signal(file: &FileDescription) -> bool {
 fn watch(kernel: &Arc<Kernel>, file: &Arc<FileDescription>, fd: i32, every: bool) {
     let mut mask = Events::empty();
     if every {
-        mask.set(Events::READABLE | Events::PRI | Events::RDHUP, file.flags().reads());
+        mask.set(Events::READABLE | Events::URGENT | Events::RDHUP, file.flags().reads());
         mask.set(Events::WRITABLE, file.flags().writes());
     }
     if file.ops().kind() == FileKind::Socket && file.owner().load(Ordering::Relaxed) != 0 {
-        mask |= Events::PRI;
+        mask |= Events::URGENT;
     }
     let observer = (!mask.is_empty()).then(|| {
         let observer: Arc<dyn Observer> = Arc::new_cyclic(|me| Watch {

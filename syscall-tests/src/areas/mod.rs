@@ -70,6 +70,7 @@ mod tree;
 mod tty;
 mod unix;
 mod urgent;
+mod urgent_tcp;
 mod xattr;
 
 /// Every area, in the order in which `list` prints them.
@@ -106,6 +107,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "netdiag", cases: netdiag::CASES },
     Area { name: "inet_close", cases: inet_close::CASES },
     Area { name: "urgent", cases: urgent::CASES },
+    Area { name: "urgent_tcp", cases: urgent_tcp::CASES },
     Area { name: "tty", cases: tty::CASES },
     Area { name: "pty", cases: pty::CASES },
     Area { name: "packet", cases: packet::CASES },

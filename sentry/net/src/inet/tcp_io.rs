@@ -5,7 +5,7 @@
 
 use netstack::Chunk;
 use netstack::buffer::{LARGE, SMALL};
-use netstack::stream::Taken;
+use netstack::stream::{Taken, UrgentTaken};
 use sentry_base::{Errno, Result};
 use sentry_vfs::IoStart;
 
@@ -84,10 +84,15 @@ impl TcpCore {
                 let pushed = stream.push(end, Chunk::new(buffer, got));
                 let queued = stream.unread_by_peer(end).saturating_sub(before);
                 self.net.memory.queue(queued);
-                let whole = urgent && msg.data.remaining() == 0 && pushed.is_ok();
-                (pushed, last.filter(|_| whole).map(|byte| stream.mark_urgent(end, byte)))
+                // The last byte that this call sends, though the caller has more (`tcp_push`).
+                let cap = self.net.memory.stream_cap();
+                let ends = urgent
+                    && pushed.is_ok()
+                    && (msg.data.remaining() == 0 || got < want || matches!(stream.room(end, cap), Ok(0)));
+                let byte = last.filter(|_| ends);
+                (pushed, byte.map(|byte| stream.mark_urgent(end, byte, got)))
             };
-            let (change, spare) = match pushed {
+            let (mut change, spare) = match pushed {
                 Ok(pushed) => pushed,
                 Err(_) if sent > 0 => return Ok(IoStart::Done(sent)),
                 Err(netstack::Error::Broken) => return Err(broken_pipe(cx.caller, msg.flags)),
@@ -99,10 +104,8 @@ impl TcpCore {
                 self.net.stats.tcp_sent.add(1);
                 self.net.stats.tcp_received.add(1);
             }
+            change.merge(marked.unwrap_or_default());
             link.apply(change);
-            if let Some(change) = marked {
-                link.apply(change);
-            }
             sent += got;
             if got < want {
                 return Ok(IoStart::Done(sent));
@@ -139,12 +142,22 @@ impl TcpCore {
 
     fn recv_urgent(connection: &Connection, msg: &mut RecvMsg<'_, '_>) -> Result<usize> {
         let peek = msg.flags & libc::MSG_PEEK != 0;
-        let byte =
-            connection.link.stream.lock().take_urgent(connection.reader(), peek).ok_or(Errno::EINVAL)?;
+        let taken = connection.link.stream.lock().take_urgent(connection.reader(), peek);
+        let byte = match taken {
+            UrgentTaken::Byte(byte) => byte,
+            UrgentTaken::Nothing => return Err(Errno::EINVAL),
+            UrgentTaken::Closed => return Err(Errno::ENOTCONN),
+            UrgentTaken::End => return Ok(0),
+            // Never waited for (`tcp_recv_urg`).
+            UrgentTaken::NotYet => return Err(Errno::EAGAIN),
+        };
         msg.out_flags |= libc::MSG_OOB;
         if msg.data.remaining() == 0 {
             msg.out_flags |= libc::MSG_TRUNC;
             return Ok(0);
+        }
+        if msg.flags & libc::MSG_TRUNC != 0 {
+            return Ok(1);
         }
         msg.data.write(&[byte])
     }
@@ -164,7 +177,7 @@ impl TcpCore {
             let taken = {
                 let mut stream = link.stream.lock();
                 let before = stream.unread();
-                let taken = stream.take(*end, copied > 0, if nonblock { 1 } else { want });
+                let taken = stream.take(*end, copied > 0, if nonblock { want.min(1) } else { want });
                 // An urgent byte that was passed over.
                 self.net.memory.unqueue(before - stream.unread());
                 taken

@@ -106,7 +106,8 @@ impl Core {
                 }
             }
             drop(state);
-            peer.queue.notify(if is_mark { Events::READABLE | Events::PRI } else { Events::READABLE });
+            let urgent = if is_mark { Events::PRI | Events::URGENT } else { Events::empty() };
+            peer.queue.notify(Events::READABLE | urgent);
             sent += got;
             if got < want {
                 return Ok(IoStart::Done(sent));
