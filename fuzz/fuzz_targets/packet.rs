@@ -1,5 +1,5 @@
 //! Frames from a link: headers, fragments, questions of neighbours, words of routers, segments for connections in every
-//! state; and filters of packet sockets over them.
+//! state, urgent data that they tell of included; and filters of packet sockets over them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,6 +12,8 @@ use netstack::iface::Interfaces;
 use netstack::neighbor::{Arp, Discovery, Neighbors};
 use netstack::packet::{Packet, Reassembler};
 use netstack::router::Advertisement;
+use netstack::stream::{End, LoopStream, Taken};
+use netstack::Chunk;
 use netstack::table::{FlowTable, Segment, reset_for, tuple_of};
 
 const BUFFER: usize = 4096;
@@ -30,6 +32,8 @@ fuzz_target!(|data: &[u8]| {
     let mut interfaces = Interfaces::default();
     let mut filter = None;
     let mut now = 0;
+    // What the sockets of both flows have received.
+    let mut streams = [(); 2].map(|()| LoopStream::new((1 << 20, 1 << 20), (1 << 20, 1 << 20)));
     // Each piece of the input is a frame, after two bytes of its length.
     let mut rest = data;
     while let [a, b, tail @ ..] = rest {
@@ -74,11 +78,24 @@ fuzz_target!(|data: &[u8]| {
             let _ = table.orphan(&tuple_of(&packet, &segment), &segment, now);
         }
         // Whoever it is from: the flows are given what their table would give them, and worse.
-        for flow in [&mut server, &mut client] {
+        for (flow, stream) in [&mut server, &mut client].into_iter().zip(&mut streams) {
             flow.arrive(packet.whole, now, &mut out);
+            if let Some(mark) = flow.take_urgent() {
+                let _ = stream.announce_urgent(End::Server, mark);
+            }
             flow.send(&piece[..piece.len().min(100)]);
+            if piece.len() % 3 == 0 {
+                flow.send_urgent(now / 10_000);
+            }
             flow.advance(now, &mut out);
-            let _ = flow.receive(&mut [0; 64]);
+            let mut bytes = vec![0; 64];
+            let got = flow.receive(&mut bytes);
+            let _ = stream.push(End::Server, Chunk::new(bytes, got));
+            let _ = stream.take_urgent(End::Client, piece.len() % 2 == 0);
+            if let Ok(Taken::Chunk { chunk, limit }) = stream.take(End::Client, piece.len() % 5 == 0, 1) {
+                let _ = stream.give_back(End::Client, chunk, limit.min(piece.len()));
+            }
+            let _ = (stream.at_mark(End::Client), stream.readable(End::Client));
             if flow.is_finished() {
                 flow.close();
             }

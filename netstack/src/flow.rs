@@ -14,9 +14,13 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndp
 
 use crate::Error;
 use crate::frame::{Frame, Offload};
-use crate::packet::{HEADER_V4, HEADER_V6, TCP, pseudo_header};
+use crate::packet::{HEADER_V4, HEADER_V6, Packet, TCP, pseudo_header};
 use crate::stream::TcpState;
 use crate::table::Segment;
+
+mod urgent;
+
+use urgent::{Heard, Shape};
 
 /// The longest packet that is handed to a link to be cut into segments. With its Ethernet header it must stay below 64 KiB
 /// (`gso_max_size`): what is longer the kernel cuts itself, packet by packet. Linux keeps as much free (`MAX_TCP_HEADER`).
@@ -113,6 +117,16 @@ pub struct TcpFlow {
     aborted: bool,
     told: Told,
     clock: Clock,
+    no_delay: bool,
+    /// The sequence numbers of the first byte in either direction, the other end's once it is known.
+    first: u32,
+    first_of_other: Option<u32>,
+    /// Bytes that [`TcpFlow::send`] has taken, and that [`TcpFlow::receive`] has given.
+    sent: u64,
+    given: u64,
+    /// Where the urgent data ends that we send: a number of bytes.
+    urgent: Option<u64>,
+    heard: Heard,
 }
 
 impl core::fmt::Debug for TcpFlow {
@@ -121,11 +135,12 @@ impl core::fmt::Debug for TcpFlow {
     }
 }
 
-/// What the last packet has told the other end.
+/// What packets have told the other end.
 #[derive(Debug, Clone, Copy, Default)]
 struct Told {
-    /// The sequence number after it.
+    /// The sequence number after everything.
     next: u32,
+    /// What the last one has acknowledged.
     acknowledged: u32,
 }
 
@@ -136,6 +151,7 @@ struct Port<'p> {
     told: &'p mut Told,
     mtu: usize,
     path_mtu: usize,
+    urgent: Option<u32>,
 }
 
 struct Arrival<'p>(&'p [u8]);
@@ -144,6 +160,8 @@ struct Departure<'p> {
     out: &'p mut Vec<Frame>,
     told: &'p mut Told,
     path_mtu: usize,
+    /// The sequence number at which urgent data ends.
+    urgent: Option<u32>,
     segment: Option<u16>,
 }
 
@@ -157,10 +175,19 @@ impl phy::TxToken for Departure<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut frame = Frame::zeroed(len);
         let result = f(frame.packet_mut());
-        if let Some(told) = leave_to_link(&mut frame, self.segment, self.path_mtu) {
-            *self.told = told;
+        let mut rest = Some(frame);
+        while let Some(mut frame) = rest.take() {
+            if let Some(mut shape) = shape(&frame) {
+                let room = self.path_mtu.saturating_sub(shape.headers);
+                let size = self.segment.map_or(room, |size| usize::from(size).min(room)).max(1);
+                if let Some(end) = self.urgent {
+                    rest = urgent::point(&mut frame, &mut shape, end, size, self.told.next);
+                }
+                leave_to_link(&mut frame, &shape, size);
+                self.told.note(&shape.segment);
+            }
+            self.out.push(frame);
         }
-        self.out.push(frame);
         result
     }
 
@@ -169,29 +196,43 @@ impl phy::TxToken for Departure<'_> {
     }
 }
 
-/// Leaves the sum of a TCP packet, and cutting it, to the link. For that its sum is that of the pseudo header alone.
-fn leave_to_link(frame: &mut Frame, segment: Option<u16>, path_mtu: usize) -> Option<Told> {
-    let packet = crate::packet::Packet::parse(frame.packet()).filter(|packet| packet.protocol == TCP)?;
-    let head = Segment::parse(packet.payload)?;
-    let told = Told { next: head.end(), acknowledged: head.acknowledged };
-    let len = packet.payload.len();
-    let sum = !crate::icmp::checksum(&[&pseudo_header(packet.from, packet.to, TCP, len)]);
-    let start = packet.whole.len() - len;
-    let words = packet.payload.get(12).map_or(0, |byte| usize::from(byte >> 4));
-    let headers = start + words * 4;
-    let room = path_mtu.saturating_sub(headers);
-    let size = segment.map_or(room, |size| usize::from(size).min(room)).max(1);
+/// `None` for what is no segment.
+fn shape(frame: &Frame) -> Option<Shape> {
+    let packet = Packet::parse(frame.packet()).filter(|packet| packet.protocol == TCP)?;
+    let segment = Segment::parse(packet.payload)?;
+    let start = packet.whole.len() - packet.payload.len();
+    let headers = packet.whole.len() - segment.len;
+    Some(Shape { from: packet.from, to: packet.to, start, headers, segment })
+}
+
+/// Leaves the sum of a TCP packet, and cutting it into segments of `size` bytes, to the link. For that its sum is that of the
+/// pseudo header alone.
+fn leave_to_link(frame: &mut Frame, shape: &Shape, size: usize) {
+    let len = shape.headers - shape.start + shape.segment.len;
+    let sum = !crate::icmp::checksum(&[&pseudo_header(shape.from, shape.to, TCP, len)]);
     let short = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
-    let cut = packet.whole.len() - headers > size;
+    let cut = shape.segment.len > size;
     frame.offload = Offload {
-        checksum: Some((short(start), TCP_SUM)),
-        segment: cut.then_some((short(size), short(headers))),
+        checksum: Some((short(shape.start), TCP_SUM)),
+        segment: cut.then_some((short(size), short(shape.headers))),
     };
-    let at = start + usize::from(TCP_SUM);
+    let at = shape.start + usize::from(TCP_SUM);
     if let Some(field) = frame.packet_mut().get_mut(at..at + 2) {
         field.copy_from_slice(&sum.to_be_bytes());
     }
-    Some(told)
+}
+
+impl Told {
+    /// Notes what a packet tells. A reset may name numbers that the other end has made up.
+    fn note(&mut self, segment: &Segment) {
+        if segment.resets() {
+            return;
+        }
+        if segment.end().wrapping_sub(self.next).cast_signed() > 0 {
+            self.next = segment.end();
+        }
+        self.acknowledged = segment.acknowledged;
+    }
 }
 
 impl Device for Port<'_> {
@@ -210,7 +251,8 @@ impl Device for Port<'_> {
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Departure<'_>> {
-        Some(Departure { out: self.out, told: self.told, path_mtu: self.path_mtu, segment: None })
+        let (path_mtu, urgent) = (self.path_mtu, self.urgent);
+        Some(Departure { out: self.out, told: self.told, path_mtu, urgent, segment: None })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -259,8 +301,9 @@ impl TcpFlow {
         config.random_seed = seed_for(first);
         let mut out = Vec::new();
         let mtu = settings.mtu.clamp(LEAST_MTU_V4, LONGEST);
-        let mut told = Told::default();
-        let mut port = Port { arrived: None, out: &mut out, told: &mut told, mtu, path_mtu: mtu };
+        let mut told = Told { next: first, acknowledged: 0 };
+        let mut port =
+            Port { arrived: None, out: &mut out, told: &mut told, mtu, path_mtu: mtu, urgent: None };
         let mut interface = Interface::new(config, &mut port, instant(now));
         let bits = if tuple.local.is_ipv4() { 32 } else { 128 };
         interface.update_ip_addrs(|all| {
@@ -284,6 +327,13 @@ impl TcpFlow {
             aborted: false,
             told,
             clock,
+            no_delay: settings.no_delay,
+            first: first.wrapping_add(1),
+            first_of_other: None,
+            sent: 0,
+            given: 0,
+            urgent: None,
+            heard: Heard::default(),
         };
         flow.configure(settings);
         flow
@@ -335,7 +385,8 @@ impl TcpFlow {
 
     /// Takes over options that can change.
     pub fn configure(&mut self, settings: &Settings) {
-        self.socket_mut().set_nagle_enabled(!settings.no_delay);
+        self.no_delay = settings.no_delay;
+        self.settle_nagle();
     }
 
     /// Asks the other end whether it is there, by a segment that it must answer (`tcp_write_wakeup`).
@@ -359,9 +410,12 @@ impl TcpFlow {
         // Of two segments and more the other end is told at once (RFC 1122, 4.2.3.2), and the link may have joined them.
         let is_joined = packet.len() > path_mtu;
         self.socket_mut().set_ack_delay(Some(if is_joined { Duration::ZERO } else { ACK_DELAY }));
-        let mut port = Port { arrived: Some(packet), out, told: &mut self.told, mtu, path_mtu };
+        let words = self.words_of(packet);
+        let urgent = self.urgent_end();
+        let mut port = Port { arrived: Some(packet), out, told: &mut self.told, mtu, path_mtu, urgent };
         let shown = instant(self.clock.fast(now));
         self.interface.poll_ingress_single(shown, &mut port, &mut self.sockets);
+        self.take_words(before, words);
         let opening = matches!(self.socket().state(), State::SynSent | State::SynReceived | State::Listen);
         self.clock.arrived(now, opening);
         self.note_end(before, if before == State::SynSent { Error::Refused } else { Error::Reset });
@@ -372,7 +426,8 @@ impl TcpFlow {
         let before = self.socket().state();
         loop {
             let (mtu, path_mtu) = (self.mtu, self.path_mtu);
-            let mut port = Port { arrived: None, out, told: &mut self.told, mtu, path_mtu };
+            let urgent = self.urgent_end();
+            let mut port = Port { arrived: None, out, told: &mut self.told, mtu, path_mtu, urgent };
             let sent = port.out.len();
             self.interface.poll_egress(instant(self.clock.show(now)), &mut port, &mut self.sockets);
             if out.len() == sent {
@@ -470,7 +525,9 @@ impl TcpFlow {
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> usize {
-        self.socket_mut().send_slice(bytes).unwrap_or(0)
+        let taken = self.socket_mut().send_slice(bytes).unwrap_or(0);
+        self.sent += taken as u64;
+        taken
     }
 
     /// Bytes that [`TcpFlow::receive`] gives.
@@ -479,7 +536,9 @@ impl TcpFlow {
     }
 
     pub fn receive(&mut self, into: &mut [u8]) -> usize {
-        self.socket_mut().recv_slice(into).unwrap_or(0)
+        let given = self.socket_mut().recv_slice(into).unwrap_or(0);
+        self.given += given as u64;
+        given
     }
 
     /// Whether the other end has closed and everything before that was read.

@@ -4,20 +4,20 @@
 use super::*;
 use crate::packet::Packet;
 
-const BUFFER: usize = 65_536;
-const SETTINGS: Settings = Settings { mtu: 1500, hops: 64, no_delay: true, keep_alive: None };
+pub(super) const BUFFER: usize = 65_536;
+pub(super) const SETTINGS: Settings = Settings { mtu: 1500, hops: 64, no_delay: true, keep_alive: None };
 
-fn tuple(v6: bool) -> Tuple {
+pub(super) fn tuple(v6: bool) -> Tuple {
     let (a, b) = if v6 { ("[fd00::1]:1000", "[fd00::2]:80") } else { ("10.0.0.1:1000", "10.0.0.2:80") };
     Tuple { local: a.parse().unwrap(), remote: b.parse().unwrap() }
 }
 
-fn turned(tuple: Tuple) -> Tuple {
+pub(super) fn turned(tuple: Tuple) -> Tuple {
     Tuple { local: tuple.remote, remote: tuple.local }
 }
 
 /// A cheap generator with a fixed start.
-fn next(seed: &mut u64) -> u64 {
+pub(super) fn next(seed: &mut u64) -> u64 {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 7;
     *seed ^= *seed << 17;

@@ -16,10 +16,12 @@ pub const MAX_FLOWS: usize = 131_072;
 pub const MAX_HALF_OPEN: usize = 1024;
 const MAX_RESTING: usize = 65_536;
 
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const ACK: u8 = 16;
+pub(crate) const FIN: u8 = 1;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const RST: u8 = 4;
+pub(crate) const PSH: u8 = 8;
+pub(crate) const ACK: u8 = 16;
+pub(crate) const URG: u8 = 32;
 
 /// The fixed part of a TCP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct Segment {
     pub sequence: u32,
     pub acknowledged: u32,
     pub flags: u8,
+    /// The urgent pointer, which counts where the flags say so.
+    pub urgent: u16,
     /// Bytes of payload.
     pub len: usize,
 }
@@ -47,6 +51,7 @@ impl Segment {
             sequence: four(4)?,
             acknowledged: four(8)?,
             flags: head[13],
+            urgent: u16::from_be_bytes([head[18], head[19]]),
             len: payload.len().checked_sub(header)?,
         })
     }
@@ -228,7 +233,7 @@ mod tests {
     }
 
     fn segment(sequence: u32, flags: u8) -> Segment {
-        Segment { from_port: 1000, to_port: 80, sequence, acknowledged: 0, flags, len: 0 }
+        Segment { from_port: 1000, to_port: 80, sequence, acknowledged: 0, flags, urgent: 0, len: 0 }
     }
 
     #[test]

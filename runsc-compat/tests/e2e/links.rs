@@ -249,7 +249,7 @@ fn traffic(name: &str, how: Option<&str>, count: u32, at: &str) -> Result<()> {
 const TWICE_LIMIT: Duration = Duration::from_hours(1);
 
 /// Of a thousand frames ten are lost, ten come twice, and fifty overtake others that take three milliseconds.
-const BAD: &str = "10 10 50 3";
+pub(crate) const BAD: &str = "10 10 50 3";
 
 #[test]
 fn connections_over_a_good_link() -> Result<()> {

@@ -53,3 +53,4 @@ mod stress;
 mod systemd;
 mod terminal;
 mod tools;
+mod urgent;

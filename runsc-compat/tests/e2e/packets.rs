@@ -15,7 +15,7 @@ use crate::common::{busybox, debian};
 use crate::links::{Pair, ip, outside, possible, python_inside};
 
 /// What a bundle runs, in the namespace of `pair`, with flags of the command and annotations.
-fn run<'t>(
+pub(crate) fn run<'t>(
     trial: &'t Trial,
     pair: &Pair,
     bundle: &Bundle,

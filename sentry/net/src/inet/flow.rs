@@ -200,8 +200,10 @@ impl Flow {
             return false;
         }
         inner.take(packet, mono_now(), &mut frames);
+        // Urgent data is told of at once, and before the bytes that come with it are there.
         let goes_on =
-            matches!(inner.tcp.state(), TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2);
+            matches!(inner.tcp.state(), TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2)
+                && !inner.tcp.has_urgent();
         let leaving = (!frames.is_empty()).then(|| self.leaving.lock());
         drop(inner);
         self.send_all(outside, frames);
@@ -469,6 +471,9 @@ impl Inner {
 
     /// From the packets to the socket.
     fn move_in(&mut self, net: &Inet, link: &Link, now: Nanos, change: &mut Change) {
+        if let Some(mark) = self.tcp.take_urgent() {
+            change.merge(link.stream.lock().announce_urgent(self.wire, mark));
+        }
         if self.holds_back(net, link, now) {
             return;
         }
@@ -513,6 +518,9 @@ impl Inner {
                 if stream.was_reset(self.wire) {
                     self.tcp.abort();
                     return;
+                }
+                if let Some(end) = stream.take_mark(self.wire) {
+                    self.tcp.send_urgent(end);
                 }
                 if self.sent_fin || self.tcp.room() == 0 {
                     return;
