@@ -142,6 +142,11 @@ struct Told {
     next: u32,
     /// What the last one has acknowledged.
     acknowledged: u32,
+    /// Segments that were sent again.
+    again: u64,
+    /// The other end has no room, and the number at which that was tried last.
+    is_full: bool,
+    tried: Option<u32>,
 }
 
 /// What one turn of a flow reads from and writes to.
@@ -184,7 +189,7 @@ impl phy::TxToken for Departure<'_> {
                     rest = urgent::point(&mut frame, &mut shape, end, size, self.told.next);
                 }
                 leave_to_link(&mut frame, &shape, size);
-                self.told.note(&shape.segment);
+                self.told.note(&shape.segment, size);
             }
             self.out.push(frame);
         }
@@ -224,9 +229,16 @@ fn leave_to_link(frame: &mut Frame, shape: &Shape, size: usize) {
 
 impl Told {
     /// Notes what a packet tells. A reset may name numbers that the other end has made up.
-    fn note(&mut self, segment: &Segment) {
+    fn note(&mut self, segment: &Segment, size: usize) {
         if segment.resets() {
             return;
+        }
+        if self.is_full && segment.len == 1 {
+            self.tried = Some(segment.sequence);
+        }
+        let old = segment.sequence.wrapping_sub(self.next).cast_signed() < 0;
+        if old && segment.end() != segment.sequence && self.tried != Some(segment.sequence) {
+            self.again += segment.len.div_ceil(size).max(1) as u64;
         }
         if segment.end().wrapping_sub(self.next).cast_signed() > 0 {
             self.next = segment.end();
@@ -301,7 +313,7 @@ impl TcpFlow {
         config.random_seed = seed_for(first);
         let mut out = Vec::new();
         let mtu = settings.mtu.clamp(LEAST_MTU_V4, LONGEST);
-        let mut told = Told { next: first, acknowledged: 0 };
+        let mut told = Told { next: first, ..Told::default() };
         let mut port =
             Port { arrived: None, out: &mut out, told: &mut told, mtu, path_mtu: mtu, urgent: None };
         let mut interface = Interface::new(config, &mut port, instant(now));
@@ -393,7 +405,9 @@ impl TcpFlow {
     pub fn probe(&mut self, now: u64, out: &mut Vec<Frame>) {
         // As smoltcp has it, the first one is due when this is turned on.
         self.socket_mut().set_keep_alive(Some(Duration::from_secs(3600)));
+        let again = self.told.again;
         self.advance(now, out);
+        self.told.again = again;
         self.socket_mut().set_keep_alive(None);
     }
 
@@ -522,6 +536,11 @@ impl TcpFlow {
         let behind = self.told.next.wrapping_sub(sequence);
         // A handshake's own number counts, and a FIN's.
         behind > 0 && behind as usize <= self.unacknowledged() + 1
+    }
+
+    /// Segments that were sent again since this was asked last (`RetransSegs`).
+    pub fn take_sent_again(&mut self) -> u64 {
+        core::mem::take(&mut self.told.again)
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> usize {

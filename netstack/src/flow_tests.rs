@@ -116,6 +116,55 @@ fn what_a_path_does_not_carry_is_cut_smaller() {
 }
 
 #[test]
+fn what_is_sent_again_is_counted() {
+    let mut now = 1_000_000;
+    let mut a = TcpFlow::connect(tuple(false), 1, BUFFER, &SETTINGS, now).unwrap();
+    let mut b = TcpFlow::accept(turned(tuple(false)), 2, 4096, &SETTINGS, now).unwrap();
+    let (mut to_b, mut to_a) = (Vec::new(), Vec::new());
+    // The first SYN is lost.
+    a.advance(now, &mut to_b);
+    assert_eq!((to_b.drain(..).len(), a.take_sent_again()), (1, 0));
+    now += 1_500_000_000;
+    let mut exchange = |a: &mut TcpFlow, b: &mut TcpFlow, now: &mut u64| {
+        for _ in 0..6 {
+            a.advance(*now, &mut to_b);
+            to_b.drain(..).for_each(|f| b.arrive(f.packet(), *now, &mut to_a));
+            b.advance(*now, &mut to_a);
+            to_a.drain(..).for_each(|f| a.arrive(f.packet(), *now, &mut to_b));
+            *now += 20_000_000;
+        }
+    };
+    exchange(&mut a, &mut b, &mut now);
+    assert_eq!((a.state(), a.take_sent_again()), (TcpState::Established, 1));
+    let mut out = Vec::new();
+    a.probe(now, &mut out);
+    assert_eq!((out.drain(..).len(), a.take_sent_again()), (1, 0));
+    // One segment may be on its way so early. It is lost, and goes again; the rest of the bytes are new.
+    a.send(&[1; 2000]);
+    a.advance(now, &mut out);
+    assert_eq!(a.take_sent_again(), 0);
+    now += 2_000_000_000;
+    out.clear();
+    a.advance(now, &mut out);
+    assert_eq!((out.len(), a.take_sent_again()), (1, 1));
+    b.arrive(out[0].packet(), now, &mut Vec::new());
+    exchange(&mut a, &mut b, &mut now);
+    assert_eq!((b.readable(), a.take_sent_again()), (2000, 0));
+    // Into a buffer that is full, and stays so for a while.
+    a.send(&[1; 4000]);
+    exchange(&mut a, &mut b, &mut now);
+    assert_eq!((b.readable(), a.take_sent_again()), (4096, 0));
+    for _ in 0..10 {
+        now += 1_000_000_000;
+        exchange(&mut a, &mut b, &mut now);
+    }
+    assert!(a.unacknowledged() > 0);
+    b.receive(&mut [0; 4096]);
+    exchange(&mut a, &mut b, &mut now);
+    assert_eq!((b.readable(), a.unacknowledged(), a.take_sent_again()), (1904, 0, 0));
+}
+
+#[test]
 fn a_refusal_and_a_reset_are_told_apart() {
     let now = 1_000_000;
     let mut a = TcpFlow::connect(tuple(false), 1, BUFFER, &SETTINGS, now).unwrap();

@@ -33,6 +33,8 @@ pub struct Stats {
     pub tcp_established: Counter,
     pub tcp_received: Counter,
     pub tcp_sent: Counter,
+    /// Segments that went out once more.
+    pub tcp_sent_again: Counter,
     pub udp_received: Counter,
     pub udp_sent: Counter,
     pub udp_no_ports: Counter,

@@ -31,6 +31,8 @@ pub struct Segment {
     pub sequence: u32,
     pub acknowledged: u32,
     pub flags: u8,
+    /// Without the scale that was agreed on.
+    pub window: u16,
     /// The urgent pointer, which counts where the flags say so.
     pub urgent: u16,
     /// Bytes of payload.
@@ -51,6 +53,7 @@ impl Segment {
             sequence: four(4)?,
             acknowledged: four(8)?,
             flags: head[13],
+            window: u16::from_be_bytes([head[14], head[15]]),
             urgent: u16::from_be_bytes([head[18], head[19]]),
             len: payload.len().checked_sub(header)?,
         })
@@ -233,7 +236,16 @@ mod tests {
     }
 
     fn segment(sequence: u32, flags: u8) -> Segment {
-        Segment { from_port: 1000, to_port: 80, sequence, acknowledged: 0, flags, urgent: 0, len: 0 }
+        Segment {
+            from_port: 1000,
+            to_port: 80,
+            sequence,
+            acknowledged: 0,
+            flags,
+            window: 9,
+            urgent: 0,
+            len: 0,
+        }
     }
 
     #[test]

@@ -212,6 +212,7 @@ impl TcpFlow {
         if matches!(before, State::Listen | State::SynSent) && segment.flags & SYN != 0 {
             self.first_of_other = Some(segment.sequence.wrapping_add(1));
         }
+        self.told.is_full = segment.window == 0;
         if let Some(progress) = progress
             && !matches!(state, State::Listen | State::SynReceived | State::Closed)
         {

@@ -325,7 +325,7 @@ fn snmp(inet: &Inet) -> String {
          0 0 0\n\
          Tcp: RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens PassiveOpens AttemptFails EstabResets CurrEstab InSegs \
          OutSegs RetransSegs InErrs OutRsts InCsumErrors\n\
-         Tcp: 1 200 120000 -1 {} {} {} 0 {} {segments} {sent_segments} 0 0 {} 0\n\
+         Tcp: 1 200 120000 -1 {} {} {} 0 {} {segments} {sent_segments} {again} 0 {} 0\n\
          Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors IgnoredMulti MemErrors\n\
          Udp: {udp} {unreachable} {drops} {sent_udp} {drops} 0 0 0 0\n\
          UdpLite: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors IgnoredMulti \
@@ -338,6 +338,7 @@ fn snmp(inet: &Inet) -> String {
         s.tcp_resets.get(),
         unreachable = s.udp_no_ports.get(),
         drops = s.udp_dropped.get(),
+        again = s.tcp_sent_again.get(),
     )
 }
 

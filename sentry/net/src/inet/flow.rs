@@ -205,6 +205,7 @@ impl Flow {
             matches!(inner.tcp.state(), TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2)
                 && !inner.tcp.has_urgent();
         let leaving = (!frames.is_empty()).then(|| self.leaving.lock());
+        self.net.stats.tcp_sent_again.add(inner.tcp.take_sent_again());
         drop(inner);
         self.send_all(outside, frames);
         drop(leaving);
@@ -348,6 +349,7 @@ impl Flow {
             } else if let Some(at) = inner.deadline(now) {
                 self.wake_at(outside, at);
             }
+            self.net.stats.tcp_sent_again.add(inner.tcp.take_sent_again());
             (!frames.is_empty()).then(|| self.leaving.lock())
         };
         self.send_all(outside, frames);
