@@ -18,6 +18,7 @@ use netstack::{Chunk, buffer};
 use sentry_base::{Mutex, Nanos, lock::rank, mono_now};
 
 use super::memory::Granted;
+use super::outbox::{Outbox, Turn};
 use super::outside::Outside;
 use super::tcp::{Link, Side, TcpCore};
 use super::{Inet, addr};
@@ -65,6 +66,8 @@ struct Inner {
     orphan_since: Option<Nanos>,
     /// Since when bytes are held back from a socket that has enough.
     held_since: Option<Nanos>,
+    /// Packets have come that [`Flow::answer`] will be called for.
+    is_to_answer: bool,
     /// A FIN was passed on: to the packets, to the socket.
     sent_fin: bool,
     told_fin: bool,
@@ -85,9 +88,8 @@ pub(crate) struct Flow {
     /// Held for its buffers.
     _granted: Granted,
     inner: Mutex<Inner, { rank::FILE_DATA }>,
-    /// Taken under `inner`, and held without it while frames are sent: they keep their order, and who has none to send need
-    /// not wait until the link has taken them.
-    leaving: Mutex<(), { rank::FILE_DATA }>,
+    /// Filled under `inner`, and emptied without it.
+    outbox: Outbox,
     /// The earliest time for which it is in the list of timers.
     scheduled: AtomicU64,
 }
@@ -138,6 +140,7 @@ impl Flow {
                 waits_since: None,
                 orphan_since: None,
                 held_since: None,
+                is_to_answer: false,
                 sent_fin: false,
                 told_fin: false,
                 user_timeout: None,
@@ -145,7 +148,7 @@ impl Flow {
                 probes: 0,
                 probed: now,
             }),
-            leaving: Mutex::default(),
+            outbox: Outbox::default(),
             scheduled: AtomicU64::new(Nanos::MAX),
         });
         outside.flows.lock().insert(tuple, Arc::clone(&flow)).then_some(flow)
@@ -188,7 +191,7 @@ impl Flow {
         self.tuple
     }
 
-    /// Takes a packet. True if nothing has been done about it but to keep what it brought: [`Flow::stirred`] is to be called
+    /// Takes a packet. True if nothing has been done about it but to keep what it brought: [`Flow::answer`] is to be called
     /// when the packets that came with it have been taken, too, so that one answer does for all.
     pub(super) fn arrived(&self, packet: &[u8]) -> bool {
         let Some(outside) = self.net.outside.get() else { return false };
@@ -204,11 +207,11 @@ impl Flow {
         let goes_on =
             matches!(inner.tcp.state(), TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2)
                 && !inner.tcp.has_urgent();
-        let leaving = (!frames.is_empty()).then(|| self.leaving.lock());
+        inner.is_to_answer = goes_on;
         self.net.stats.tcp_sent_again.add(inner.tcp.take_sent_again());
+        let turn = self.outbox.put(frames);
         drop(inner);
-        self.send_all(outside, frames);
-        drop(leaving);
+        self.send_all(outside, turn);
         if !goes_on {
             self.turn(None);
         }
@@ -220,8 +223,14 @@ impl Flow {
         self.turn(None);
     }
 
-    /// The socket has read, written or closed, or packets have come.
+    /// The socket has read, written or closed.
     pub(super) fn stirred(&self) {
+        self.turn(None);
+    }
+
+    /// Packets have come.
+    pub(super) fn answer(&self) {
+        self.inner.lock().is_to_answer = false;
         self.turn(None);
     }
 
@@ -316,7 +325,7 @@ impl Flow {
         let now = mono_now();
         let mut news = News::default();
         let mut frames = Vec::new();
-        let leaving = {
+        let turn = 'turn: {
             let mut inner = self.inner.lock();
             if matches!(inner.stage, Stage::Over) {
                 return false;
@@ -326,10 +335,15 @@ impl Flow {
             }
             let inner = &mut *inner;
             inner.note_opening(&mut news);
+            let mut has_sent = false;
             if let (Stage::Open, Some(link)) = (&inner.stage, inner.link.clone()) {
                 inner.move_in(&self.net, &link, now, &mut news.change);
-                inner.move_out(&self.net, &link, &mut news.change);
+                has_sent = inner.move_out(&self.net, &link, &mut news.change);
                 news.link = Some(link);
+            }
+            // The links' thread sees to the rest in no time, and to an acknowledgement of all that came.
+            if inner.is_to_answer && !has_sent {
+                break 'turn None;
             }
             inner.check_patience(now);
             inner.keep_alive(now, &mut frames);
@@ -350,15 +364,14 @@ impl Flow {
                 self.wake_at(outside, at);
             }
             self.net.stats.tcp_sent_again.add(inner.tcp.take_sent_again());
-            (!frames.is_empty()).then(|| self.leaving.lock())
+            self.outbox.put(frames)
         };
-        self.send_all(outside, frames);
-        drop(leaving);
+        self.send_all(outside, turn);
         self.tell(news)
     }
 
-    fn send_all(&self, outside: &Outside, frames: Vec<Frame>) {
-        for frame in frames {
+    fn send_all(&self, outside: &Outside, turn: Option<Turn<'_>>) {
+        for frame in turn.into_iter().flatten() {
             self.net.stats.tcp_sent.add(1);
             outside.send(&self.route, frame);
         }
@@ -509,8 +522,9 @@ impl Inner {
         }
     }
 
-    /// From the socket to the packets.
-    fn move_out(&mut self, net: &Inet, link: &Link, change: &mut Change) {
+    /// From the socket to the packets; true if there was something.
+    fn move_out(&mut self, net: &Inet, link: &Link, change: &mut Change) -> bool {
+        let mut has_sent = false;
         loop {
             let taken = {
                 let mut stream = link.stream.lock();
@@ -519,13 +533,14 @@ impl Inner {
                 }
                 if stream.was_reset(self.wire) {
                     self.tcp.abort();
-                    return;
+                    return true;
                 }
                 if let Some(end) = stream.take_mark(self.wire) {
                     self.tcp.send_urgent(end);
+                    has_sent = true;
                 }
                 if self.sent_fin || self.tcp.room() == 0 {
-                    return;
+                    return has_sent;
                 }
                 stream.take(self.wire, false, 1)
             };
@@ -537,15 +552,16 @@ impl Inner {
                     net.recycle(spare);
                     change.merge(told);
                     if sent == 0 {
-                        return;
+                        return has_sent;
                     }
+                    has_sent = true;
                 }
                 Ok(Taken::End) => {
                     self.sent_fin = true;
                     self.tcp.close();
-                    return;
+                    return true;
                 }
-                Ok(Taken::WouldBlock | Taken::Mark) | Err(_) => return,
+                Ok(Taken::WouldBlock | Taken::Mark) | Err(_) => return has_sent,
             }
         }
     }

@@ -179,7 +179,7 @@ impl Links {
         let Some(outside) = self.0.outside.get() else { return };
         let flows = core::mem::take(&mut *outside.stirred.lock());
         for flow in flows {
-            flow.stirred();
+            flow.answer();
         }
     }
 
