@@ -24,7 +24,8 @@ use super::tcp::{Link, Side, TcpCore};
 use super::{Inet, addr};
 
 /// What a socket may have queued at the wire, and the wire at the socket, in bytes.
-pub(super) const QUEUE: usize = 512 << 10;
+pub(super) const QUEUE_OUT: usize = 512 << 10;
+pub(super) const QUEUE_IN: usize = 2 << 20;
 
 const SECOND: Nanos = 1_000_000_000;
 /// How long a program that reads has, with half a queue of bytes before it, until more is put there.

@@ -13,7 +13,7 @@ use sentry_base::{Errno, Events, Mutex, Result, WaitQueue, lock::rank, mono_now}
 use sentry_vfs::{Attr, Caller, IoStart};
 
 use super::addr::{self, Domain};
-use super::flow::{Flow, QUEUE};
+use super::flow::{Flow, QUEUE_IN, QUEUE_OUT};
 use super::options::{Options, Transport};
 use super::{Inet, events};
 use crate::{RecvMsg, SendMsg, SockCtx, Socket};
@@ -269,8 +269,8 @@ impl TcpCore {
     /// The same for a connection with the outside, where what is on its way is queued elsewhere.
     pub(super) fn limits_outside(&self) -> (usize, usize) {
         let (receive, send) = (self.options.receive_buffer(), self.options.send_buffer());
-        let grown = |size, default| if size == default { QUEUE } else { size };
-        (grown(receive, RECEIVE_DEFAULT), grown(send, SEND_DEFAULT))
+        let grown = |size, default, most| if size == default { most } else { size };
+        (grown(receive, RECEIVE_DEFAULT, QUEUE_IN), grown(send, SEND_DEFAULT, QUEUE_OUT))
     }
 
     /// What a flow needs to know of the options.
