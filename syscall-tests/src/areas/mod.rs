@@ -36,6 +36,7 @@ mod memfd;
 mod mm;
 mod mm_limits;
 mod mount;
+mod mount_limits;
 mod mqueue;
 mod netdev;
 mod netdiag;
@@ -128,6 +129,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "ns", cases: ns::CASES },
     Area { name: "pidns", cases: pidns::CASES },
     Area { name: "mount", cases: mount::CASES },
+    Area { name: "mount_limits", cases: mount_limits::CASES },
     Area { name: "proc", cases: procfs::CASES },
     Area { name: "aio", cases: aio::CASES },
     Area { name: "attack", cases: attack::CASES },

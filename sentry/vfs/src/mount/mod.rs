@@ -1,9 +1,11 @@
 //! Mounts, mount namespaces and places in the tree (`mount(2)`, `mount_namespaces(7)`).
 //!
-//! A [`Mount`] is a file system at a place; [`tree`] holds all of them, [`namespace`] the trees that processes see.
+//! A [`Mount`] is a file system at a place; [`tree`] holds all of them, [`propagate`] carries mounts
+//! to where they are received, [`namespace`] has the trees that processes see.
 
 mod info;
 mod namespace;
+mod propagate;
 mod tree;
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

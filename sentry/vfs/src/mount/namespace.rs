@@ -280,7 +280,7 @@ impl MountNamespace {
         {
             return Err(Errno::EBUSY);
         }
-        let id = tree.insert(Arc::clone(&mount), self.id);
+        let id = tree.insert(Arc::clone(&mount), 0);
         let attached = self.graft(&mut tree, &at, id);
         let gone = if attached.is_err() { tree.dissolve(id) } else { Vec::new() };
         drop(tree);
@@ -289,17 +289,11 @@ impl MountNamespace {
         Ok(Location { dentry: Arc::clone(&mount.root), mount })
     }
 
-    /// Hangs the tree of `id`, which hangs nowhere, at `at` and wherever that is received.
+    /// Hangs the tree of `id` at `at` and wherever that is received.
     fn graft(&self, tree: &mut Tree, at: &Location, id: u64) -> Result<()> {
         let root = tree.node(id).map(|n| Arc::clone(&n.mount.root)).ok_or(Errno::EINVAL)?;
         Self::check_kinds(at, &root)?;
-        if tree.nr_mounts(self.id) > MOUNT_MAX {
-            return Err(Errno::ENOSPC);
-        }
-        let owners = tree.namespace_owners();
-        let own = &self.user_ns;
-        let lesser = |ns: u64| owners.get(&ns).is_some_and(|owner| owner != own);
-        tree.attach_everywhere(at, id, MOUNT_MAX, &lesser)
+        tree.attach_everywhere(at, id, MOUNT_MAX, &self.user_ns)
     }
 
     /// `MS_BIND`: shows `source` at `at` too; with `recursive`, the mounts below it as well. `EINVAL` for what is unbindable,
@@ -307,7 +301,7 @@ impl MountNamespace {
     pub fn bind(&self, source: &Location, at: &Location, recursive: bool) -> Result<Location> {
         let mut tree = self.vfs.mounts().write();
         let at = self.mount_place(&tree, at)?;
-        let id = self.copy_for_bind(&mut tree, source, recursive, self.id)?;
+        let id = self.copy_for_bind(&mut tree, source, recursive)?;
         let attached = self.graft(&mut tree, &at, id);
         let top = tree.node(id).map(|n| Arc::clone(&n.mount));
         let gone = if attached.is_err() { tree.dissolve(id) } else { Vec::new() };
@@ -321,29 +315,30 @@ impl MountNamespace {
     /// A copy that hangs nowhere (`open_tree(2)` with `OPEN_TREE_CLONE`).
     pub fn loose_bind(&self, source: &Location, recursive: bool) -> Result<MountTree> {
         let mut tree = self.vfs.mounts().write();
-        let id = self.copy_for_bind(&mut tree, source, recursive, 0)?;
+        let id = self.copy_for_bind(&mut tree, source, recursive)?;
         let top = tree.node(id).map(|n| Arc::clone(&n.mount)).ok_or(Errno::EINVAL)?;
         drop(tree);
         Ok(MountTree { vfs: Arc::clone(&self.vfs), top })
     }
 
-    fn copy_for_bind(&self, tree: &mut Tree, source: &Location, recursive: bool, ns: u64) -> Result<u64> {
+    /// A copy in no namespace.
+    fn copy_for_bind(&self, tree: &mut Tree, source: &Location, recursive: bool) -> Result<u64> {
         let id = source.mount.id;
         let Some(node) = tree.node(id) else {
             // Files of the kernel's own, such as those of namespaces, may be bound though they hang nowhere.
             if source.mount.filesystem().name() != "nsfs" {
                 return Err(Errno::EINVAL);
             }
-            return Ok(tree.insert(source.mount.copy_showing(&source.dentry), ns));
+            return Ok(tree.insert(source.mount.copy_showing(&source.dentry), 0));
         };
         let foreign = node.ns != self.id && node.ns != 0;
         if node.unbindable || foreign || (!recursive && tree.has_locked_children(id, &source.dentry)) {
             return Err(Errno::EINVAL);
         }
         let copy = if recursive {
-            tree.copy_tree(id, &source.dentry, ns, CopyFor::Bind)?.0
+            tree.copy_tree(id, &source.dentry, 0, CopyFor::Bind)?.0
         } else {
-            tree.copy_mount(id, &source.dentry, ns, false)?
+            tree.copy_mount(id, &source.dentry, 0, false)?
         };
         if let Some(node) = tree.node_mut(copy) {
             node.locked = false;
@@ -378,10 +373,6 @@ impl MountNamespace {
                 return Err(Errno::ELOOP);
             }
             above = place.mount.point();
-        }
-        tree.unhook(id);
-        if loose {
-            tree.set_ns(id, self.id);
         }
         self.graft(&mut tree, &at, id)
     }
@@ -440,7 +431,7 @@ impl MountNamespace {
         let counterparts = tree.counterparts(mount.id);
         if !flags.contains(UmountFlags::DETACH) {
             let held = |id: &u64| {
-                tree.children(*id).is_empty()
+                tree.children(*id).next().is_none()
                     && tree.node(*id).is_some_and(|n| Arc::strong_count(&n.mount) > 1)
             };
             if busy || counterparts.iter().any(held) {
@@ -451,7 +442,7 @@ impl MountNamespace {
         // Each mount of the tree goes wherever its place is received, innermost first.
         for id in tree.subtree(mount.id).into_iter().rev() {
             for other in tree.counterparts(id) {
-                if tree.children(other).is_empty() {
+                if tree.children(other).next().is_none() {
                     gone.extend(tree.dissolve(other));
                 }
             }

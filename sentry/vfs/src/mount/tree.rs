@@ -1,11 +1,10 @@
-//! All mounts of a sandbox under one lock: which hangs where, and how mounts and unmounts travel between peers and to
-//! slaves (`Documentation/filesystems/sharedsubtree.rst`, `fs/pnode.c`).
+//! All mounts of a sandbox under one lock: which hangs where, and which are peers or slaves of which.
 //!
 //! A mount's **peer group** is a number; so is its **master**, the group that it receives from. Mounts are named by
 //! number here, so that the tree itself holds exactly one reference to each.
 
 use core::mem::take;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sentry_base::{Errno, Result};
@@ -24,7 +23,7 @@ fn key_of(at: &Location) -> PointKey {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub mount: Arc<Mount>,
-    children: Vec<u64>,
+    children: BTreeSet<u64>,
     /// The namespace that it belongs to; 0 for none.
     pub ns: u64,
     /// The peer group; 0 for none.
@@ -58,20 +57,12 @@ pub(crate) enum CopyFor {
     LesserNamespace,
 }
 
-/// The groups that the copies made for one receiving mount get, in place of the source's.
-enum Relation {
-    /// A peer: the copies join the source's groups.
-    Peer(HashMap<u64, u64>),
-    /// A slave: the copies receive from these groups, and are shared in new ones where the receiver is shared.
-    Slave { masters: HashMap<u64, u64>, shared: Option<HashMap<u64, u64>> },
-}
-
 #[derive(Default)]
 pub(crate) struct Tree {
     nodes: HashMap<u64, Node>,
     at: HashMap<PointKey, u64>,
-    peers: HashMap<u64, Vec<u64>>,
-    slaves: HashMap<u64, Vec<u64>>,
+    pub(super) peers: HashMap<u64, BTreeSet<u64>>,
+    pub(super) slaves: HashMap<u64, BTreeSet<u64>>,
     nr_mounts: HashMap<u64, usize>,
     /// The user namespace of each mount namespace.
     owners: HashMap<u64, Arc<UserNs>>,
@@ -99,9 +90,9 @@ impl Tree {
         self.owners.remove(&ns);
     }
 
-    /// The user namespace of each mount namespace.
-    pub fn namespace_owners(&self) -> HashMap<u64, Arc<UserNs>> {
-        self.owners.clone()
+    /// The user namespace of a mount namespace.
+    pub fn owner_of(&self, ns: u64) -> Option<&Arc<UserNs>> {
+        self.owners.get(&ns)
     }
 
     /// How many mounts a namespace has.
@@ -114,8 +105,14 @@ impl Tree {
         self.at.get(&key_of(at)).and_then(|id| self.nodes.get(id)).map(|n| &n.mount)
     }
 
-    pub fn children(&self, id: u64) -> &[u64] {
-        self.nodes.get(&id).map_or(&[], |n| n.children.as_slice())
+    /// The number of what is mounted directly on `dentry` of a mount.
+    pub fn id_at(&self, mount: u64, dentry: &Dentry) -> Option<u64> {
+        self.at.get(&(mount, dentry.id())).copied()
+    }
+
+    /// What is mounted on a mount, oldest first.
+    pub fn children(&self, id: u64) -> impl Iterator<Item = u64> + '_ {
+        self.nodes.get(&id).into_iter().flat_map(|n| n.children.iter().copied())
     }
 
     /// The mount and all below it, parents first.
@@ -123,7 +120,7 @@ impl Tree {
         let mut all = vec![id];
         let mut next = 0;
         while let Some(at) = all.get(next).copied() {
-            all.extend_from_slice(self.children(at));
+            all.extend(self.children(at));
             next += 1;
         }
         all
@@ -135,7 +132,7 @@ impl Tree {
         *self.nr_mounts.entry(ns).or_default() += 1;
         let node = Node {
             mount,
-            children: Vec::new(),
+            children: BTreeSet::new(),
             ns,
             shared: 0,
             master: 0,
@@ -180,13 +177,13 @@ impl Tree {
         }
     }
 
-    fn hook(&mut self, at: &Location, id: u64) {
+    pub(super) fn hook(&mut self, at: &Location, id: u64) {
         let Some(node) = self.nodes.get(&id) else { return };
         at.dentry.add_mount();
         *node.mount.point.write() = Some(at.clone());
         self.at.insert(key_of(at), id);
         if let Some(parent) = self.nodes.get_mut(&at.mount.id) {
-            parent.children.push(id);
+            parent.children.insert(id);
         }
     }
 
@@ -198,7 +195,7 @@ impl Tree {
             self.at.remove(&key_of(&point));
             point.dentry.remove_mount();
             if let Some(parent) = self.nodes.get_mut(&point.mount.id) {
-                parent.children.retain(|c| *c != id);
+                parent.children.remove(&id);
             }
         }
     }
@@ -217,17 +214,17 @@ impl Tree {
         gone
     }
 
-    fn new_group(&mut self) -> u64 {
+    pub(super) fn new_group(&mut self) -> u64 {
         self.last_group += 1;
         self.last_group
     }
 
-    fn join(&mut self, id: u64, group: u64) {
+    pub(super) fn join(&mut self, id: u64, group: u64) {
         self.leave(id);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.shared = group;
             node.unbindable = false;
-            self.peers.entry(group).or_default().push(id);
+            self.peers.entry(group).or_default().insert(id);
         }
     }
 
@@ -239,7 +236,7 @@ impl Tree {
             return None;
         }
         let members = self.peers.get_mut(&group)?;
-        members.retain(|m| *m != id);
+        members.remove(&id);
         if members.is_empty() {
             self.peers.remove(&group);
             let own_master = self.nodes.get(&id)?.master;
@@ -248,7 +245,7 @@ impl Tree {
                     node.master = own_master;
                 }
                 if own_master != 0 {
-                    self.slaves.entry(own_master).or_default().push(slave);
+                    self.slaves.entry(own_master).or_default().insert(slave);
                 }
             }
             return None;
@@ -256,17 +253,17 @@ impl Tree {
         Some(group)
     }
 
-    fn set_master(&mut self, id: u64, group: u64) {
+    pub(super) fn set_master(&mut self, id: u64, group: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let old = core::mem::replace(&mut node.master, group);
         if let Some(slaves) = self.slaves.get_mut(&old) {
-            slaves.retain(|s| *s != id);
+            slaves.remove(&id);
             if slaves.is_empty() {
                 self.slaves.remove(&old);
             }
         }
         if group != 0 {
-            self.slaves.entry(group).or_default().push(id);
+            self.slaves.entry(group).or_default().insert(id);
         }
     }
 
@@ -331,7 +328,7 @@ impl Tree {
         let mut copies = HashMap::from([(id, top)]);
         let mut pending = vec![id];
         while let Some(parent) = pending.pop() {
-            for child in self.children(parent).to_vec() {
+            for child in self.children(parent).collect::<Vec<_>>() {
                 let Some(node) = self.nodes.get(&child) else { continue };
                 let (Some(point), child_root) = (node.mount.point(), Arc::clone(&node.mount.root)) else {
                     continue;
@@ -367,157 +364,10 @@ impl Tree {
         }
     }
 
-    /// The mounts that receive what happens at `parent`, each with how it is related, nearest first.
-    fn receivers(&self, parent: u64) -> Vec<Receiver> {
-        let mut all = Vec::new();
-        let Some(group) = self.nodes.get(&parent).map(|n| n.shared).filter(|g| *g != 0) else { return all };
-        let mut pending = vec![group];
-        let mut first = true;
-        while let Some(group) = pending.pop() {
-            if first {
-                let peers = self.peers.get(&group).map_or(&[][..], Vec::as_slice);
-                all.extend(peers.iter().filter(|m| **m != parent).map(|m| Receiver {
-                    mount: *m,
-                    own_group: group,
-                    from: None,
-                }));
-                first = false;
-            }
-            for slave in self.slaves.get(&group).map_or(&[][..], Vec::as_slice) {
-                let own_group = self.nodes.get(slave).map_or(0, |n| n.shared);
-                all.push(Receiver { mount: *slave, own_group, from: Some(group) });
-                if own_group != 0 && !pending.contains(&own_group) {
-                    pending.push(own_group);
-                }
-            }
-        }
-        all
-    }
-
-    /// Attaches the tree with top `id` at `at` and everywhere that receives it (`attach_recursive_mnt`). `lesser` says
-    /// whether a namespace has other privileges than the one that mounts; `room` is what a namespace may hold.
-    pub fn attach_everywhere(
-        &mut self,
-        at: &Location,
-        id: u64,
-        room: usize,
-        lesser: &dyn Fn(u64) -> bool,
-    ) -> Result<()> {
-        let receivers = self.receivers(at.mount.id);
-        let source = self.subtree(id);
-        let shared = self.nodes.get(&at.mount.id).is_some_and(|n| n.shared != 0);
-        let reached: Vec<Receiver> = receivers
-            .into_iter()
-            .filter(|r| {
-                self.nodes
-                    .get(&r.mount)
-                    .is_some_and(|n| n.ns != 0 && n.mount.root.is_same_or_above(&at.dentry))
-            })
-            .collect();
-        for receiver in &reached {
-            let ns = self.nodes.get(&receiver.mount).map_or(0, |n| n.ns);
-            if self.nr_mounts(ns) + source.len() > room {
-                return Err(Errno::ENOSPC);
-            }
-        }
-        if shared {
-            for id in &source {
-                self.set_propagation(*id, Propagation::Shared);
-            }
-        }
-        let groups: HashMap<u64, u64> =
-            source.iter().filter_map(|id| Some((*id, self.nodes.get(id)?.shared))).collect();
-        let top_group = self.nodes.get(&at.mount.id).map_or(0, |n| n.shared);
-        // The groups of the copies in each receiving group, by the source's mounts.
-        let mut made: HashMap<u64, HashMap<u64, u64>> = HashMap::from([(top_group, groups)]);
-        self.attach(at, id);
-        for receiver in reached {
-            let relation = match receiver.from {
-                None => Relation::Peer(made.get(&top_group).cloned().unwrap_or_default()),
-                Some(master) => {
-                    let masters = made.get(&master).cloned().unwrap_or_default();
-                    let shared = (receiver.own_group != 0).then(|| {
-                        made.get(&receiver.own_group)
-                            .cloned()
-                            .unwrap_or_else(|| source.iter().map(|id| (*id, self.new_group())).collect())
-                    });
-                    if let Some(shared) = &shared {
-                        made.insert(receiver.own_group, shared.clone());
-                    }
-                    Relation::Slave { masters, shared }
-                }
-            };
-            let Some(parent) = self.nodes.get(&receiver.mount) else { continue };
-            let (ns, mount) = (parent.ns, Arc::clone(&parent.mount));
-            let copy = self.copy_related(id, ns, &relation);
-            if let Some(copy) = copy {
-                if lesser(ns) {
-                    self.lock_tree(copy);
-                }
-                self.attach(&Location { mount, dentry: Arc::clone(&at.dentry) }, copy);
-            }
-        }
-        Ok(())
-    }
-
-    fn copy_related(&mut self, top: u64, ns: u64, relation: &Relation) -> Option<u64> {
-        let mut copies: HashMap<u64, u64> = HashMap::new();
-        for id in self.subtree(top) {
-            let node = self.nodes.get(&id)?;
-            let (mount, point, locked) =
-                (node.mount.copy_showing(&node.mount.root), node.mount.point(), node.locked);
-            let copy = self.insert(mount, ns);
-            match relation {
-                Relation::Peer(groups) => {
-                    if let Some(group) = groups.get(&id).filter(|g| **g != 0) {
-                        self.join(copy, *group);
-                    }
-                    let master = self.nodes.get(&id).map_or(0, |n| n.master);
-                    self.set_master(copy, master);
-                }
-                Relation::Slave { masters, shared } => {
-                    self.set_master(copy, masters.get(&id).copied().unwrap_or(0));
-                    if let Some(group) = shared.as_ref().and_then(|s| s.get(&id)) {
-                        self.join(copy, *group);
-                    }
-                }
-            }
-            if let Some(node) = self.nodes.get_mut(&copy) {
-                node.locked = locked && id != top;
-            }
-            if id != top {
-                let parent =
-                    point.as_ref().and_then(|p| copies.get(&p.mount.id)).and_then(|p| self.nodes.get(p));
-                let (Some(parent), Some(point)) = (parent, &point) else { continue };
-                let place = Location { mount: Arc::clone(&parent.mount), dentry: Arc::clone(&point.dentry) };
-                self.hook(&place, copy);
-            }
-            copies.insert(id, copy);
-        }
-        copies.get(&top).copied()
-    }
-
-    /// The mounts that go away with the one at a shared place: one for each receiver that has one there without others
-    /// on it (`propagate_umount`).
-    pub fn counterparts(&self, id: u64) -> Vec<u64> {
-        let Some(node) = self.nodes.get(&id) else { return Vec::new() };
-        let Some(point) = node.mount.point() else { return Vec::new() };
-        self.receivers(point.mount.id)
-            .into_iter()
-            .filter_map(|r| {
-                let found = *self.at.get(&(r.mount, point.dentry.id()))?;
-                let child = self.nodes.get(&found)?;
-                (!child.locked && found != id && Arc::ptr_eq(&child.mount.root, &node.mount.root))
-                    .then_some(found)
-            })
-            .collect()
-    }
-
     /// Whether a bind mount of `root` alone would show what locked mounts hide (`has_locked_children`).
     pub fn has_locked_children(&self, id: u64, root: &Arc<Dentry>) -> bool {
         self.children(id)
-            .iter()
-            .filter_map(|c| self.nodes.get(c))
+            .filter_map(|c| self.nodes.get(&c))
             .any(|n| n.locked && n.mount.point().is_some_and(|p| root.is_same_or_above(&p.dentry)))
     }
 
@@ -539,13 +389,4 @@ impl Tree {
                 })
         })
     }
-}
-
-/// A mount that receives an event.
-struct Receiver {
-    mount: u64,
-    /// Its own peer group; 0 for none.
-    own_group: u64,
-    /// The group that it receives from; `None` for a peer of where the event began.
-    from: Option<u64>,
 }

@@ -1,0 +1,139 @@
+//! Mounts that multiply: shared trees bound into themselves, the limit of a namespace, files of mount namespaces.
+
+use crate::harness::Outcome;
+use crate::sys::{self, c};
+use libc::*;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+cases![
+    a_shared_tree_bound_into_itself_multiplies,
+    a_loose_copy_of_a_shared_tree_receives_nothing_of_itself,
+    a_full_namespace_leaves_a_moved_tree_where_it_was,
+    a_peer_moved_into_its_group_receives_itself,
+];
+
+const NULL: *const c_char = std::ptr::null();
+
+fn try_mount(from: &str, to: &str, flags: c_ulong) -> i32 {
+    unsafe { mount(c(from).as_ptr(), c(to).as_ptr(), NULL, flags, NULL.cast()) }
+}
+
+fn dir(path: &str) -> Outcome {
+    ok!(mkdir(c(path).as_ptr(), 0o755));
+    Ok(())
+}
+
+fn tmpfs(at: &str) -> Outcome {
+    dir(at)?;
+    ok!(mount(c"t".as_ptr(), c(at).as_ptr(), c"tmpfs".as_ptr(), 0, NULL.cast()));
+    Ok(())
+}
+
+/// A namespace whose working directory is a private tmpfs.
+fn stage() -> Outcome {
+    if unsafe { unshare(CLONE_NEWNS) } != 0 {
+        skip!("no mount namespace of its own");
+    }
+    ok!(try_mount("none", "/", MS_REC | MS_PRIVATE));
+    tmpfs("m")?;
+    ok!(chdir(c"m".as_ptr()));
+    Ok(())
+}
+
+/// The lines of mountinfo at `m/PREFIX` and below.
+fn lines(prefix: &str) -> Result<Vec<String>, String> {
+    let inner = format!("/m/{prefix}");
+    let all = sys::slurp("/proc/self/mountinfo")?;
+    Ok(all.lines().filter(|l| l.contains(&inner)).map(str::to_owned).collect())
+}
+
+/// Four times the shared `s` bound onto a directory in it: each place there is gets all mounts there are.
+fn multiply() -> Outcome {
+    tmpfs("s")?;
+    ok!(try_mount("none", "s", MS_SHARED));
+    for (round, all) in [2, 6, 42, 1806].into_iter().enumerate() {
+        let place = format!("s/{round}");
+        dir(&place)?;
+        ok!(try_mount("s", &place, MS_BIND | MS_REC));
+        same!(lines("s")?.len(), all);
+    }
+    dir("s/more")
+}
+
+fn a_shared_tree_bound_into_itself_multiplies() -> Outcome {
+    stage()?;
+    multiply()?;
+    let before = lines("")?;
+    for _ in 0..2 {
+        fails!(ENOSPC, try_mount("s", "s/more", MS_BIND | MS_REC));
+    }
+    same!(lines("")?, before);
+    ok!(try_mount("s", "s/more", MS_BIND));
+    same!(lines("s")?.len(), 3612);
+    ok!(umount2(c"s".as_ptr(), MNT_DETACH));
+    same!(lines("s")?.len(), 0);
+    Ok(())
+}
+
+/// What `open_tree(2)` of a path gives, with `OPEN_TREE_CLONE`.
+fn loose(path: &str, flags: i32) -> Result<OwnedFd, String> {
+    let fd = unsafe { syscall(SYS_open_tree, AT_FDCWD, c(path).as_ptr(), flags | 1) } as i32;
+    if fd < 0 && crate::harness::errno() == ENOSYS {
+        skip!("no open_tree");
+    }
+    Ok(sys::own(ok!(fd)))
+}
+
+fn put_in_place(fd: &OwnedFd, at: &str) -> c_long {
+    const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 4;
+    let empty = c"".as_ptr();
+    let at = c(at);
+    unsafe { syscall(SYS_move_mount, fd.as_raw_fd(), empty, AT_FDCWD, at.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH) }
+}
+
+fn a_loose_copy_of_a_shared_tree_receives_nothing_of_itself() -> Outcome {
+    const AT_RECURSIVE: i32 = 0x8000;
+    stage()?;
+    tmpfs("s")?;
+    ok!(try_mount("none", "s", MS_SHARED));
+    for (round, all) in [2, 6, 42].into_iter().enumerate() {
+        let place = format!("s/{round}");
+        dir(&place)?;
+        let fd = loose("s", AT_RECURSIVE)?;
+        ok!(put_in_place(&fd, &place));
+        same!(lines("s")?.len(), all);
+    }
+    Ok(())
+}
+
+fn a_full_namespace_leaves_a_moved_tree_where_it_was() -> Outcome {
+    stage()?;
+    multiply()?;
+    tmpfs("tree")?;
+    for n in 0..60 {
+        tmpfs(&format!("tree/{n}"))?;
+    }
+    let before = lines("")?;
+    fails!(ENOSPC, try_mount("tree", "s/more", MS_MOVE));
+    same!(lines("")?, before);
+    dir("elsewhere")?;
+    ok!(try_mount("tree", "elsewhere", MS_MOVE));
+    same!(lines("elsewhere")?.len(), 61);
+    Ok(())
+}
+
+fn a_peer_moved_into_its_group_receives_itself() -> Outcome {
+    stage()?;
+    tmpfs("p")?;
+    ok!(try_mount("none", "p", MS_SHARED));
+    dir("p/x")?;
+    dir("q")?;
+    ok!(try_mount("p", "q", MS_BIND));
+    ok!(try_mount("q", "p/x", MS_MOVE));
+    same!(lines("q")?.len(), 0);
+    let points: Vec<String> =
+        lines("p")?.iter().filter_map(|l| Some(l.split(' ').nth(4)?.to_owned())).collect();
+    want!(points.iter().any(|p| p.ends_with("/m/p/x/x")), "nothing at p/x/x in {points:?}");
+    same!(points.len(), 3);
+    Ok(())
+}
