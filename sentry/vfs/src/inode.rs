@@ -80,6 +80,11 @@ pub trait Inode: Send + Sync {
     /// Changes attributes and `ctime`. A change of size applies to regular files.
     fn set_attr(&self, set: &SetAttr) -> Result<()>;
 
+    /// The number of the mount namespace that this is the file of.
+    fn mount_namespace(&self) -> Option<u64> {
+        None
+    }
+
     /// The child `name`; `ENOENT` where there is none.
     fn lookup(&self, name: &[u8]) -> Result<Arc<dyn Inode>> {
         let _ = name;

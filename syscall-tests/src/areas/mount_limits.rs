@@ -10,6 +10,10 @@ cases![
     a_loose_copy_of_a_shared_tree_receives_nothing_of_itself,
     a_full_namespace_leaves_a_moved_tree_where_it_was,
     a_peer_moved_into_its_group_receives_itself,
+    a_namespace_holds_newer_ones_alone,
+    a_copied_namespace_holds_no_other,
+    files_of_mount_namespaces_do_not_travel,
+    a_loose_copy_of_the_own_namespace_is_eloop,
 ];
 
 const NULL: *const c_char = std::ptr::null();
@@ -25,6 +29,10 @@ fn dir(path: &str) -> Outcome {
 
 fn tmpfs(at: &str) -> Outcome {
     dir(at)?;
+    tmpfs_over(at)
+}
+
+fn tmpfs_over(at: &str) -> Outcome {
     ok!(mount(c"t".as_ptr(), c(at).as_ptr(), c"tmpfs".as_ptr(), 0, NULL.cast()));
     Ok(())
 }
@@ -135,5 +143,97 @@ fn a_peer_moved_into_its_group_receives_itself() -> Outcome {
         lines("p")?.iter().filter_map(|l| Some(l.split(' ').nth(4)?.to_owned())).collect();
     want!(points.iter().any(|p| p.ends_with("/m/p/x/x")), "nothing at p/x/x in {points:?}");
     same!(points.len(), 3);
+    Ok(())
+}
+
+/// Keeps to one processor: newer kernels number namespaces in batches of each processor, and tell their age by that.
+fn on_one_processor() -> Outcome {
+    let mut set: cpu_set_t = unsafe { std::mem::zeroed() };
+    unsafe { CPU_SET(usize::try_from(sched_getcpu()).unwrap_or(0), &mut set) };
+    ok!(sched_setaffinity(0, size_of::<cpu_set_t>(), &raw const set));
+    Ok(())
+}
+
+fn own_namespace() -> Result<(OwnedFd, String), String> {
+    let fd = sys::open("/proc/self/ns/mnt", O_RDONLY)?;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok((fd, path))
+}
+
+/// Goes to the stage of the namespace that the process is in.
+fn enter_stage() -> Outcome {
+    let info = sys::slurp("/proc/self/mountinfo")?;
+    let stage = info.lines().filter_map(|l| l.split(' ').nth(4)).rfind(|p| p.ends_with("/m"));
+    ok!(chdir(c(stage.ok_or("the stage is gone")?).as_ptr()));
+    Ok(())
+}
+
+/// Leaves the process in a namespace with files `f` and `g`; gives a newer namespace.
+fn with_newer() -> Result<(OwnedFd, String), String> {
+    on_one_processor()?;
+    stage()?;
+    sys::put("f", b"")?;
+    sys::put("g", b"")?;
+    let (older, _) = own_namespace()?;
+    ok!(unshare(CLONE_NEWNS));
+    let newer = own_namespace()?;
+    ok!(setns(older.as_raw_fd(), CLONE_NEWNS));
+    enter_stage()?;
+    Ok(newer)
+}
+
+fn a_namespace_holds_newer_ones_alone() -> Outcome {
+    let (newer, path) = with_newer()?;
+    let (_older, old_path) = own_namespace()?;
+    fails!(EINVAL, try_mount("/proc/self/ns/mnt", "f", MS_BIND));
+    ok!(try_mount(&path, "f", MS_BIND));
+    ok!(try_mount("f", "g", MS_BIND));
+    ok!(setns(newer.as_raw_fd(), CLONE_NEWNS));
+    enter_stage()?;
+    fails!(EINVAL, try_mount(&old_path, "f", MS_BIND));
+    fails!(EINVAL, try_mount(&path, "f", MS_BIND));
+    Ok(())
+}
+
+fn a_copied_namespace_holds_no_other() -> Outcome {
+    let (_newer, path) = with_newer()?;
+    ok!(try_mount(&path, "f", MS_BIND));
+    same!(lines("f")?.len(), 1);
+    ok!(unshare(CLONE_NEWNS));
+    same!(lines("f")?.len(), 0);
+    Ok(())
+}
+
+fn files_of_mount_namespaces_do_not_travel() -> Outcome {
+    let (_newer, path) = with_newer()?;
+    for name in ["d", "t"] {
+        tmpfs(name)?;
+    }
+    for name in ["d/f", "t/f"] {
+        sys::put(name, b"")?;
+    }
+    dir("d/x")?;
+    dir("e")?;
+    ok!(try_mount("none", "d", MS_SHARED));
+    ok!(try_mount(&path, "d/f", MS_BIND));
+    ok!(umount2(c"d/f".as_ptr(), 0));
+    ok!(try_mount("d", "e", MS_BIND));
+    let before = lines("")?;
+    fails!(EINVAL, try_mount(&path, "d/f", MS_BIND));
+    same!(lines("")?, before);
+    ok!(try_mount(&path, "t/f", MS_BIND));
+    ok!(try_mount("t", "d/x", MS_BIND | MS_REC));
+    same!(lines("d/x")?.len(), 2);
+    same!(lines("e/x")?.len(), 1);
+    Ok(())
+}
+
+fn a_loose_copy_of_the_own_namespace_is_eloop() -> Outcome {
+    let (_newer, path) = with_newer()?;
+    let own = loose("/proc/self/ns/mnt", 0)?;
+    same!(put_in_place(&own, "f"), -1);
+    same!(crate::harness::errno(), ELOOP);
+    let newer = loose(&path, 0)?;
+    ok!(put_in_place(&newer, "f"));
     Ok(())
 }

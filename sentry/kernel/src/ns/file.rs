@@ -186,6 +186,12 @@ impl Inode for NsInode {
     fn set_attr(&self, _set: &SetAttr) -> Result<()> {
         Err(Errno::EPERM)
     }
+    fn mount_namespace(&self) -> Option<u64> {
+        match &self.ns {
+            Namespace::Mnt(ns) => Some(ns.id()),
+            _ => None,
+        }
+    }
     fn open(self: Arc<Self>, flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         if flags.writes() {
             return Err(Errno::EPERM);

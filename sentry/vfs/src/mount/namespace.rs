@@ -297,12 +297,13 @@ impl MountNamespace {
     }
 
     /// `MS_BIND`: shows `source` at `at` too; with `recursive`, the mounts below it as well. `EINVAL` for what is unbindable,
-    /// of another namespace, or would show what locked mounts hide.
+    /// of another namespace, or would show what locked mounts hide, and for the file of a mount namespace not newer than this.
     pub fn bind(&self, source: &Location, at: &Location, recursive: bool) -> Result<Location> {
         let mut tree = self.vfs.mounts().write();
         let at = self.mount_place(&tree, at)?;
         let id = self.copy_for_bind(&mut tree, source, recursive)?;
-        let attached = self.graft(&mut tree, &at, id);
+        let looped = tree.would_loop(id, self.id);
+        let attached = if looped { Err(Errno::EINVAL) } else { self.graft(&mut tree, &at, id) };
         let top = tree.node(id).map(|n| Arc::clone(&n.mount));
         let gone = if attached.is_err() { tree.dissolve(id) } else { Vec::new() };
         drop(tree);
@@ -347,7 +348,8 @@ impl MountNamespace {
     }
 
     /// `MS_MOVE`: takes the mount whose root is `source` to `at`, or hangs a tree that hangs nowhere there. `EINVAL` where
-    /// `source` is no mount's root, is locked, or where its parent is shared; `ELOOP` where `at` is below it.
+    /// `source` is no mount's root, is locked, or where its parent is shared; `ELOOP` where `at` is below it or
+    /// it shows the file of a mount namespace not newer than this.
     pub fn move_mount(&self, source: &Location, at: &Location) -> Result<()> {
         let mut tree = self.vfs.mounts().write();
         let at = self.mount_place(&tree, at)?;
@@ -366,6 +368,9 @@ impl MountNamespace {
             || (to_shared && tree.contains_unbindable(id))
         {
             return Err(Errno::EINVAL);
+        }
+        if tree.would_loop(id, self.id) {
+            return Err(Errno::ELOOP);
         }
         let mut above = Some(at.clone());
         while let Some(place) = above {

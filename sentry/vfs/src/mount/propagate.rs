@@ -18,7 +18,8 @@ struct Receiver {
     from: Option<u64>,
 }
 
-/// One mount of a tree that is being attached, as it was before the tree or a copy of it hung anywhere.
+/// One mount of a tree that is being attached, as it was before the tree or a copy of it hung anywhere. Files of mount
+/// namespaces do not travel.
 struct Piece {
     mount: Arc<Mount>,
     /// The number of its parent's piece and where on that it hangs; `None` for the top.
@@ -56,7 +57,7 @@ impl Tree {
     /// Attaches the tree with top `id` at `at` and everywhere that receives it (`attach_recursive_mnt`). A tree of no
     /// namespace comes into that of `at`; it receives nothing of itself, though it may be in the peer group of `at` already.
     /// `own` is the user namespace of who mounts, `room` how many mounts a namespace may hold. `ENOSPC`, with nothing
-    /// changed, where one would hold more.
+    /// changed, where one would hold more; `EINVAL` where the file of a mount namespace would be received.
     pub fn attach_everywhere(
         &mut self,
         at: &Location,
@@ -78,6 +79,9 @@ impl Tree {
         let source = self.subtree(id);
         let pieces = self.pieces(&source);
         let coming = self.node(id).is_some_and(|n| n.ns != ns);
+        if pieces.is_empty() && !reached.is_empty() {
+            return Err(Errno::EINVAL);
+        }
         let mut needed = HashMap::from([(ns, if coming { source.len() } else { 0 })]);
         for (_, ns, _) in &reached {
             *needed.entry(*ns).or_default() += pieces.len();
@@ -121,13 +125,17 @@ impl Tree {
         Ok(())
     }
 
-    /// The mounts of a subtree, parents first.
+    /// The mounts of a subtree that travel, parents first.
     fn pieces(&self, subtree: &[u64]) -> Vec<Piece> {
         let mut numbers = HashMap::new();
         let mut pieces = Vec::with_capacity(subtree.len());
         for node in subtree.iter().filter_map(|id| self.node(*id)) {
             let point = node.mount.point();
             let point = point.and_then(|p| Some((*numbers.get(&p.mount.id)?, p.dentry)));
+            let top = subtree.first() == Some(&node.mount.id);
+            if node.mount.root.inode().mount_namespace().is_some() || (point.is_none() && !top) {
+                continue;
+            }
             numbers.insert(node.mount.id, pieces.len());
             pieces.push(Piece { mount: Arc::clone(&node.mount), point, locked: node.locked });
         }

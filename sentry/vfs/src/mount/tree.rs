@@ -51,9 +51,9 @@ pub enum Propagation {
 pub(crate) enum CopyFor {
     /// A recursive bind mount: without what is unbindable.
     Bind,
-    /// A namespace of the same user namespace.
+    /// A namespace of the same user namespace. Files of mount namespaces stay out: they are older than the copy.
     Namespace,
-    /// A namespace of less privilege: shared mounts become slaves.
+    /// A namespace of less privilege: shared mounts become slaves too.
     LesserNamespace,
 }
 
@@ -336,6 +336,9 @@ impl Tree {
                 if parent == id && !root.is_same_or_above(&point.dentry) {
                     continue;
                 }
+                if how != CopyFor::Bind && child_root.inode().mount_namespace().is_some() {
+                    continue;
+                }
                 if how == CopyFor::Bind && node.unbindable {
                     if node.locked {
                         drop(self.dissolve(top));
@@ -374,6 +377,15 @@ impl Tree {
     /// Whether the tree holds a mount that must not be copied (`tree_contains_unbindable`).
     pub fn contains_unbindable(&self, id: u64) -> bool {
         self.subtree(id).iter().filter_map(|id| self.nodes.get(id)).any(|n| n.unbindable)
+    }
+
+    /// Whether the tree shows the file of `ns` or of an older namespace, which must not hang in `ns`: mount namespaces hold
+    /// newer ones alone, so that none holds itself (`check_for_nsfs_mounts`).
+    pub fn would_loop(&self, id: u64, ns: u64) -> bool {
+        self.subtree(id)
+            .iter()
+            .filter_map(|id| self.nodes.get(id)?.mount.root.inode().mount_namespace())
+            .any(|shown| shown <= ns)
     }
 
     /// `mount_too_revealing`: whether `ns` shows no mount of this type in full, so that a new one would show what it hides.
