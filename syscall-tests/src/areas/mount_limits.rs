@@ -14,6 +14,7 @@ cases![
     a_copied_namespace_holds_no_other,
     files_of_mount_namespaces_do_not_travel,
     a_loose_copy_of_the_own_namespace_is_eloop,
+    a_long_chain_of_namespaces_goes_at_once,
 ];
 
 const NULL: *const c_char = std::ptr::null();
@@ -235,5 +236,27 @@ fn a_loose_copy_of_the_own_namespace_is_eloop() -> Outcome {
     same!(crate::harness::errno(), ELOOP);
     let newer = loose(&path, 0)?;
     ok!(put_in_place(&newer, "f"));
+    Ok(())
+}
+
+/// Namespaces of which each holds the next: the end of the first is the end of all.
+fn a_long_chain_of_namespaces_goes_at_once() -> Outcome {
+    on_one_processor()?;
+    stage()?;
+    sys::put("f", b"")?;
+    let (first, _) = own_namespace()?;
+    for _ in 0..2000 {
+        let (here, _) = own_namespace()?;
+        ok!(unshare(CLONE_NEWNS));
+        let (next, path) = own_namespace()?;
+        ok!(setns(here.as_raw_fd(), CLONE_NEWNS));
+        enter_stage()?;
+        ok!(try_mount(&path, "f", MS_BIND));
+        ok!(setns(next.as_raw_fd(), CLONE_NEWNS));
+        enter_stage()?;
+    }
+    ok!(setns(first.as_raw_fd(), CLONE_NEWNS));
+    enter_stage()?;
+    ok!(umount2(c"f".as_ptr(), 0));
     Ok(())
 }

@@ -282,3 +282,55 @@ impl FileOps for NsFile {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sentry_vfs::testing::TestCaller;
+    use sentry_vfs::{FsContextView, LookupFlags, MountFlags, PathCx, Vfs};
+
+    fn namespace(vfs: &Arc<Vfs>) -> Arc<MountNamespace> {
+        let fs = PseudoFs::new("test", 0, 1, 1);
+        fs.set_root(fs.dir([("f", fs.fixed(""))]));
+        MountNamespace::new(vfs, fs, MountFlags::empty(), "none")
+    }
+
+    fn hold(ns: &Arc<MountNamespace>, nsfs: &NsFs, other: Arc<MountNamespace>) -> Result<Location> {
+        let (caller, creds, root) = (TestCaller::new(1), Credentials::root(), ns.root());
+        let view = FsContextView { root: root.clone(), cwd: root, umask: 0 };
+        let at = PathCx::new(ns, &view, &creds, &caller).lookup(None, b"/f", LookupFlags::empty())?;
+        ns.bind(&nsfs.location(Namespace::Mnt(other))?, &at, false)
+    }
+
+    #[test]
+    fn a_chain_of_mount_namespaces_needs_no_stack() {
+        let (vfs, nsfs) = (Vfs::new(), NsFs::new());
+        let first = namespace(&vfs);
+        let mut last = Arc::clone(&first);
+        let mut end = Weak::new();
+        for _ in 0..5000 {
+            let next = namespace(&vfs);
+            hold(&last, &nsfs, Arc::clone(&next)).unwrap();
+            end = Arc::downgrade(&next);
+            last = next;
+        }
+        drop(last);
+        assert!(end.upgrade().is_some());
+        std::thread::Builder::new()
+            .stack_size(128 * 1024)
+            .spawn(move || drop(first))
+            .unwrap()
+            .join()
+            .unwrap();
+        assert!(end.upgrade().is_none());
+    }
+
+    #[test]
+    fn no_mount_namespace_holds_itself_or_an_older_one() {
+        let (vfs, nsfs) = (Vfs::new(), NsFs::new());
+        let (older, newer) = (namespace(&vfs), namespace(&vfs));
+        assert_eq!(hold(&older, &nsfs, Arc::clone(&older)), Err(Errno::EINVAL));
+        assert_eq!(hold(&newer, &nsfs, Arc::clone(&older)), Err(Errno::EINVAL));
+        assert!(hold(&older, &nsfs, newer).is_ok());
+    }
+}

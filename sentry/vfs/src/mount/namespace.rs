@@ -1,6 +1,7 @@
 //! Mount namespaces: the trees of mounts that processes see, and the operations of `mount(2)`, `umount2(2)` and
 //! `pivot_root(2)` on them (`fs/namespace.c`).
 
+use core::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -47,8 +48,34 @@ impl Drop for MountNamespace {
         tree.forget_namespace(self.id);
         let gone = tree.dissolve(root);
         drop(tree);
-        drop(gone);
+        let_go(gone);
     }
+}
+
+thread_local! {
+    /// Mounts that wait to be let go by the call further up this thread's stack.
+    static WAITING: RefCell<Option<Vec<Arc<Mount>>>> = const { RefCell::new(None) };
+}
+
+/// Lets the mounts of a namespace go. One may show the file of another namespace, and hold that alone: such a chain is
+/// walked here and not by recursion, so that nobody can overflow the stack with it.
+fn let_go(mounts: Vec<Arc<Mount>>) {
+    let mut mounts = Some(mounts);
+    let nested = WAITING.with_borrow_mut(|waiting| {
+        if let Some(list) = waiting {
+            list.extend(mounts.take().unwrap_or_default());
+            return true;
+        }
+        *waiting = mounts.take();
+        false
+    });
+    if nested {
+        return;
+    }
+    while let Some(mount) = WAITING.with_borrow_mut(|waiting| waiting.as_mut().and_then(Vec::pop)) {
+        drop(mount);
+    }
+    WAITING.set(None);
 }
 
 /// A tree of mounts that hangs nowhere yet and goes away with this (`open_tree(2)` with `OPEN_TREE_CLONE`, `fsmount(2)`).
