@@ -15,6 +15,8 @@ cases![
     files_of_mount_namespaces_do_not_travel,
     a_loose_copy_of_the_own_namespace_is_eloop,
     a_long_chain_of_namespaces_goes_at_once,
+    a_high_stack_comes_off_one_by_one,
+    a_stack_is_received_below_what_is_there,
 ];
 
 const NULL: *const c_char = std::ptr::null();
@@ -258,5 +260,52 @@ fn a_long_chain_of_namespaces_goes_at_once() -> Outcome {
     ok!(setns(first.as_raw_fd(), CLONE_NEWNS));
     enter_stage()?;
     ok!(umount2(c"f".as_ptr(), 0));
+    Ok(())
+}
+
+fn a_high_stack_comes_off_one_by_one() -> Outcome {
+    stage()?;
+    dir("d")?;
+    for n in 0..600 {
+        tmpfs_over("d")?;
+        sys::put(&format!("d/{n}"), b"")?;
+    }
+    same!(lines("d")?.len(), 600);
+    ok!(try_mount("d", "d", MS_BIND));
+    sys::stat("d/599")?;
+    ok!(umount2(c"d".as_ptr(), 0));
+    for n in (0..600).rev() {
+        sys::stat(&format!("d/{n}"))?;
+        ok!(umount2(c"d".as_ptr(), 0));
+    }
+    fails!(EINVAL, umount2(c"d".as_ptr(), 0));
+    Ok(())
+}
+
+fn a_stack_is_received_below_what_is_there() -> Outcome {
+    stage()?;
+    tmpfs("p")?;
+    ok!(try_mount("none", "p", MS_SHARED));
+    dir("p/x")?;
+    dir("q")?;
+    ok!(try_mount("p", "q", MS_BIND));
+    ok!(try_mount("none", "q", MS_SLAVE));
+    tmpfs_over("q/x")?;
+    sys::put("q/x/own", b"")?;
+    tmpfs("t")?;
+    sys::put("t/below", b"")?;
+    ok!(chdir(c"t".as_ptr()));
+    tmpfs_over("../t")?;
+    sys::put("../t/above", b"")?;
+    // The working directory is the lower one's root.
+    ok!(try_mount(".", "../p/x", MS_BIND | MS_REC));
+    ok!(chdir(c"..".as_ptr()));
+    same!(lines("p/x")?.len(), 2);
+    same!(lines("q/x")?.len(), 3);
+    for name in ["own", "above", "below"] {
+        sys::stat(&format!("q/x/{name}"))?;
+        ok!(umount2(c"q/x".as_ptr(), 0));
+    }
+    same!(lines("q/x")?.len(), 0);
     Ok(())
 }

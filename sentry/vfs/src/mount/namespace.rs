@@ -164,15 +164,12 @@ impl MountNamespace {
 
     /// Moves `at` to the root of what is mounted on it; true if it moved.
     pub fn follow_mounts(&self, at: &mut Location) -> bool {
-        let mut moved = false;
-        while at.dentry.is_mountpoint() {
-            let tree = self.vfs.mounts().read();
-            let Some(mount) = tree.mounted_at(at).cloned() else { break };
-            drop(tree);
-            *at = Location { dentry: Arc::clone(&mount.root), mount };
-            moved = true;
+        if !at.dentry.is_mountpoint() {
+            return false;
         }
-        moved
+        let Some(mount) = self.vfs.mounts().read().topmost(at).cloned() else { return false };
+        *at = Location { dentry: Arc::clone(&mount.root), mount };
+        true
     }
 
     /// Whether the mount hangs in this namespace (`check_mnt`).
@@ -274,12 +271,7 @@ impl MountNamespace {
         source: &str,
         user_ns: &Arc<UserNs>,
     ) -> Arc<Mount> {
-        let known = {
-            let tree = self.vfs.mounts().read();
-            tree.nodes()
-                .find(|n| core::ptr::addr_eq(Arc::as_ptr(n.mount.filesystem()), Arc::as_ptr(&fs)))
-                .map(|n| Arc::clone(&n.mount.sb))
-        };
+        let known = self.vfs.mounts().read().superblock_of(&fs).cloned();
         let sb = known.unwrap_or_else(|| SuperBlock::owned(fs, Arc::clone(user_ns)));
         let root = Arc::clone(sb.root());
         Mount::new(sb, root, flags, source)
@@ -288,7 +280,7 @@ impl MountNamespace {
     /// The place on top of all that is mounted at `at`, where a mount may be hung in this namespace.
     fn mount_place(&self, tree: &Tree, at: &Location) -> Result<Location> {
         let mut at = at.clone();
-        while let Some(mount) = tree.mounted_at(&at).cloned() {
+        if let Some(mount) = tree.topmost(&at).cloned() {
             at = Location { dentry: Arc::clone(&mount.root), mount };
         }
         if at.dentry.is_unlinked() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sentry_base::{Errno, Result};
 
 use super::{Location, Mount, MountFlags};
-use crate::{Dentry, UserNs};
+use crate::{Dentry, FileSystem, SuperBlock, UserNs};
 
 /// A mount on a place: by the parent mount's id and the dentry's.
 type PointKey = (u64, u64);
@@ -19,11 +19,17 @@ fn key_of(at: &Location) -> PointKey {
     (at.mount.id, at.dentry.id())
 }
 
+fn address(fs: &Arc<dyn FileSystem>) -> usize {
+    Arc::as_ptr(fs).cast::<()>().addr()
+}
+
 /// What the tree keeps of a mount.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub mount: Arc<Mount>,
     children: BTreeSet<u64>,
+    /// What is mounted on its root.
+    over: Option<u64>,
     /// The namespace that it belongs to; 0 for none.
     pub ns: u64,
     /// The peer group; 0 for none.
@@ -61,6 +67,8 @@ pub(crate) enum CopyFor {
 pub(crate) struct Tree {
     nodes: HashMap<u64, Node>,
     at: HashMap<PointKey, u64>,
+    /// The mounts of each file system, by the address of that.
+    of_fs: HashMap<usize, BTreeSet<u64>>,
     pub(super) peers: HashMap<u64, BTreeSet<u64>>,
     pub(super) slaves: HashMap<u64, BTreeSet<u64>>,
     nr_mounts: HashMap<u64, usize>,
@@ -100,9 +108,19 @@ impl Tree {
         self.nr_mounts.get(&ns).copied().unwrap_or(0)
     }
 
-    /// What is mounted directly on a place.
-    pub fn mounted_at(&self, at: &Location) -> Option<&Arc<Mount>> {
-        self.at.get(&key_of(at)).and_then(|id| self.nodes.get(id)).map(|n| &n.mount)
+    /// The last of the mounts that lie one on the other on a place.
+    pub fn topmost(&self, at: &Location) -> Option<&Arc<Mount>> {
+        let mut top = self.nodes.get(self.at.get(&key_of(at))?)?;
+        while let Some(over) = top.over.and_then(|id| self.nodes.get(&id)) {
+            top = over;
+        }
+        Some(&top.mount)
+    }
+
+    /// The superblock of a file system that is mounted already.
+    pub fn superblock_of(&self, fs: &Arc<dyn FileSystem>) -> Option<&Arc<SuperBlock>> {
+        let id = self.of_fs.get(&address(fs))?.first()?;
+        self.nodes.get(id).map(|n| &n.mount.sb)
     }
 
     /// The number of what is mounted directly on `dentry` of a mount.
@@ -130,9 +148,11 @@ impl Tree {
     pub fn insert(&mut self, mount: Arc<Mount>, ns: u64) -> u64 {
         let id = mount.id;
         *self.nr_mounts.entry(ns).or_default() += 1;
+        self.of_fs.entry(address(mount.filesystem())).or_default().insert(id);
         let node = Node {
             mount,
             children: BTreeSet::new(),
+            over: None,
             ns,
             shared: 0,
             master: 0,
@@ -163,7 +183,7 @@ impl Tree {
         }
     }
 
-    /// Hangs a mount on a place. What is there already goes on top of it.
+    /// Hangs a mount on a place. What is there already goes on top of all that is on it.
     pub fn attach(&mut self, at: &Location, id: u64) {
         let Some(mount) = self.nodes.get(&id).map(|n| Arc::clone(&n.mount)) else { return };
         let above = self.at.get(&key_of(at)).copied();
@@ -172,8 +192,10 @@ impl Tree {
         }
         self.hook(at, id);
         if let Some(above) = above {
-            let top = Location { dentry: Arc::clone(&mount.root), mount };
-            self.hook(&top, above);
+            let root = Location { dentry: Arc::clone(&mount.root), mount };
+            let top =
+                self.topmost(&root).map(|m| Location { dentry: Arc::clone(&m.root), mount: Arc::clone(m) });
+            self.hook(&top.unwrap_or(root), above);
         }
     }
 
@@ -184,6 +206,9 @@ impl Tree {
         self.at.insert(key_of(at), id);
         if let Some(parent) = self.nodes.get_mut(&at.mount.id) {
             parent.children.insert(id);
+            if at.is_mount_root() {
+                parent.over = Some(id);
+            }
         }
     }
 
@@ -196,6 +221,9 @@ impl Tree {
             point.dentry.remove_mount();
             if let Some(parent) = self.nodes.get_mut(&point.mount.id) {
                 parent.children.remove(&id);
+                if point.is_mount_root() {
+                    parent.over = None;
+                }
             }
         }
     }
@@ -208,10 +236,21 @@ impl Tree {
             self.unhook(id);
             if let Some(node) = self.nodes.remove(&id) {
                 self.uncount(node.ns);
+                self.forget_use(&node.mount);
                 gone.push(node.mount);
             }
         }
         gone
+    }
+
+    fn forget_use(&mut self, mount: &Mount) {
+        let fs = address(mount.filesystem());
+        if let Some(uses) = self.of_fs.get_mut(&fs) {
+            uses.remove(&mount.id);
+            if uses.is_empty() {
+                self.of_fs.remove(&fs);
+            }
+        }
     }
 
     pub(super) fn new_group(&mut self) -> u64 {
