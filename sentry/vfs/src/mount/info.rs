@@ -1,6 +1,10 @@
 //! The lines of `/proc/PID/mounts`, `mountinfo` and `mountstats`.
 
-use crate::MountFlags;
+use std::sync::Arc;
+
+use super::tree::Node;
+use super::{Location, MountFlags};
+use crate::Dentry;
 
 /// One line of `/proc/PID/mountinfo`, in parts.
 #[derive(Debug, Clone)]
@@ -38,6 +42,32 @@ fn mangle(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 impl MountInfo {
+    /// What a process whose root is `root` sees of a mount; `None` where that is outside.
+    pub(super) fn of(node: &Node, root: &Location) -> Option<Self> {
+        let mount = &node.mount;
+        let fs_root = Location { dentry: Arc::clone(&mount.root), mount: Arc::clone(mount) };
+        let shown = fs_root.path_from(root);
+        if !shown.reachable {
+            return None;
+        }
+        let fs = mount.filesystem();
+        Some(Self {
+            id: mount.id,
+            parent_id: mount.point().map_or(mount.id, |p| p.mount.id),
+            dev: fs.dev(),
+            root: dentry_path(&mount.root, mount.sb.root()),
+            point: shown.bytes,
+            flags: mount.flags(),
+            fs_type: fs.name(),
+            source: mount.source.clone(),
+            fs_options: fs.options(),
+            fs_read_only: mount.sb.is_read_only(),
+            shared: node.shared,
+            master: node.master,
+            unbindable: node.unbindable,
+        })
+    }
+
     fn options(&self) -> String {
         let mut text = String::from(if self.flags.contains(MountFlags::RDONLY) { "ro" } else { "rw" });
         for (flag, name) in [
@@ -112,4 +142,33 @@ impl MountInfo {
         out.extend_from_slice(format!(" with fstype {}\n", self.fs_type).as_bytes());
         out
     }
+}
+
+/// The path of `dentry` within its file system; a nameless file is shown by what its file system calls it.
+fn dentry_path(dentry: &Arc<Dentry>, root: &Arc<Dentry>) -> Vec<u8> {
+    let mut names = Vec::new();
+    let mut at = Arc::clone(dentry);
+    while !Arc::ptr_eq(&at, root) {
+        let (parent, name) = at.parent_and_name();
+        match parent {
+            Some(parent) => {
+                names.push(name);
+                at = parent;
+            }
+            None if names.is_empty() => return name.to_vec(),
+            None => {
+                names.push(name);
+                break;
+            }
+        }
+    }
+    if names.is_empty() {
+        return b"/".to_vec();
+    }
+    let mut out = Vec::new();
+    for name in names.iter().rev() {
+        out.push(b'/');
+        out.extend_from_slice(name);
+    }
+    out
 }

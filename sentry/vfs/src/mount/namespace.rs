@@ -573,7 +573,7 @@ impl MountNamespace {
         let tree = self.vfs.mounts().read();
         let mut ids: Vec<u64> = tree.nodes().filter(|n| n.ns == self.id).map(|n| n.mount.id).collect();
         ids.sort_unstable_by_key(|id| (*id != top.id, *id));
-        ids.iter().filter_map(|id| tree.node(*id)).filter_map(|node| info_of(node, root)).collect()
+        ids.iter().filter_map(|id| tree.node(*id)).filter_map(|node| MountInfo::of(node, root)).collect()
     }
 
     /// `sync(2)`: every file system once.
@@ -601,58 +601,4 @@ fn is_reachable(at: &Location, root: &Location) -> bool {
         }
     }
     root.dentry.is_same_or_above(&at.dentry)
-}
-
-fn info_of(node: &super::tree::Node, root: &Location) -> Option<MountInfo> {
-    let mount = &node.mount;
-    let fs_root = Location { dentry: Arc::clone(&mount.root), mount: Arc::clone(mount) };
-    let shown = fs_root.path_from(root);
-    if !shown.reachable {
-        return None;
-    }
-    let fs = mount.filesystem();
-    Some(MountInfo {
-        id: mount.id,
-        parent_id: mount.point().map_or(mount.id, |p| p.mount.id),
-        dev: fs.dev(),
-        root: dentry_path(&mount.root, mount.sb.root()),
-        point: shown.bytes,
-        flags: mount.flags(),
-        fs_type: fs.name(),
-        source: mount.source.clone(),
-        fs_options: fs.options(),
-        fs_read_only: mount.sb.is_read_only(),
-        shared: node.shared,
-        master: node.master,
-        unbindable: node.unbindable,
-    })
-}
-
-/// The path of `dentry` within its file system; a nameless file is shown by what its file system calls it.
-fn dentry_path(dentry: &Arc<Dentry>, root: &Arc<Dentry>) -> Vec<u8> {
-    let mut names = Vec::new();
-    let mut at = Arc::clone(dentry);
-    while !Arc::ptr_eq(&at, root) {
-        let (parent, name) = at.parent_and_name();
-        match parent {
-            Some(parent) => {
-                names.push(name);
-                at = parent;
-            }
-            None if names.is_empty() => return name.to_vec(),
-            None => {
-                names.push(name);
-                break;
-            }
-        }
-    }
-    if names.is_empty() {
-        return b"/".to_vec();
-    }
-    let mut out = Vec::new();
-    for name in names.iter().rev() {
-        out.push(b'/');
-        out.extend_from_slice(name);
-    }
-    out
 }
