@@ -29,6 +29,8 @@ pub enum Error {
     NotRunning,
     #[error("cannot start an already running container")]
     AlreadyRunning,
+    #[error("cannot start a container in the paused state")]
+    StartPaused,
     #[error("cannot start a container that has stopped")]
     HasStopped,
     #[error("cannot exec in a stopped container")]

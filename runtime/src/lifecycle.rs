@@ -167,7 +167,8 @@ pub fn start(root: &StateRoot, id: &str, log: &Log) -> Result<()> {
     match state.status() {
         Status::Created => {}
         Status::Stopped => return Err(Error::HasStopped),
-        Status::Running | Status::Paused => return Err(Error::AlreadyRunning),
+        Status::Running => return Err(Error::AlreadyRunning),
+        Status::Paused => return Err(Error::StartPaused),
     }
     if let Some(hooks) = &state.hooks
         && let Err(error) =

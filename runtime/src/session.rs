@@ -179,8 +179,12 @@ pub fn process_of_json(text: &[u8]) -> Result<Process> {
         .map_err(|error| Error::Usage(format!("process.json: {error}")))? });
     capability::remove_unknown(&mut value);
     let process = value.get_mut("process").map(serde_json::Value::take).unwrap_or_default();
-    let process: oci_spec::runtime::Process = serde_path_to_error::deserialize(process)
-        .map_err(|error| Error::Usage(format!("process.json: {}: {}", error.path(), error.inner())))?;
+    let process: oci_spec::runtime::Process = serde_path_to_error::deserialize(process).map_err(|error| {
+        let path = error.path().to_string();
+        // Of the whole, the path is a dot.
+        let place = if path == "." { String::new() } else { format!("{path}: ") };
+        Error::Usage(format!("process.json: {place}{}", error.inner()))
+    })?;
     validate::check_process(&process, &mut Vec::new())?;
     Ok(plan::of_process(&process))
 }

@@ -172,7 +172,7 @@ impl StateRoot {
         let Some(given) = path else { return Ok(Self { path: default_root() }) };
         let path = std::path::absolute(given).context(|| format!("--root {}", show(given)))?;
         if crate::mounts::clean(&path) == Path::new("/") {
-            return Err(Error::Config("--root: must not be the root directory".into()));
+            return Err(Error::Usage("--root must not be the root directory".into()));
         }
         Ok(Self { path })
     }

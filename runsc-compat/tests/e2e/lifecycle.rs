@@ -211,6 +211,23 @@ fn hooks() -> Result<()> {
     trial.finish()
 }
 
+#[test]
+fn a_paused_container_is_not_started() -> Result<()> {
+    let trial = Trial::new("life-start-paused")?;
+    Bundle::new(busybox()?, ["sleep", "1000"]).write(&trial.path().join("bundle"))?;
+    let out = script_in(
+        &trial,
+        "rt create --bundle $bundle $id </dev/null >/dev/null 2>&1; rt pause $id; rt start $id 2>&1; echo $?
+             rt resume $id; rt start $id; rt state $id | grep -o running; rt delete -f $id
+         ${rt%% *} --root / list 2>&1",
+    )?;
+    out.expect_out(
+        "casemate: cannot start a container in the paused state\n1\nrunning\n\
+         casemate: --root must not be the root directory\n",
+    )?;
+    trial.finish()
+}
+
 /// Of commands that do the same at the same time one does it, with its hooks, and the others say why not.
 #[test]
 fn at_the_same_time() -> Result<()> {

@@ -3,7 +3,7 @@
 use core::task::Poll;
 
 /// Bytes that one call moves before other tasks have a turn.
-pub const PIECE: u64 = 4 << 20;
+pub const PIECE: u64 = 512 << 10;
 
 /// Goes to the end of the run queue.
 pub async fn give_up() {
