@@ -15,6 +15,7 @@ pub mod lock;
 pub mod rand;
 pub mod relay;
 pub mod timer;
+pub mod unnest;
 pub mod wait;
 
 pub use hostsys::cpu;

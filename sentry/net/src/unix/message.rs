@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use abi::net::Ucred;
 use sentry_base::Result;
+use sentry_base::unnest::{Waiting, drop_in_turn};
 use sentry_vfs::FileDescription;
 
 use super::addr::{Address, UnixNamespace};
@@ -67,31 +68,12 @@ impl Drop for Rights {
 
 thread_local! {
     /// Files that wait to be let go by the call further up this thread's stack.
-    static WAITING: RefCell<Option<Vec<Arc<FileDescription>>>> = const { RefCell::new(None) };
+    static WAITING: Waiting<Arc<FileDescription>> = const { RefCell::new(None) };
 }
 
-/// Lets files go. Closing a socket drops its queue, whose files may be sockets with queues of their own: such a chain is
-/// walked here and not by recursion, so that nobody can overflow the stack with it.
+/// Lets files go. Closing a socket drops its queue, whose files may be sockets with queues of their own.
 fn drop_files(files: Vec<Arc<FileDescription>>) {
-    if files.is_empty() {
-        return;
-    }
-    let mut files = Some(files);
-    let nested = WAITING.with_borrow_mut(|waiting| {
-        if let Some(list) = waiting {
-            list.extend(files.take().unwrap_or_default());
-            return true;
-        }
-        *waiting = files.take();
-        false
-    });
-    if nested {
-        return;
-    }
-    while let Some(file) = WAITING.with_borrow_mut(|waiting| waiting.as_mut().and_then(Vec::pop)) {
-        drop(file);
-    }
-    WAITING.set(None);
+    drop_in_turn(&WAITING, files);
 }
 
 /// A part of a sender's buffer.

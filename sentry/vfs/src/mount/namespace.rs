@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use sentry_base::lock::rank;
+use sentry_base::unnest::{Waiting, drop_in_turn};
 use sentry_base::{Errno, Result, RwLock};
 
 use super::tree::{CopyFor, Tree};
@@ -54,28 +55,12 @@ impl Drop for MountNamespace {
 
 thread_local! {
     /// Mounts that wait to be let go by the call further up this thread's stack.
-    static WAITING: RefCell<Option<Vec<Arc<Mount>>>> = const { RefCell::new(None) };
+    static WAITING: Waiting<Arc<Mount>> = const { RefCell::new(None) };
 }
 
-/// Lets the mounts of a namespace go. One may show the file of another namespace, and hold that alone: such a chain is
-/// walked here and not by recursion, so that nobody can overflow the stack with it.
+/// Lets the mounts of a namespace go. One may show the file of another namespace, and hold that alone.
 fn let_go(mounts: Vec<Arc<Mount>>) {
-    let mut mounts = Some(mounts);
-    let nested = WAITING.with_borrow_mut(|waiting| {
-        if let Some(list) = waiting {
-            list.extend(mounts.take().unwrap_or_default());
-            return true;
-        }
-        *waiting = mounts.take();
-        false
-    });
-    if nested {
-        return;
-    }
-    while let Some(mount) = WAITING.with_borrow_mut(|waiting| waiting.as_mut().and_then(Vec::pop)) {
-        drop(mount);
-    }
-    WAITING.set(None);
+    drop_in_turn(&WAITING, mounts);
 }
 
 /// A tree of mounts that hangs nowhere yet and goes away with this (`open_tree(2)` with `OPEN_TREE_CLONE`, `fsmount(2)`).
