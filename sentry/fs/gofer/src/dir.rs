@@ -191,6 +191,9 @@ impl DirCache {
         const REACH: usize = 4;
         /// Children of a directory that is searched for the next names.
         const MOST_SEARCHED: usize = 4096;
+        if max == 0 {
+            return Vec::new();
+        }
         let cookie = |name: &[u8]| self.children.get(name).and_then(|child| child.cookie);
         let Some(own) = cookie(name) else { return Vec::new() };
         let following = |cookie| {

@@ -54,6 +54,19 @@ struct State {
     xattrs: Vec<(Vec<u8>, Result<Vec<u8>>)>,
 }
 
+impl State {
+    fn has_host_file(&self) -> bool {
+        self.read.is_some() || self.write.is_some()
+    }
+
+    /// Whether it is to wait among [`GoferFs::idle`] from now on: it has a host file that nobody uses, and does not wait yet.
+    fn enters_queue(&mut self) -> bool {
+        let enters = self.opens == 0 && self.has_host_file() && !self.is_queued;
+        self.is_queued |= enters;
+        enters
+    }
+}
+
 /// A file, directory or other object of a gofer mount.
 pub struct GoferInode {
     fs: Weak<GoferFs>,
@@ -502,19 +515,15 @@ impl GoferInode {
     }
 
     pub(crate) fn has_host_file(&self) -> bool {
-        let state = self.state.lock();
-        state.read.is_some() || state.write.is_some()
+        self.state.lock().has_host_file()
     }
 
     pub(crate) fn closed(self: &Arc<Self>) {
         let enters = {
             let mut state = self.state.lock();
             state.opens = state.opens.saturating_sub(1);
-            let idle = state.opens == 0 && (state.read.is_some() || state.write.is_some());
             state.was_used = state.is_queued;
-            let enters = idle && !state.is_queued;
-            state.is_queued |= enters;
-            enters
+            state.enters_queue()
         };
         if enters && let Ok(fs) = self.fs() {
             fs.now_idle(self);

@@ -125,14 +125,12 @@ impl GoferInode {
         }
         let enters = {
             let mut state = child.state.lock();
-            if state.read.is_some() || state.write.is_some() {
+            if state.has_host_file() {
                 return;
             }
             state.read = Some(Arc::new(file));
             state.is_ahead = true;
-            let enters = state.opens == 0 && !state.is_queued;
-            state.is_queued |= enters;
-            enters
+            state.enters_queue()
         };
         if enters {
             fs.now_idle(&child);
