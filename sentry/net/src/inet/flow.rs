@@ -209,8 +209,7 @@ impl Flow {
             matches!(inner.tcp.state(), TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2)
                 && !inner.tcp.has_urgent();
         inner.is_to_answer = goes_on;
-        self.net.stats.tcp_sent_again.add(inner.tcp.take_sent_again());
-        let turn = self.outbox.put(frames);
+        let turn = self.leave(&mut inner, frames);
         drop(inner);
         self.send_all(outside, turn);
         if !goes_on {
@@ -364,11 +363,16 @@ impl Flow {
             } else if let Some(at) = inner.deadline(now) {
                 self.wake_at(outside, at);
             }
-            self.net.stats.tcp_sent_again.add(inner.tcp.take_sent_again());
-            self.outbox.put(frames)
+            self.leave(inner, frames)
         };
         self.send_all(outside, turn);
         self.tell(news)
+    }
+
+    /// Leaves frames to whoever has the turn to write, and counts what was sent again with them.
+    fn leave(&self, inner: &mut Inner, frames: Vec<Frame>) -> Option<Turn<'_>> {
+        self.net.stats.tcp_sent_again.add(inner.tcp.take_sent_again());
+        self.outbox.put(frames)
     }
 
     fn send_all(&self, outside: &Outside, turn: Option<Turn<'_>>) {

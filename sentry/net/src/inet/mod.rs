@@ -12,7 +12,7 @@ mod info;
 mod memory;
 pub(crate) mod netdev;
 pub(crate) mod options;
-pub(crate) mod outbox;
+mod outbox;
 mod outside;
 pub(crate) mod raw;
 pub(crate) mod report;
