@@ -50,14 +50,12 @@ struct Watched {
     mask: u32,
 }
 
-impl Watched {
-    fn place(&self) -> Place {
-        (self.sb.as_ptr().addr(), self.ino)
-    }
-}
-
 /// The address of a superblock, which the watch keeps from being another one's, and an inode of it.
 type Place = (usize, u64);
+
+fn place_of(sb: &Weak<SuperBlock>, ino: u64) -> Place {
+    (sb.as_ptr().addr(), ino)
+}
 
 #[derive(Default)]
 struct State {
@@ -71,7 +69,7 @@ struct State {
 impl State {
     fn remove(&mut self, wd: i32) -> Option<Watched> {
         let watched = self.watches.remove(&wd)?;
-        self.numbers.remove(&watched.place());
+        self.numbers.remove(&place_of(&watched.sb, watched.ino));
         Some(watched)
     }
 }
@@ -118,7 +116,7 @@ impl Inotify {
         let keep = event::ALL | event::ONESHOT | event::EXCL_UNLINK;
         let (wd, mask) = {
             let mut state = self.state.lock();
-            let place = (sb.as_ptr().addr(), ino);
+            let place = place_of(&sb, ino);
             let held = state.numbers.get(&place).copied();
             if let Some((wd, watched)) = held.and_then(|wd| Some((wd, state.watches.get_mut(&wd)?))) {
                 if mask & event::MASK_CREATE != 0 {
