@@ -24,6 +24,24 @@ pub(super) fn next(seed: &mut u64) -> u64 {
     *seed
 }
 
+/// Two flows with a connection between them, whose numbers begin at `first`, and the time.
+pub(super) fn connected(v6: bool, first: u32) -> (TcpFlow, TcpFlow, u64) {
+    let mut now = 1_000_000;
+    let tuple = tuple(v6);
+    let mut a = TcpFlow::connect(tuple, first, BUFFER, &SETTINGS, now).unwrap();
+    let mut b = TcpFlow::accept(turned(tuple), first, BUFFER, &SETTINGS, now).unwrap();
+    let (mut to_b, mut to_a) = (Vec::new(), Vec::new());
+    for _ in 0..6 {
+        a.advance(now, &mut to_b);
+        to_b.drain(..).for_each(|f| b.arrive(f.packet(), now, &mut to_a));
+        b.advance(now, &mut to_a);
+        to_a.drain(..).for_each(|f| a.arrive(f.packet(), now, &mut to_b));
+        now += 100_000_000;
+    }
+    assert_eq!(a.state(), TcpState::Established);
+    (a, b, now)
+}
+
 #[test]
 fn the_first_sequence_number_is_the_one_that_was_asked_for() {
     for first in [0, 1, 0xdead_beef, u32::MAX, 0x1234_5678] {
@@ -93,18 +111,8 @@ fn a_stream_survives_a_bad_link() {
 
 #[test]
 fn what_a_path_does_not_carry_is_cut_smaller() {
-    let mut now = 1_000_000;
-    let mut a = TcpFlow::connect(tuple(false), 1, BUFFER, &SETTINGS, now).unwrap();
-    let mut b = TcpFlow::accept(turned(tuple(false)), 2, BUFFER, &SETTINGS, now).unwrap();
-    let (mut to_b, mut to_a) = (Vec::new(), Vec::new());
-    for _ in 0..6 {
-        a.advance(now, &mut to_b);
-        to_b.drain(..).for_each(|f| b.arrive(f.packet(), now, &mut to_a));
-        b.advance(now, &mut to_a);
-        to_a.drain(..).for_each(|f| a.arrive(f.packet(), now, &mut to_b));
-        now += 1_000_000;
-    }
-    assert_eq!(a.state(), TcpState::Established);
+    let (mut a, _, now) = connected(false, 1);
+    let mut to_b = Vec::new();
     a.send(&[7; 9000]);
     a.advance(now, &mut to_b);
     assert_eq!(to_b[0].offload.segment, Some((1460, 40)));

@@ -1,33 +1,15 @@
 //! Urgent data as segments carry it, between flows and from others that mean no good.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
-use super::super::tests::{BUFFER, SETTINGS, next, tuple, turned};
+use super::super::tests::{SETTINGS, connected, next};
 use super::*;
 use crate::flow::Tuple;
 
 const LOW: u32 = u32::MAX - 70_000;
 
-/// Two flows with a connection between them, and the time.
-fn connected(v6: bool) -> (TcpFlow, TcpFlow, u64) {
-    let mut now = 1_000_000;
-    let tuple: Tuple = tuple(v6);
-    let mut a = TcpFlow::connect(tuple, LOW, BUFFER, &SETTINGS, now).unwrap();
-    let mut b = TcpFlow::accept(turned(tuple), LOW, BUFFER, &SETTINGS, now).unwrap();
-    let (mut to_b, mut to_a) = (Vec::new(), Vec::new());
-    for _ in 0..6 {
-        a.advance(now, &mut to_b);
-        to_b.drain(..).for_each(|f| b.arrive(f.packet(), now, &mut to_a));
-        b.advance(now, &mut to_a);
-        to_a.drain(..).for_each(|f| a.arrive(f.packet(), now, &mut to_b));
-        now += 100_000_000;
-    }
-    assert_eq!(a.socket().state(), State::Established);
-    (a, b, now)
-}
-
-/// The same after so many bytes that many may be on their way; how many those were.
+/// A connection after so many bytes that many may be on their way; how many those were.
 fn warm(v6: bool) -> (TcpFlow, u64, u64) {
-    let (mut a, mut b, mut now) = connected(v6);
+    let (mut a, mut b, mut now) = connected(v6, LOW);
     let (mut to_b, mut to_a) = (Vec::new(), Vec::new());
     for _ in 0..30 {
         a.send(&[0; 4000]);
@@ -89,7 +71,7 @@ fn by_hand(a: &TcpFlow, ahead: u32, data: &[u8], flags: u8, urgent: u16) -> Fram
 #[test]
 fn segments_point_behind_the_urgent_byte_until_it_is_acknowledged() {
     for v6 in [false, true] {
-        let (mut a, mut b, now) = connected(v6);
+        let (mut a, mut b, now) = connected(v6, LOW);
         let (mut to_b, mut to_a) = (Vec::new(), Vec::new());
         a.send(b"ab!");
         a.send_urgent(3);
@@ -156,7 +138,7 @@ fn a_far_urgent_byte_is_said_to_be_far() {
 
 #[test]
 fn urgent_data_waits_for_no_acknowledgement() {
-    let (mut a, _, now) = connected(false);
+    let (mut a, _, now) = connected(false, LOW);
     a.configure(&crate::flow::Settings { no_delay: false, ..SETTINGS });
     let mut out = Vec::new();
     for (text, urgent, packets) in [(b"x", None, 1), (b"y", None, 0), (b"!", Some(3), 1)] {
@@ -171,7 +153,7 @@ fn urgent_data_waits_for_no_acknowledgement() {
 
 #[test]
 fn a_pointer_is_heard_before_the_byte() {
-    let (a, mut b, now) = connected(false);
+    let (a, mut b, now) = connected(false, LOW);
     let mut out = Vec::new();
     // A segment without bytes, as one sends that has no window for them; then the byte, out of order.
     b.arrive(by_hand(&a, 0, b"", URG, 3).packet(), now, &mut out);
@@ -199,7 +181,7 @@ fn a_pointer_is_heard_before_the_byte() {
 
 #[test]
 fn words_of_strangers_are_not_heard() {
-    let (a, mut b, now) = connected(false);
+    let (a, mut b, now) = connected(false, LOW);
     let mut out = Vec::new();
     b.arrive(by_hand(&a, 0, b"abcd", 0, 0).packet(), now, &mut out);
     let window = u32::try_from(b.socket().recv_capacity() - b.readable()).unwrap();
@@ -231,7 +213,7 @@ fn words_of_strangers_are_not_heard() {
 fn urgent_bytes_survive_a_bad_link() {
     for v6 in [false, true] {
         let mut seed = 0x9e37_79b9_7f4a_7c15;
-        let (mut a, mut b, mut now) = connected(v6);
+        let (mut a, mut b, mut now) = connected(v6, LOW);
         let data: Vec<u8> = (0..400_000_u32).map(|n| ((n * 7) ^ (n >> 8)).to_le_bytes()[0]).collect();
         let (mut sent, mut got, mut ends, mut marks) = (0, Vec::new(), Vec::new(), Vec::new());
         for _ in 0..200_000 {

@@ -51,6 +51,17 @@ fn stage() -> Outcome {
     Ok(())
 }
 
+/// The same with a shared tmpfs `p`, its directory `x`, and its peer `q`.
+fn peers() -> Outcome {
+    stage()?;
+    tmpfs("p")?;
+    ok!(try_mount("none", "p", MS_SHARED));
+    dir("p/x")?;
+    dir("q")?;
+    ok!(try_mount("p", "q", MS_BIND));
+    Ok(())
+}
+
 /// The lines of mountinfo at `m/PREFIX` and below.
 fn lines(prefix: &str) -> Result<Vec<String>, String> {
     let inner = format!("/m/{prefix}");
@@ -134,12 +145,7 @@ fn a_full_namespace_leaves_a_moved_tree_where_it_was() -> Outcome {
 }
 
 fn a_peer_moved_into_its_group_receives_itself() -> Outcome {
-    stage()?;
-    tmpfs("p")?;
-    ok!(try_mount("none", "p", MS_SHARED));
-    dir("p/x")?;
-    dir("q")?;
-    ok!(try_mount("p", "q", MS_BIND));
+    peers()?;
     ok!(try_mount("q", "p/x", MS_MOVE));
     same!(lines("q")?.len(), 0);
     let points: Vec<String> =
@@ -283,12 +289,7 @@ fn a_high_stack_comes_off_one_by_one() -> Outcome {
 }
 
 fn a_stack_is_received_below_what_is_there() -> Outcome {
-    stage()?;
-    tmpfs("p")?;
-    ok!(try_mount("none", "p", MS_SHARED));
-    dir("p/x")?;
-    dir("q")?;
-    ok!(try_mount("p", "q", MS_BIND));
+    peers()?;
     ok!(try_mount("none", "q", MS_SLAVE));
     tmpfs_over("q/x")?;
     sys::put("q/x/own", b"")?;

@@ -38,7 +38,7 @@ cases![
 
 const SIOCATMARK: u64 = 0x8905;
 
-fn mark(s: &OwnedFd) -> Result<i32, String> {
+pub(super) fn mark(s: &OwnedFd) -> Result<i32, String> {
     let mut n = 0i32;
     ok!(ioctl(s.as_raw_fd(), SIOCATMARK, &raw mut n));
     Ok(n)

@@ -1,5 +1,6 @@
 //! Urgent data of TCP connections: tcp(7), recv(2), sockatmark(3).
 
+use super::urgent::mark;
 use crate::harness::Outcome;
 use crate::inet::*;
 use crate::sys::{self, fd_write, nonblock};
@@ -18,14 +19,6 @@ cases![
     the_urgent_byte_may_be_thrown_away,
     what_a_part_of_a_send_ends_with_is_urgent,
 ];
-
-const SIOCATMARK: u64 = 0x8905;
-
-fn mark(s: &OwnedFd) -> Result<i32, String> {
-    let mut n = 0i32;
-    ok!(ioctl(s.as_raw_fd(), SIOCATMARK, &raw mut n));
-    Ok(n)
-}
 
 fn waiting(s: &OwnedFd) -> i32 {
     let mut n = 0i32;
