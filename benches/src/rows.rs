@@ -1,5 +1,6 @@
 //! What is timed: one row each, a number per peer and repetition.
 
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -34,12 +35,8 @@ pub struct Row {
 enum Work {
     /// `guest bench NAME COUNT`: the guest itself times the loop and prints nanoseconds.
     Micro { name: &'static str, count: u64 },
-    /// A shell script that prints the nanoseconds that its own main part took.
-    Script(&'static str),
-    /// The same, in the root filesystem of network servers.
-    Servers(&'static str),
-    /// The same, in the root filesystem of the jobs.
-    Jobs(&'static str),
+    /// A shell script that prints the nanoseconds that its own main part took, and the root filesystem that it needs.
+    Script(&'static str, fn() -> Result<PathBuf>),
     /// What all processors do while a script runs, from its start to its end.
     ProcessorTime(&'static str),
     /// From the start of the command to its end.
@@ -50,10 +47,10 @@ enum Work {
     Idle,
     /// How often a second a thread of any process is woken meanwhile.
     Wakes,
-    /// The same as [`Work::Idle`] for so many at once.
-    ManyIdle(usize),
-    /// The time in which so many are started, for each.
-    ManyStarts(usize),
+    /// The same as [`Work::Idle`] for [`MANY`] at once.
+    ManyIdle,
+    /// The time in which [`MANY`] are started, for each.
+    ManyStarts,
     /// `iperf3` between the program and a server of the host at the other end of a pair of interfaces; the client's argument
     /// that says which way.
     Veth(&'static str),
@@ -90,7 +87,11 @@ pub const ROWS: &[Row] = &[
         unit: Unit::Nanoseconds,
         work: Work::ProcessorTime(C_BUILD),
     },
-    Row { title: "cargo build of 6 crates", unit: Unit::Nanoseconds, work: Work::Jobs(CARGO_BUILD) },
+    Row {
+        title: "cargo build of 6 crates",
+        unit: Unit::Nanoseconds,
+        work: Work::Script(CARGO_BUILD, xtask::rootfs::jobs),
+    },
     micro("net: TCP ping-pong of two processes", "tcp", 10_000),
     micro("net: TCP connect + ping + close", "tcp-connect", 1_000),
     servers("net: redis GET, a request", redis!("get", "1", "30000")),
@@ -111,12 +112,8 @@ pub const ROWS: &[Row] = &[
     Row { title: "create, start and delete of true", unit: Unit::Nanoseconds, work: Work::CreateStartDelete },
     Row { title: "idle memory (PSS of all processes)", unit: Unit::KiB, work: Work::Idle },
     Row { title: "idle wake-ups (all processes)", unit: Unit::PerSecond, work: Work::Wakes },
-    Row { title: "idle memory of 100 at once", unit: Unit::KiB, work: Work::ManyIdle(MANY) },
-    Row {
-        title: "start of one of 100, two at a time",
-        unit: Unit::Nanoseconds,
-        work: Work::ManyStarts(MANY),
-    },
+    Row { title: "idle memory of 100 at once", unit: Unit::KiB, work: Work::ManyIdle },
+    Row { title: "start of one of 100, two at a time", unit: Unit::Nanoseconds, work: Work::ManyStarts },
 ];
 
 /// How many sandboxes rows have that ask for many.
@@ -127,11 +124,11 @@ const fn micro(title: &'static str, name: &'static str, count: u64) -> Row {
 }
 
 const fn script(title: &'static str, script: &'static str) -> Row {
-    Row { title, unit: Unit::Nanoseconds, work: Work::Script(script) }
+    Row { title, unit: Unit::Nanoseconds, work: Work::Script(script, xtask::rootfs::debian) }
 }
 
 const fn servers(title: &'static str, script: &'static str) -> Row {
-    Row { title, unit: Unit::Nanoseconds, work: Work::Servers(script) }
+    Row { title, unit: Unit::Nanoseconds, work: Work::Script(script, xtask::rootfs::servers) }
 }
 
 impl Row {
@@ -155,13 +152,8 @@ impl Row {
                 let guest = format!("{INSIDE}/guest");
                 number(&peer.run(place, &[&guest, "bench", name, &count.to_string()])?)
             }
-            Work::Script(script) => number(&peer.run(place, &["bash", "-c", script])?),
-            Work::Servers(script) => {
-                let place = Place { rootfs: xtask::rootfs::servers()?, ..place.clone() };
-                number(&peer.run(&place, &["bash", "-c", script])?)
-            }
-            Work::Jobs(script) => {
-                let place = Place { rootfs: xtask::rootfs::jobs()?, ..place.clone() };
+            Work::Script(script, root) => {
+                let place = Place { rootfs: root()?, ..place.clone() };
                 number(&peer.run(&place, &["bash", "-c", script])?)
             }
             Work::ProcessorTime(script) => {
@@ -174,8 +166,8 @@ impl Row {
             }
             Work::Idle => idle(peer, place),
             Work::Wakes => wakes(peer, place),
-            Work::ManyIdle(count) => Ok(many(peer, place, count)?.1),
-            Work::ManyStarts(count) => Ok(many(peer, place, count)?.0.as_nanos() as f64 / count as f64),
+            Work::ManyIdle => Ok(many(peer, place)?.1),
+            Work::ManyStarts => Ok(many(peer, place)?.0.as_nanos() as f64 / MANY as f64),
             Work::Veth(way) => iperf3_over_veth(peer, place, way),
             Work::Connections(count) => connections(peer, place, count),
         }
@@ -210,9 +202,9 @@ fn wakes(peer: &Peer, place: &Place) -> Result<f64> {
     Ok(counted as f64 / WATCHED.as_secs_f64())
 }
 
-/// Starts so many, two at a time, that say a word and then wait for the end of their input: the time of all starts, and
+/// Starts [`MANY`], two at a time, that say a word and then wait for the end of their input: the time of all starts, and
 /// the memory of all processes then.
-fn many(peer: &Peer, place: &Place, count: usize) -> Result<(Duration, f64)> {
+fn many(peer: &Peer, place: &Place) -> Result<(Duration, f64)> {
     let one = || {
         let mut run = peer.start_waiting(place, &["sh", "-c", "echo ready; read word || true"])?;
         if run.line()? == "ready" {
@@ -223,8 +215,8 @@ fn many(peer: &Peer, place: &Place, count: usize) -> Result<(Duration, f64)> {
     let some = |count: usize| (0..count).map(|_| one()).collect::<Result<Vec<_>>>();
     let start = Instant::now();
     let halves = std::thread::scope(|scope| {
-        let other = scope.spawn(|| some(count / 2));
-        [some(count - count / 2), other.join().unwrap_or_else(|_| bail!("a thread that starts them ended"))]
+        let other = scope.spawn(|| some(MANY / 2));
+        [some(MANY - MANY / 2), other.join().unwrap_or_else(|_| bail!("a thread that starts them ended"))]
     });
     let taken = start.elapsed();
     let mut runs = Vec::new();
