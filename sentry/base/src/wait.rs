@@ -270,26 +270,22 @@ impl Sleeper {
         deadline: Option<Nanos>,
         timers: &Timers,
     ) -> WaitEnd {
-        self.flags.fetch_and(!EXPIRED, Ordering::SeqCst);
         let timer = match deadline {
             Some(at) if at <= mono_now() => {
                 // Ready wins over a deadline in the past: poll(0) on a ready file reports it.
-                return match self.check(class) {
-                    Some(end) => end,
-                    None => WaitEnd::TimedOut,
-                };
+                return self.check(class, deadline).unwrap_or(WaitEnd::TimedOut);
             }
             Some(at) => Some(timers.add(at, Arc::clone(self) as Arc<dyn TimerTarget>)),
             None => None,
         };
-        let end = Sleep { sleeper: self, class }.await;
+        let end = Sleep { sleeper: self, class, deadline }.await;
         if let Some(timer) = timer {
             timers.cancel(timer);
         }
         end
     }
 
-    fn check(&self, class: WaitClass) -> Option<WaitEnd> {
+    fn check(&self, class: WaitClass, deadline: Option<Nanos>) -> Option<WaitEnd> {
         let flags = self.flags.load(Ordering::SeqCst);
         if flags & WOKEN != 0 {
             self.flags.fetch_and(!WOKEN, Ordering::SeqCst);
@@ -302,7 +298,12 @@ impl Sleeper {
             return Some(WaitEnd::Interrupted);
         }
         if flags & EXPIRED != 0 {
-            return Some(WaitEnd::TimedOut);
+            // The timer of an earlier sleep may fire when that sleep has long ended. Forgotten before the clock is read: if
+            // ours fires in between, its time has come.
+            self.flags.fetch_and(!EXPIRED, Ordering::SeqCst);
+            if deadline.is_some_and(|at| at <= mono_now()) {
+                return Some(WaitEnd::TimedOut);
+            }
         }
         None
     }
@@ -311,18 +312,19 @@ impl Sleeper {
 struct Sleep<'a> {
     sleeper: &'a Sleeper,
     class: WaitClass,
+    deadline: Option<Nanos>,
 }
 
 impl Future for Sleep<'_> {
     type Output = WaitEnd;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<WaitEnd> {
-        if let Some(end) = self.sleeper.check(self.class) {
+        if let Some(end) = self.sleeper.check(self.class, self.deadline) {
             return Poll::Ready(end);
         }
         *self.sleeper.waker.lock() = Some(cx.waker().clone());
         // A flag raised between the check and the line above found no waker.
-        match self.sleeper.check(self.class) {
+        match self.sleeper.check(self.class, self.deadline) {
             Some(end) => Poll::Ready(end),
             None => Poll::Pending,
         }
@@ -355,5 +357,24 @@ impl Observer for WatchedQueue {
             events |= Events::URGENT;
         }
         self.0.notify(events);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_timer_of_an_earlier_sleep_ends_no_other() {
+        let (timers, sleeper) = (Timers::default(), Arc::new(Sleeper::default()));
+        let mut cx = Context::from_waker(Waker::noop());
+        for deadline in [None, Some(mono_now() + 3_600_000_000_000)] {
+            let mut sleep = core::pin::pin!(sleeper.sleep(WaitClass::Interruptible, deadline, &timers));
+            assert!(sleep.as_mut().poll(&mut cx).is_pending());
+            Arc::clone(&sleeper).fire();
+            assert!(sleep.as_mut().poll(&mut cx).is_pending());
+            sleeper.wake();
+            assert_eq!(sleep.as_mut().poll(&mut cx), Poll::Ready(WaitEnd::Ready));
+        }
     }
 }

@@ -145,6 +145,8 @@ fn save(regs: &Regs, fpstate: u64, mask: SigSet, fault: FaultRecord) -> SigConte
 /// `rt_sigreturn(2)`: takes registers, mask and alternate stack back from the frame at the stack pointer.
 pub async fn sigreturn(cx: &mut Current) -> Stop {
     cx.settle_state().await;
+    // A call that waited to be gone on with when the handler began ends with EINTR (`restore_sigcontext`).
+    cx.take_restart_block();
     if restore(cx).is_err() {
         cx.task.force_signal(SigInfo::kernel(sig::SEGV, SI_KERNEL));
     }
