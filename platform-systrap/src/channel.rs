@@ -11,7 +11,7 @@ use hostsys::memory;
 use parking_lot::Mutex;
 use platform::PAGE_SIZE;
 
-use crate::layout::{CHANNEL_FILE, GROUP, NR_GROUPS, ORDERS_OFFSET, SLOT};
+use crate::layout::{CHANNEL_FILE, EPOCH_OFFSET, GROUP, NR_GROUPS, ORDERS_OFFSET, SLOT};
 
 /// The channel file and its mapping; lives as long as the program.
 #[derive(Debug)]
@@ -80,6 +80,13 @@ impl Arena {
 
     pub fn orders(&self, group: u64) -> Window {
         self.window(Self::orders_offset(group), PAGE_SIZE)
+    }
+
+    /// The word that every stub reads and none can write.
+    pub fn epoch(&self) -> &'static AtomicU64 {
+        let page = self.window(EPOCH_OFFSET, PAGE_SIZE);
+        // SAFETY: as in `Window::u64`; the mapping is never unmapped.
+        unsafe { AtomicU64::from_ptr(page.at(0, 8).cast()) }
     }
 
     /// Slot `index` (below [`crate::layout::GROUP_SLOTS`]) of `group`.

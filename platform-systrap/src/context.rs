@@ -260,6 +260,7 @@ impl Context for SystrapContext {
 
     fn answer(&mut self, identity: Option<Identity>) {
         let window = &self.thread.channel.window;
+        self.thread.known.forget(window);
         let identity = identity.filter(|_| self.space.platform().answers.load(Ordering::Relaxed));
         let Some(Identity { pid, tid, uid, euid, gid, egid }) = identity else {
             window.store32(word::RESIDENT, 0);
@@ -277,6 +278,10 @@ impl Context for SystrapContext {
             window.store32(word::ANSWERS + index as usize * 4, answer);
         }
         window.store32(word::RESIDENT, resident::ALL);
+    }
+
+    fn remember_directory(&mut self, path: &[u8], epoch: u64) {
+        self.thread.known.remember(&self.thread.channel.window, path, epoch);
     }
 
     fn poll_settle(&mut self, cx: &mut Poller<'_>) -> Poll<Result<(), SpaceError>> {

@@ -4,6 +4,7 @@
 //! STUB_BASE  code (read, execute)         one sealed file, the same pages in every process
 //! VDSO       the host's vvar and vDSO     moved here once, in the zygote
 //! ORDERS     order page (read only)       written by the Sentry through its own mapping
+//! EPOCH      a number (read only)         the same page in every process, written by the Sentry
 //! SCRATCH    results of some agent calls  read by the Sentry, for accounting alone
 //! CHANNELS   slots of SLOT bytes          one for each host thread that runs application code
 //! STUB_END   the end of the address space
@@ -26,6 +27,8 @@ pub const CODE_LEN: u64 = 0x4000;
 pub const VDSO: u64 = STUB_BASE + 0x10_0000;
 /// The agent's order page.
 pub const ORDERS: u64 = STUB_BASE + 0x20_0000;
+/// The epoch of directories, in eight bytes: see [`known`].
+pub const EPOCH: u64 = STUB_BASE + 0x28_0000;
 /// Where the agent's calls put what they find out, mapped when it is first needed.
 pub const SCRATCH: u64 = STUB_BASE + 0x30_0000;
 /// Bytes of it.
@@ -45,8 +48,10 @@ pub const NR_GROUPS: u64 = 16384;
 pub const MAX_GROUPS_OF_SPACE: usize = 512;
 /// Offset of the order pages in the channel file: one page for each group.
 pub const ORDERS_OFFSET: u64 = GROUP * NR_GROUPS;
+/// Offset of the page of the epoch.
+pub const EPOCH_OFFSET: u64 = ORDERS_OFFSET + NR_GROUPS * PAGE_SIZE;
 /// Length of the channel file.
-pub const CHANNEL_FILE: u64 = ORDERS_OFFSET + NR_GROUPS * PAGE_SIZE;
+pub const CHANNEL_FILE: u64 = EPOCH_OFFSET + PAGE_SIZE;
 
 /// The first entry of an order page; before it stands the number of entries.
 pub const ORDER_FIRST: usize = 64;
@@ -104,8 +109,10 @@ pub mod word {
     pub const CALL_FRAME: usize = 0xc00;
     /// Bytes of the pieces that are to be copied, one after the other.
     pub const GIVEN_DATA: usize = 0x1000;
+    /// The directories of [`super::known`].
+    pub const KNOWN: usize = 0x2000;
     /// The alternate signal stack.
-    pub const STACK: usize = 0x2000;
+    pub const STACK: usize = 0x3000;
     /// Where the stack pointer is while a call of patched code waits: signals go below, frames that the Sentry makes stand
     /// above.
     pub const CALL_STACK: usize = 0x8000;
@@ -136,8 +143,28 @@ pub mod resident {
     pub const EGID: u32 = 6;
     /// `clock_gettime(2)`, of calls of patched code alone; answered by the vDSO.
     pub const CLOCK: u32 = 7;
+    /// `readlink(2)` and `readlinkat(2)` of an absolute path that is in the table of [`super::known`].
+    pub const DIRECTORY: u32 = 8;
     /// All of them.
-    pub const ALL: u32 = 0xff;
+    pub const ALL: u32 = 0x1ff;
+}
+
+/// Directories that are known to be no symbolic links: sets of two entries, each with the epoch in which it was true, the
+/// length of the path and the path with its NUL. One of another epoch is void.
+pub mod known {
+    pub const NR_SETS: usize = 32;
+    /// Entries of a set.
+    pub const WAYS: usize = 2;
+    pub const ENTRY: usize = 64;
+    /// Of an entry: its length, and then the path.
+    pub const LEN: usize = 8;
+    pub const PATH: usize = 12;
+    /// Bytes of the longest path, with its NUL.
+    pub const MAX: usize = ENTRY - PATH;
+    /// The set of a path is the upper five bits of its last eight bytes (zeroes before a short one) and its length, added and
+    /// multiplied by this (two to the 64th over the golden ratio).
+    pub const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    pub const SHIFT: u32 = 64 - NR_SETS.trailing_zeros();
 }
 
 /// Values of [`word::SIGNAL`] that are no signal.

@@ -44,6 +44,7 @@ mod channel;
 mod context;
 mod frame;
 mod host_calls;
+mod known;
 mod layout;
 mod reaper;
 mod space;
@@ -302,6 +303,10 @@ impl Platform for Systrap {
 
     fn vdso(&self) -> Option<AddrRange> {
         self.inner.vdso
+    }
+
+    fn epoch(&self) -> Option<&'static std::sync::atomic::AtomicU64> {
+        Some(self.inner.arena.epoch())
     }
 
     fn shutdown(&self) {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use hostsys::memory;
 use hostsys::seccomp::{Action, FLAG_NEW_LISTENER, FLAG_SPEC_ALLOW, Filter, Insn, Test};
 
-use crate::layout::{self, CODE, CODE_LEN, atomic, resident, signal, state, ucontext, word};
+use crate::layout::{self, CODE, CODE_LEN, atomic, known, resident, signal, state, ucontext, word};
 
 /// Where the parts that are appended to the code stand in the image.
 const AGENT_FILTER: u64 = 0x1000;
@@ -77,6 +77,19 @@ core::arch::global_asm!(
     IN_CLOCK = const word::IN_CLOCK,
     CLOCK_RESULT = const word::CLOCK_RESULT,
     CLOCK = const resident::CLOCK,
+    DIRECTORY = const 1 << resident::DIRECTORY,
+    OF_DIRECTORY = const OF_DIRECTORY,
+    EPOCH = const layout::EPOCH,
+    KNOWN = const word::KNOWN,
+    KNOWN_ENTRY = const known::ENTRY,
+    KNOWN_LEN = const known::LEN,
+    KNOWN_PATH = const known::PATH,
+    KNOWN_MAX = const known::MAX,
+    KNOWN_MIX = const known::MIX as i64,
+    KNOWN_SHIFT = const known::SHIFT,
+    KNOWN_SET_SHIFT = const (known::WAYS * known::ENTRY).trailing_zeros(),
+    KNOWN_WAYS = const known::WAYS,
+    EINVAL = const -libc::EINVAL,
     SYS_CLOCK_GETTIME = const libc::SYS_clock_gettime,
     ENOSYS = const -libc::ENOSYS,
     YIELDS = const word::YIELDS,
@@ -239,6 +252,9 @@ const fn two(first: u32, second: u32) -> u32 {
 /// In the staging table: the stub answers the call, by the number of [`resident`] in the second byte.
 const IS_RESIDENT: u32 = 1 << 5;
 
+/// In the staging table: the call fails with `EINVAL` if its first piece is a directory that is known not to be a link.
+const OF_DIRECTORY: u32 = 1 << 6;
+
 /// Calls of `sched_yield(2)` in patched code that return at once, between two that reach the host: a power of two less
 /// one.
 const YIELDS_KEPT: u32 = 63;
@@ -254,6 +270,7 @@ const fn answer_of(call: i64) -> Option<u32> {
         libc::SYS_getgid => resident::GID,
         libc::SYS_getegid => resident::EGID,
         libc::SYS_clock_gettime => resident::CLOCK,
+        libc::SYS_readlink | libc::SYS_readlinkat => resident::DIRECTORY,
         _ => return None,
     })
 }
@@ -291,7 +308,7 @@ const STAGED: &[(i64, u32)] = &[
     (libc::SYS_link, two(path(0), path(1))),
     (libc::SYS_unlink, path(0)),
     (libc::SYS_symlink, two(path(0), path(1))),
-    (libc::SYS_readlink, path(0)),
+    (libc::SYS_readlink, path(0) | OF_DIRECTORY),
     (libc::SYS_chmod, path(0)),
     (libc::SYS_chown, path(0)),
     (libc::SYS_lchown, path(0)),
@@ -312,7 +329,7 @@ const STAGED: &[(i64, u32)] = &[
     (libc::SYS_renameat2, two(path(1), path(3))),
     (libc::SYS_linkat, two(path(1), path(3))),
     (libc::SYS_symlinkat, two(path(0), path(2))),
-    (libc::SYS_readlinkat, path(1)),
+    (libc::SYS_readlinkat, path(1) | OF_DIRECTORY),
     (libc::SYS_fchmodat, path(1)),
     (libc::SYS_faccessat, path(1)),
     (libc::SYS_faccessat2, path(1)),
@@ -360,9 +377,11 @@ pub fn image(clock: Option<u64>) -> io::Result<OwnedFd> {
     put(&mut image, AGENT_FILTER as usize, &program(AGENT_FILTER, &agent_filter())?)?;
     put(&mut image, THREAD_FILTER as usize, &program(THREAD_FILTER, &thread_filter())?)?;
     put(&mut image, VDSO_CLOCK as usize, &clock.unwrap_or(0).to_ne_bytes())?;
-    let resident = platform::ANSWERED
-        .iter()
-        .filter_map(|call| answer_of(*call).map(|index| (*call, IS_RESIDENT | index << 8)));
+    let resident = platform::ANSWERED.iter().filter_map(|call| match answer_of(*call) {
+        // Answered after the path is staged.
+        None | Some(resident::DIRECTORY) => None,
+        Some(index) => Some((*call, IS_RESIDENT | index << 8)),
+    });
     for (call, pieces) in STAGED.iter().copied().chain(resident) {
         let call = usize::try_from(call).map_err(io::Error::other)?;
         if call >= STAGE_CALLS {

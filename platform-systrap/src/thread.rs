@@ -10,6 +10,7 @@ use platform::{Cause, Kick};
 
 use crate::agent::Process;
 use crate::frame::Channel;
+use crate::known::Known;
 use crate::layout::{KICK, state, word};
 
 /// What the Sentry knows about a thread; the application cannot write it.
@@ -42,6 +43,8 @@ pub struct Thread {
     luck: Luck,
     /// Whether those of the worker that set it running have.
     patience: Luck,
+    /// The table of directories in the channel.
+    pub known: Known,
     /// The context is dropped: when the thread traps it goes to the spares.
     orphan: AtomicBool,
     /// How often it was told to stop for good; zero if it may run.
@@ -61,6 +64,7 @@ impl Thread {
             waker: Mutex::new(None),
             luck: Luck::default(),
             patience: Luck::default(),
+            known: Known::default(),
             orphan: AtomicBool::new(false),
             told: AtomicU32::new(0),
             nr_told: Arc::clone(&running.nr_told),

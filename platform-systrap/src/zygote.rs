@@ -10,7 +10,7 @@ use hostsys::process;
 use platform::{AddrRange, PAGE_SIZE};
 
 use crate::channel::Arena;
-use crate::layout::{self, CODE, CODE_LEN, KICK, ORDERS, STUB_END, VDSO};
+use crate::layout::{self, CODE, CODE_LEN, EPOCH, EPOCH_OFFSET, KICK, ORDERS, STUB_END, VDSO};
 use crate::stub::Entries;
 
 /// The zygote, before its first report is met.
@@ -159,7 +159,9 @@ pub fn make(image: &OwnedFd, arena: &Arena, entries: Entries, group: u64, host: 
         list.push(entry(libc::SYS_mremap, [from, part.len(), part.len(), moved as u64, VDSO + offset]));
     }
     let orders = Arena::orders_offset(group);
-    list.push(entry(libc::SYS_mmap, [ORDERS, PAGE_SIZE, libc::PROT_READ as u64, fixed, CHANNELS_FD, orders]));
+    let read = libc::PROT_READ as u64;
+    list.push(entry(libc::SYS_mmap, [ORDERS, PAGE_SIZE, read, fixed, CHANNELS_FD, orders]));
+    list.push(entry(libc::SYS_mmap, [EPOCH, PAGE_SIZE, read, fixed, CHANNELS_FD, EPOCH_OFFSET]));
     list.push(entry(-1, [entries.zygote]));
     let vdso = host.in_stubs();
 

@@ -54,7 +54,7 @@ pub enum Cause {
 }
 
 /// The calls that a context may answer by itself: see [`Context::answer`].
-pub const ANSWERED: [i64; 8] = [
+pub const ANSWERED: [i64; 10] = [
     libc::SYS_sched_yield,
     libc::SYS_getpid,
     libc::SYS_gettid,
@@ -63,6 +63,8 @@ pub const ANSWERED: [i64; 8] = [
     libc::SYS_getgid,
     libc::SYS_getegid,
     libc::SYS_clock_gettime,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
 ];
 
 /// What a task's own identity calls answer, each as its namespaces show it. `sched_yield(2)` needs no answer.
@@ -110,6 +112,12 @@ pub trait Platform: Send + Sync {
 
     /// The host's vDSO image inside every new space, if the platform provides one (`AT_SYSINFO_EHDR`).
     fn vdso(&self) -> Option<AddrRange>;
+
+    /// A number that contexts read and applications cannot write, for [`Context::remember_directory`]; none if they remember
+    /// nothing.
+    fn epoch(&self) -> Option<&'static std::sync::atomic::AtomicU64> {
+        None
+    }
 
     /// Stops every application process. Called once, when the sandbox ends.
     fn shutdown(&self);
@@ -224,6 +232,13 @@ pub trait Context: Send {
     /// the next run on; `None` has every call trap. A platform may do neither.
     fn answer(&mut self, identity: Option<Identity>) {
         let _ = identity;
+    }
+
+    /// Lets the context answer `readlink(2)` of `path` with `EINVAL` by itself from the next run on: it is absolute, has no
+    /// NUL, and leads to a directory for as long as the epoch ([`Platform::epoch`]) is `epoch`. [`Context::answer`] makes it
+    /// forget.
+    fn remember_directory(&mut self, path: &[u8], epoch: u64) {
+        let _ = (path, epoch);
     }
 
     /// Makes the extended state known to the platform, which may have left it in the processor. To be ready before

@@ -383,9 +383,11 @@ take_call:
     mov dword ptr [rbx + {SIGNAL}], {SIGSYS}
     mov [rbx + {CONTEXT}], rdx
     xor ecx, ecx
-    mov [rbx + {KICKED}], ecx       # the Sentry has the kicks so far, and looks for them before it sets the thread running
     mov [rbx + {STAGE} + 8], rcx
     mov [rbx + {STAGE} + 24], rcx
+    test r12d, {OF_DIRECTORY}
+    jnz stage                       # which may not lead to the Sentry
+    mov [rbx + {KICKED}], ecx       # the Sentry has the kicks so far, and looks for them before it sets the thread running
     test r12d, r12d
     jnz stage
     jmp post
@@ -594,6 +596,7 @@ other_signal:
 # Arguments that travel with the trap. r12d = two descriptions of 16 bits; rdx = ucontext.
 # ---------------------------------------------------------------------------------------------------------------------
 stage:
+    mov r8d, r12d
     mov r13, rdx
     lea r14, [rbx + {STAGE}]
     lea r15, [rbx + {STAGE_DATA}]
@@ -681,12 +684,53 @@ stage_next:
     add r15, {STAGE_MAX}
     shr r12d, 16
     jnz stage_piece
+    test r8d, {OF_DIRECTORY}
+    jnz directory
     jmp post
 1:  mov dword ptr [rbx + {SAVE}], 0
     jmp post
 2:  mov dword ptr [rbx + {GIVEN_COUNT}], 0
     mov dword ptr [rbx + {SIGNAL}], {UNDELIVERED}
     jmp post
+
+# readlink of a path that may be in the table of directories. A kick meanwhile is noted, and found on the way out.
+directory:
+    test dword ptr [rbx + {RESIDENT}], {DIRECTORY}
+    jz not_known
+    mov ecx, [rbx + {STAGE} + 8]
+    lea eax, [rcx - 2]
+    cmp eax, {KNOWN_MAX} - 2
+    ja not_known
+    cmp byte ptr [rbx + {STAGE_DATA}], 47
+    jne not_known
+    mov rax, [rbx + rcx + {STAGE_DATA} - 8]
+    add rax, rcx
+    mov rdx, {KNOWN_MIX}
+    imul rax, rdx
+    shr rax, {KNOWN_SHIFT}
+    shl eax, {KNOWN_SET_SHIFT}
+    lea r9, [rbx + rax + {KNOWN}]
+    mov rdx, {EPOCH}
+    mov rdx, [rdx]
+    mov r10d, {KNOWN_WAYS}
+    mov r11d, ecx
+1:  cmp [r9], rdx
+    jne 2f
+    cmp [r9 + {KNOWN_LEN}], r11d
+    jne 2f
+    mov ecx, r11d
+    lea rsi, [r9 + {KNOWN_PATH}]
+    lea rdi, [rbx + {STAGE_DATA}]
+    repe cmpsb
+    je 3f
+2:  add r9, {KNOWN_ENTRY}
+    dec r10d
+    jnz 1b
+not_known:
+    mov dword ptr [rbx + {KICKED}], 0
+    jmp post
+3:  mov qword ptr [r13 + {UC_RAX}], {EINVAL}
+    jmp go_back
 
 # rdi, rsi, rdx, r10, r8, r9 in a ucontext; one more for the argument after the last.
 argument_offsets:

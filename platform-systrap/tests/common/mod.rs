@@ -178,6 +178,10 @@ impl Guest {
         assert_eq!(self.space.copy_in(at, &mut bytes, FaultMode::Normal), Ok(N));
         bytes
     }
+
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        assert_eq!(self.space.copy_out(at, bytes, FaultMode::Normal), Ok(bytes.len()));
+    }
 }
 
 /// Defines a piece of guest code; the result is a function that gives its bytes.

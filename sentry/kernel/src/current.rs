@@ -194,6 +194,12 @@ impl Current {
         self.answered = Some(creds);
     }
 
+    /// An absolute path that led to a directory, by a look-up that began in `epoch` ([`sentry_vfs::epoch`]): the context may
+    /// answer for it as long as that lasts.
+    pub fn remember_directory(&mut self, path: &[u8], epoch: u64) {
+        self.context.remember_directory(path, epoch);
+    }
+
     /// Waits until the context knows the extended state, for those who read or replace it. What was refused shows when they
     /// try.
     pub(crate) async fn settle_state(&mut self) {

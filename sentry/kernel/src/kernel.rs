@@ -193,6 +193,9 @@ impl Reactor for Traps {
 impl Kernel {
     /// A kernel without tasks. Run its workers with [`Executor::run_worker`].
     pub fn new(config: KernelConfig) -> Arc<Self> {
+        if let Some(word) = config.platform.epoch() {
+            sentry_vfs::epoch::keep_in(word);
+        }
         let empty = PseudoFs::new("none", 0, 0, 1);
         empty.set_root(empty.dir([]));
         let no_mounts = MountNamespace::new(&config.vfs, empty, MountFlags::empty(), "none");

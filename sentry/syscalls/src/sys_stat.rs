@@ -256,8 +256,14 @@ fn readlink(cx: &mut Current, path: PathPtr, buf: Ptr, len: i32) -> Result<usize
 fn readlinkat(cx: &mut Current, dir: DirFd, path: PathPtr, buf: Ptr, len: i32) -> Result<usize> {
     let len = usize::try_from(len).ok().filter(|n| *n > 0).ok_or(Errno::EINVAL)?;
     let text = cx.path(path.0)?;
+    let epoch = sentry_vfs::epoch::present();
     let at = Paths::of(cx).at(dir, &text, LookupFlags::EMPTY)?;
     if at.inode().kind() != FileKind::Symlink {
+        // By names alone that nothing but this sandbox changes: `realpath(3)` asks of the same directories again and again.
+        let steady = LookupFlags::CACHED | LookupFlags::NO_SYMLINKS | LookupFlags::DIRECTORY;
+        if text.starts_with(b"/") && Paths::of(cx).at(dir, &text, steady).is_ok() {
+            cx.remember_directory(&text, epoch);
+        }
         return Err(if text.is_empty() { Errno::ENOENT } else { Errno::EINVAL });
     }
     let link = at.inode().readlink(&*cx.task)?;

@@ -4,7 +4,7 @@ use sentry_base::{Errno, Result};
 
 use crate::access::{Access, check_inode, is_owner};
 use crate::watch::event;
-use crate::{Attr, Credentials, FileKind, Location, PathCx, SetAttr, SetTime, acl, cap};
+use crate::{Attr, Credentials, FileKind, Location, PathCx, SetAttr, SetTime, acl, cap, epoch};
 
 /// The mode without the set-id bits that a write by `creds` takes away; `None` where none is (`file_remove_privs`).
 pub fn without_set_ids(attr: &Attr, creds: &Credentials) -> Option<u32> {
@@ -19,6 +19,13 @@ pub fn without_set_ids(attr: &Attr, creds: &Credentials) -> Option<u32> {
 
 fn may_write(at: &Location) -> Result<()> {
     if at.mount.is_read_only() { Err(Errno::EROFS) } else { Ok(()) }
+}
+
+/// To be called after a change that may keep somebody from what is below.
+fn permissions_changed(at: &Location) {
+    if at.inode().kind() == FileKind::Directory {
+        epoch::advance();
+    }
 }
 
 /// Whether the value is `struct vfs_cap_data` of the second revision or `struct vfs_ns_cap_data` of the third.
@@ -43,7 +50,9 @@ impl PathCx<'_> {
             mode &= !libc::S_ISGID;
         }
         at.inode().set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })?;
-        acl::chmod(&**at.inode(), mode)?;
+        let listed = acl::chmod(&**at.inode(), mode);
+        permissions_changed(at);
+        listed?;
         at.notify(event::ATTRIB);
         Ok(())
     }
@@ -75,6 +84,7 @@ impl PathCx<'_> {
             // A new owner must not inherit what the old one could give away. Most files have none.
             let _ = at.inode().remove_xattr(b"security.capability");
         }
+        permissions_changed(at);
         at.notify(event::ATTRIB);
         Ok(())
     }
@@ -153,6 +163,12 @@ impl PathCx<'_> {
         at.inode().get_xattr(name)
     }
 
+    fn set_acl(&self, at: &Location, name: &[u8], value: &[u8]) -> Result<()> {
+        let set = acl::set(&**at.inode(), name, value, self.creds);
+        permissions_changed(at);
+        set
+    }
+
     /// `setxattr(2)`.
     pub fn set_xattr(&self, at: &Location, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
         if name == b"security.capability" && !value.is_empty() && !is_capability_value(value) {
@@ -160,7 +176,7 @@ impl PathCx<'_> {
         }
         if acl::is_acl(name) {
             may_write(at)?;
-            acl::set(&**at.inode(), name, value, self.creds)?;
+            self.set_acl(at, name, value)?;
         } else {
             self.check_xattr(at, name, true)?;
             at.inode().set_xattr(name, value, flags)?;
@@ -173,7 +189,7 @@ impl PathCx<'_> {
     pub fn remove_xattr(&self, at: &Location, name: &[u8]) -> Result<()> {
         if acl::is_acl(name) {
             may_write(at)?;
-            acl::set(&**at.inode(), name, &[], self.creds)?;
+            self.set_acl(at, name, &[])?;
         } else {
             self.check_xattr(at, name, true)?;
             at.inode().remove_xattr(name)?;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use sentry_base::lock::rank;
 use sentry_base::{Errno, KeyedMap, Mutex, Result, RwLock};
 
+use crate::epoch;
 use crate::watch::Watches;
 use crate::{FileKind, FileSystem, Inode, UserNs};
 
@@ -153,10 +154,12 @@ impl Dentry {
 
     pub(crate) fn add_mount(&self) {
         self.mounts.fetch_add(1, Ordering::AcqRel);
+        epoch::advance();
     }
 
     pub(crate) fn remove_mount(&self) {
         self.mounts.fetch_sub(1, Ordering::AcqRel);
+        epoch::advance();
     }
 
     /// Whether `self` is `other` or a directory above it.
@@ -380,6 +383,9 @@ impl SuperBlock {
     pub(crate) fn unlinked(&self, dir: &Arc<Dentry>, dentry: &Arc<Dentry>) {
         let name = dentry.name();
         dentry.flags.fetch_or(UNLINKED, Ordering::AcqRel);
+        if dentry.is_dir() {
+            epoch::advance();
+        }
         if dir.inode.volatile_names() {
             dir.forget(&name);
         } else {
@@ -406,6 +412,9 @@ impl SuperBlock {
             self.insert_absent(dir, old_name);
         }
         self.place(dentry, new_dir, Arc::from(name));
+        if dentry.is_dir() {
+            epoch::advance();
+        }
     }
 
     /// Two names have changed places. Both directories' locks are held.
@@ -415,6 +424,9 @@ impl SuperBlock {
         if let (Some(dir_a), Some(dir_b)) = (dir_a, dir_b) {
             self.place(a, &dir_b, name_b);
             self.place(b, &dir_a, name_a);
+        }
+        if a.is_dir() || b.is_dir() {
+            epoch::advance();
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sentry_base::RwLock;
 use sentry_base::lock::rank;
 
-use crate::{Location, MountMap};
+use crate::{Location, MountMap, epoch};
 
 /// One state of an [`FsContext`].
 #[derive(Debug, Clone)]
@@ -65,6 +65,7 @@ impl FsContext {
 
     pub fn set_root(&self, root: Location) {
         self.change(|v| v.root = root);
+        epoch::advance();
     }
 
     /// Sets the umask (only its lower nine bits count) and returns the old one.
@@ -80,5 +81,6 @@ impl FsContext {
             v.root = map.translate(&v.root);
             v.cwd = map.translate(&v.cwd);
         });
+        epoch::advance();
     }
 }

@@ -24,6 +24,7 @@ mod creds;
 mod dentry;
 mod description;
 mod dir;
+pub mod epoch;
 mod fd_table;
 mod file;
 mod fs_context;

@@ -55,6 +55,7 @@ mod procfs;
 mod ptrace;
 mod ptrace_events;
 mod pty;
+mod realpath;
 mod rename;
 mod rlimit;
 mod sched;
@@ -114,6 +115,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "packet", cases: packet::CASES },
     Area { name: "path", cases: path::CASES },
     Area { name: "dir", cases: dir::CASES },
+    Area { name: "realpath", cases: realpath::CASES },
     Area { name: "rename", cases: rename::CASES },
     Area { name: "attr", cases: attr::CASES },
     Area { name: "tree", cases: tree::CASES },
