@@ -190,15 +190,13 @@ impl Kick for Thread {
 /// Says whether to spin, by how spins have ended of late: no count of what runs tells whether the other side has a CPU, for
 /// other sandboxes may have it, or both sides may have landed on the same one.
 #[derive(Debug, Default)]
-struct Luck(AtomicI32);
+struct Luck<const PAUSE: i32 = 200>(AtomicI32);
 
-impl Luck {
+impl<const PAUSE: i32> Luck<PAUSE> {
     /// Counted up to this by spins that paid off: so many failures in a row are forgiven.
     const BEST: i32 = 8;
     /// What a failure costs.
     const LOSS: i32 = 4;
-    /// After failures enough, so many chances are passed up before the next try.
-    const PAUSE: i32 = 200;
 
     fn note(&self, paid_off: bool) {
         let old = self.0.load(Ordering::Relaxed);
@@ -207,7 +205,7 @@ impl Luck {
         } else if old >= Self::LOSS {
             old - Self::LOSS
         } else {
-            -Self::PAUSE
+            -PAUSE
         };
         self.0.store(new, Ordering::Relaxed);
     }
@@ -233,6 +231,8 @@ pub struct Running {
     next_telling_ns: AtomicU64,
     workers: Vec<Worker>,
     spinner: AtomicBool,
+    /// Whether its spins of late have paid off.
+    hope: Luck<20>,
     /// Cycles of the time-stamp counter that make up the longest spin; zero on a single CPU.
     spin_cycles: u32,
 }
@@ -263,6 +263,7 @@ impl Running {
             next_telling_ns: AtomicU64::new(0),
             workers: std::iter::repeat_with(Worker::default).take(MAX_WORKERS).collect(),
             spinner: AtomicBool::new(false),
+            hope: Luck::default(),
             spin_cycles: if nr_cpus > 1 { measure_spin_cycles() } else { 0 },
         }
     }
@@ -455,6 +456,7 @@ impl Running {
     fn spin(&self, own: &Worker) -> bool {
         if self.nr_listed.load(Ordering::Relaxed) == 0
             || self.spin_cycles == 0
+            || !self.hope.try_again()
             || self.spinner.swap(true, Ordering::Acquire)
         {
             return false;
@@ -467,6 +469,7 @@ impl Running {
             found =
                 own.token.load(Ordering::Acquire) != 0 || watched.iter().any(|thread| thread.has_posted());
         }
+        self.hope.note(found);
         self.spinner.store(false, Ordering::Release);
         found
     }
