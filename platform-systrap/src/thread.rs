@@ -138,6 +138,8 @@ impl Thread {
     fn retire_orphan(&self) -> bool {
         let orphan = self.orphan.swap(false, Ordering::SeqCst);
         if orphan {
+            // What this one was told is not for the next.
+            self.known.forget(&self.channel.window);
             self.process.spares.lock().push(self.slot);
         }
         orphan

@@ -733,6 +733,20 @@ fn directories_are_no_links_for_an_epoch(platform: &Arc<Systrap>) {
         guest.context.answer(Some(platform::Identity::default()));
         again(&mut guest, true);
     }
+    // A thread that takes over the channel of one that has ended starts anew.
+    let mut guest = Guest::new(platform, read_links());
+    for _ in 0..3 {
+        let space = Arc::clone(&guest.space);
+        drop(guest);
+        guest = Guest::on(platform, space);
+        know_usr(platform, &mut guest);
+        let space = Arc::clone(&guest.space);
+        drop(guest);
+        guest = Guest::on(platform, space);
+        guest.context.answer(Some(platform::Identity::default()));
+        guest.regs.rdi = DATA;
+        assert_eq!(guest.syscall(), 89);
+    }
     let mut guest = Guest::new(platform, read_links());
     guest.context.answer(Some(platform::Identity::default()));
     let long = [&b"/"[..], &[b'x'; 51]].concat();
