@@ -20,6 +20,7 @@ cases![
     credentials_count_at_once,
     a_new_root_counts_at_once,
     a_root_shared_with_a_thread_counts_at_once,
+    a_thread_knows_nothing_of_an_earlier_one,
     a_filter_sees_each_call,
 ];
 
@@ -339,6 +340,26 @@ fn a_root_shared_with_a_thread_counts_at_once() -> Outcome {
     let moved = std::thread::spawn(|| unsafe { chroot(c"jail".as_ptr()) }).join();
     same!(moved.ok(), Some(0));
     same!(asked(&d)?, Err(ENOENT));
+    Ok(())
+}
+
+fn a_thread_knows_nothing_of_an_earlier_one() -> Outcome {
+    let d = dirs(&["jail", "jail/only", "jail/only/here"])?;
+    let asked_there = |root: Option<&'static std::ffi::CStr>| {
+        let asking = move || -> Result<Result<String, i32>, String> {
+            ok!(unshare(CLONE_FS));
+            if let Some(root) = root {
+                ok!(chroot(root.as_ptr()));
+            }
+            asked("/only/here")
+        };
+        std::thread::spawn(asking).join().map_err(|_| "the thread panicked".to_owned())?
+    };
+    for _ in 0..10 {
+        same!(asked_there(Some(c"jail"))?, Err(EINVAL));
+        same!(asked_there(None)?, Err(ENOENT));
+    }
+    same!(asked(&d)?, Err(EINVAL));
     Ok(())
 }
 
