@@ -69,6 +69,7 @@ core::arch::global_asm!(
     ANSWERS = const word::ANSWERS,
     IS_RESIDENT = const IS_RESIDENT,
     INFO_ARCH = const ucontext::INFO_ARCH - ucontext::SIZE,
+    UC_INFO_ARCH = const ucontext::INFO_ARCH,
     INFO_SYSCALL = const ucontext::INFO_SYSCALL,
     UC_REGS = const ucontext::REGS,
     KICK = const layout::KICK,

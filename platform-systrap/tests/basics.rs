@@ -258,7 +258,7 @@ fn kicks_are_never_lost(platform: &Arc<Systrap>) {
     let mut spinning = Guest::new(platform, spin_forever());
     // Most of these come while the stub's code runs.
     let mut asking = patched(platform, patched_read_link());
-    know_usr(platform, &mut asking);
+    know(&mut asking, b"/usr");
     for guest in [&mut spinning, &mut asking] {
         let kicker = guest.context.kicker();
         // Before the run.
@@ -739,7 +739,7 @@ fn directories_are_no_links_for_an_epoch(platform: &Arc<Systrap>) {
         let space = Arc::clone(&guest.space);
         drop(guest);
         guest = Guest::on(platform, space);
-        know_usr(platform, &mut guest);
+        know(&mut guest, b"/usr");
         let space = Arc::clone(&guest.space);
         drop(guest);
         guest = Guest::on(platform, space);
@@ -754,6 +754,38 @@ fn directories_are_no_links_for_an_epoch(platform: &Arc<Systrap>) {
     guest.write(DATA, &[&long[..], b"\0"].concat());
     guest.regs.rdi = DATA;
     assert_eq!(guest.syscall(), 89);
+}
+
+/// Has calls be answered by the context: the process is number 1, and `path`, to which rdi points, is a directory.
+fn know(guest: &mut Guest, path: &[u8]) {
+    guest.context.answer(Some(platform::Identity { pid: 1, ..Default::default() }));
+    guest.write(DATA, &[path, b"\0"].concat());
+    guest.regs.rdi = DATA;
+    let epoch = guest.platform.epoch().expect("the platform has one");
+    // Nobody else has made one here, and none is zero.
+    let _ = epoch.compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed);
+    guest.context.remember_directory(path, epoch.load(Ordering::Relaxed));
+}
+
+fn directories_are_found_while_alignment_is_checked(platform: &Arc<Systrap>) {
+    const ALIGNMENT_CHECK: u64 = 0x4_0000;
+    for len in 1..20 {
+        let mut guest = Guest::new(platform, read_links());
+        know(&mut guest, &[&b"/"[..], &vec![b'x'; len]].concat());
+        guest.regs.eflags |= ALIGNMENT_CHECK;
+        assert_eq!(guest.syscall(), 110);
+        assert_eq!((guest.regs.r13, guest.regs.r14), ((-22_i64) as u64, (-22_i64) as u64));
+        assert_eq!(guest.regs.eflags & ALIGNMENT_CHECK, ALIGNMENT_CHECK);
+    }
+}
+
+guest_code!(read_link_of_the_other_table, "mov eax, 89; int 0x80; mov eax, 110; syscall");
+
+fn no_directory_answers_for_the_32_bit_table(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, read_link_of_the_other_table());
+    know(&mut guest, b"/usr");
+    let event = guest.run();
+    assert!(matches!(event, TrapEvent::Exception(info) if info.signo == libc::SIGSEGV), "{event:?}");
 }
 
 guest_code!(
@@ -820,15 +852,6 @@ fn patched(platform: &Arc<Systrap>, code: &[u8]) -> Guest {
     let mut guest = Guest::new(platform, code);
     guest.regs.r15 = guest.space.call_entry().expect("the platform takes calls");
     guest
-}
-
-/// Has calls be answered by the context: the process is number 1, and `/usr`, to which rdi points, is a directory.
-fn know_usr(platform: &Arc<Systrap>, guest: &mut Guest) {
-    guest.context.answer(Some(platform::Identity { pid: 1, ..Default::default() }));
-    guest.write(DATA, b"/usr\0");
-    guest.regs.rdi = DATA;
-    let epoch = platform.epoch().expect("the platform has one");
-    guest.context.remember_directory(b"/usr", epoch.load(Ordering::Relaxed));
 }
 
 fn patched_calls_are_calls(platform: &Arc<Systrap>) {
@@ -933,7 +956,7 @@ fn kicks_race_with_patched_calls(platform: &Arc<Systrap>) {
         let resident = code != patched_calls();
         let mut guest = patched(platform, code);
         if resident {
-            know_usr(platform, &mut guest);
+            know(&mut guest, b"/usr");
         }
         let kicker = guest.context.kicker();
         let done = Arc::new(AtomicBool::new(false));
@@ -990,6 +1013,8 @@ fn main() {
         results_without_memory_come_back,
         identity_is_answered_without_a_trap,
         directories_are_no_links_for_an_epoch,
+        directories_are_found_while_alignment_is_checked,
+        no_directory_answers_for_the_32_bit_table,
         patched_calls_are_calls,
         patched_calls_carry_every_register,
         patched_calls_keep_the_extended_state,

@@ -693,18 +693,27 @@ stage_next:
     mov dword ptr [rbx + {SIGNAL}], {UNDELIVERED}
     jmp post
 
-# readlink of a path that may be in the table of directories. A kick meanwhile is noted, and found on the way out.
+# readlink of a path that may be in the table of directories. A kick meanwhile is noted, and found on the way out. The number
+# may be of the 32-bit table. The application may have alignment checked: words are loaded where they are aligned.
 directory:
     test dword ptr [rbx + {RESIDENT}], {DIRECTORY}
     jz not_known
+    cmp dword ptr [r13 + {UC_INFO_ARCH}], {ARCH}
+    jne not_known
     mov ecx, [rbx + {STAGE} + 8]
     lea eax, [rcx - 2]
     cmp eax, {KNOWN_MAX} - 2
     ja not_known
     cmp byte ptr [rbx + {STAGE_DATA}], 47
     jne not_known
-    mov rax, [rbx + rcx + {STAGE_DATA} - 8]
-    add rax, rcx
+    mov r11d, ecx
+    mov edx, ecx
+    and edx, -8
+    mov rax, [rbx + rdx + {STAGE_DATA} - 8]
+    mov rdx, [rbx + rdx + {STAGE_DATA}]
+    shl ecx, 3                      # of which shifts take the lower six bits
+    shrd rax, rdx, cl               # the last eight bytes
+    add rax, r11
     mov rdx, {KNOWN_MIX}
     imul rax, rdx
     shr rax, {KNOWN_SHIFT}
@@ -713,7 +722,6 @@ directory:
     mov rdx, {EPOCH}
     mov rdx, [rdx]
     mov r10d, {KNOWN_WAYS}
-    mov r11d, ecx
 1:  cmp [r9], rdx
     jne 2f
     cmp [r9 + {KNOWN_LEN}], r11d
