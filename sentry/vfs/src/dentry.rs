@@ -383,13 +383,14 @@ impl SuperBlock {
     pub(crate) fn unlinked(&self, dir: &Arc<Dentry>, dentry: &Arc<Dentry>) {
         let name = dentry.name();
         dentry.flags.fetch_or(UNLINKED, Ordering::AcqRel);
-        if dentry.is_dir() {
-            epoch::advance();
-        }
         if dir.inode.volatile_names() {
             dir.forget(&name);
         } else {
             self.insert_absent(dir, name);
+        }
+        // Not before the cache forgets the name: a walk in the new epoch must not find it.
+        if dentry.is_dir() {
+            epoch::advance();
         }
     }
 
