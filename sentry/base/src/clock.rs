@@ -21,6 +21,13 @@ pub fn real_now() -> Nanos {
         .unwrap_or(0)
 }
 
+/// When `CLOCK_REALTIME` will show `at`, as a time of `CLOCK_MONOTONIC`: a little later if the thread is kept from running
+/// between the two clocks, never sooner. It does not follow a change of the clock.
+pub fn mono_at_real(at: Nanos) -> Nanos {
+    let wait = at.saturating_sub(real_now());
+    mono_now().saturating_add(wait)
+}
+
 /// `CLOCK_BOOTTIME` now: monotonic time with the host's suspended time added.
 pub fn boot_now() -> Nanos {
     let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -20,7 +20,7 @@ pub mod wait;
 
 pub use hostsys::cpu;
 
-pub use clock::{Nanos, boot_now, mono_now, real_now};
+pub use clock::{Nanos, boot_now, mono_at_real, mono_now, real_now};
 pub use errno::{Errno, Result};
 pub use executor::{Executor, Reactor};
 pub use hash::{KeyedMap, KeyedSet, KeyedState};

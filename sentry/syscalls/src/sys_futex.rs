@@ -5,7 +5,7 @@ use std::sync::Arc;
 use abi::process::RobustListHead;
 use abi::time::Timespec;
 use platform::AtomicOp;
-use sentry_base::{Errno, Nanos, Result, WaitClass, WaitEnd, mono_now, real_now};
+use sentry_base::{Errno, Nanos, Result, WaitClass, WaitEnd, mono_at_real, mono_now};
 use sentry_kernel::{
     Current, FutexWaiter, MATCH_ANY, PiAttempt, PiWaiter, Restart, RestartBlock, Stop, SysResult,
 };
@@ -101,7 +101,7 @@ fn deadline(cx: &Current, timeout: Ptr, relative: bool, realtime: bool) -> Resul
     Ok(Some(if relative {
         mono_now().saturating_add(at)
     } else if realtime {
-        mono_now().saturating_add(at.saturating_sub(real_now()))
+        mono_at_real(at)
     } else {
         at
     }))

@@ -6,7 +6,7 @@ use abi::ipc::MqAttr;
 use abi::process::rlimit;
 use abi::signal::{SI_MESGQ, SigInfo, sig};
 use abi::time::Timespec;
-use sentry_base::{Errno, Events, Nanos, Result, mono_now, real_now};
+use sentry_base::{Errno, Events, Nanos, Result, mono_at_real};
 use sentry_ipc::{MqOpen, Mqueue, MqueueFile, Notifier};
 use sentry_kernel::signal::Origin;
 use sentry_kernel::{BlockEnd, Current, Stop, SysResult};
@@ -66,7 +66,7 @@ fn deadline(cx: &Current, timeout: Ptr) -> Result<Option<Nanos>> {
         return Ok(None);
     }
     let at = cx.read_obj::<Timespec>(timeout.0)?.to_nanos().ok_or(Errno::EINVAL)?;
-    Ok(Some(mono_now().saturating_add(at.saturating_sub(real_now()))))
+    Ok(Some(mono_at_real(at)))
 }
 
 fn wait_end(end: BlockEnd) -> Stop {
