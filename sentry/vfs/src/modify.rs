@@ -273,9 +273,6 @@ impl PathCx<'_> {
         if exchange && flags.intersects(RenameFlags::NOREPLACE | RenameFlags::WHITEOUT) {
             return Err(Errno::EINVAL);
         }
-        if flags.contains(RenameFlags::WHITEOUT) && !self.creds.has_cap(cap::MKNOD) {
-            return Err(Errno::EPERM);
-        }
         let old = self.lookup_parent(old_base, old_path, LookupFlags::empty())?;
         let new = self.lookup_parent(new_base, new_path, LookupFlags::empty())?;
         if !Arc::ptr_eq(&old.dir.mount, &new.dir.mount) {

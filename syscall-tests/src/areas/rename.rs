@@ -1,6 +1,6 @@
 //! rename(2), link(2), unlink(2), rmdir(2), symlink(2).
 
-use crate::harness::Outcome;
+use crate::harness::{Outcome, errno};
 use crate::sys::{self, c, put, slurp};
 use libc::*;
 
@@ -14,6 +14,7 @@ cases![
     rename_keeps_open_files,
     rename_noreplace,
     rename_exchange,
+    rename_leaves_a_whiteout_for_everyone,
     rename_moves_directories_with_contents,
     rename_needs_write_permission,
     sticky_directories_protect_names,
@@ -115,6 +116,26 @@ fn rename_noreplace() -> Outcome {
     fails!(EINVAL, renameat2("c", "d", 0x100));
     fails!(EINVAL, renameat2("c", "b", RENAME_NOREPLACE | RENAME_EXCHANGE));
     Ok(())
+}
+
+/// As Linux has it since 5.8.
+fn rename_leaves_a_whiteout_for_everyone() -> Outcome {
+    ok!(chmod(c".".as_ptr(), 0o777));
+    sys::fork(|| {
+        sys::drop_root()?;
+        put("a", b"1")?;
+        fails!(ENOENT, renameat2("none", "b", RENAME_WHITEOUT));
+        if renameat2("a", "b", RENAME_WHITEOUT) != 0 {
+            // Not every file system makes them.
+            same!(errno(), EINVAL);
+            return Ok(());
+        }
+        let left = sys::lstat("a")?;
+        same!((left.st_mode & S_IFMT, left.st_rdev), (S_IFCHR, 0));
+        same!(slurp("b")?, "1");
+        Ok(())
+    })?
+    .ok()
 }
 
 fn rename_exchange() -> Outcome {
