@@ -268,8 +268,8 @@ pub(crate) fn regular_only(file: OwnedFd) -> Result<(WireAttr, OwnedFd)> {
     if file_type(&attr) != FileType::RegularFile {
         return Err(Errno::ACCESS);
     }
-    let flags = rustix::fs::fcntl_getfl(&file)?;
-    rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+    // Of the flags that can be set, it has no other.
+    rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
     Ok((attr, file))
 }
 
