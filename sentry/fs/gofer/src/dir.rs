@@ -9,6 +9,9 @@ use sentry_vfs::{Attr, DirEntry, FileKind};
 use crate::GoferInode;
 use crate::inode::Ahead;
 
+/// Entries that are looked at for each file that may be opened ahead.
+const REACH: usize = 4;
+
 /// Attributes that came along with a name, until an inode is made of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Seed {
@@ -184,43 +187,56 @@ impl DirCache {
         self.listing.range(from).take(max).filter_map(entry).collect()
     }
 
-    /// At most `max` regular files that have no host file yet and come after `name`: in the listing if `last` stands shortly
-    /// before it there, else by name if `last` is the lesser one.
-    pub fn files_after(&self, name: &[u8], last: Option<&[u8]>, max: usize) -> Vec<Arc<[u8]>> {
-        /// Entries that are looked at for each that is given.
-        const REACH: usize = 4;
+    /// At most `max` regular files that have no host file yet, from the start of the listing.
+    pub fn first_files(&self, max: usize) -> Vec<Arc<[u8]>> {
+        let first = self.listing.values().take(max * REACH);
+        first.filter(|name| self.is_closed(name)).take(max).cloned().collect()
+    }
+
+    /// Whether it is a regular file that has no host file yet.
+    fn is_closed(&self, name: &[u8]) -> bool {
+        self.children.get(name).is_some_and(|child| {
+            let is_open = child.live.upgrade().is_some_and(|inode| inode.has_host_file());
+            child.kind == FileKind::Regular && !is_open
+        })
+    }
+
+    /// At most `max` regular files that have no host file yet and come after `name`, by name or in the listing.
+    pub fn files_after(&self, name: &[u8], by_name: bool, max: usize) -> Vec<Arc<[u8]>> {
         /// Children of a directory that is searched for the next names.
         const MOST_SEARCHED: usize = 4096;
+        let reach = max * REACH;
+        let Some(own) = self.cookie(name) else { return Vec::new() };
         if max == 0 {
             return Vec::new();
         }
-        let cookie = |name: &[u8]| self.children.get(name).and_then(|child| child.cookie);
-        let Some(own) = cookie(name) else { return Vec::new() };
-        let following = |cookie| {
-            let from = (core::ops::Bound::Excluded(cookie), core::ops::Bound::Unbounded);
-            self.listing.range(from).take(max * REACH)
-        };
-        let closed = |name: &Arc<[u8]>| {
-            let child = self.children.get(&**name);
-            child.is_some_and(|child| {
-                let is_open = child.live.upgrade().is_some_and(|inode| inode.has_host_file());
-                child.kind == FileKind::Regular && !is_open
-            })
-        };
-        let by_name = last.is_some_and(|last| {
-            let near = cookie(last).is_some_and(|cookie| following(cookie).any(|(cookie, _)| *cookie == own));
-            !near && last < name
-        });
         if !by_name || self.children.len() > MOST_SEARCHED {
-            return following(own).map(|(_, name)| name).filter(|n| closed(n)).take(max).cloned().collect();
+            let next = self.following(own, reach).map(|(_, name)| name);
+            return next.filter(|n| self.is_closed(n)).take(max).cloned().collect();
         }
         let mut next: Vec<&Arc<[u8]>> = self.children.keys().filter(|other| ***other > *name).collect();
-        if next.len() > max * REACH {
-            next.select_nth_unstable(max * REACH);
-            next.truncate(max * REACH);
+        if next.len() > reach {
+            next.select_nth_unstable(reach);
+            next.truncate(reach);
         }
         next.sort_unstable();
-        next.into_iter().filter(|n| closed(n)).take(max).cloned().collect()
+        next.into_iter().filter(|n| self.is_closed(n)).take(max).cloned().collect()
+    }
+
+    /// Whether who came to `name` from `last` goes by the names: it is the greater one, and does not stand shortly after it in
+    /// the listing, with `max` files between them at most.
+    pub fn goes_by_name(&self, name: &[u8], last: &[u8], max: usize) -> bool {
+        let own = self.cookie(name);
+        let is_near = |last| self.following(last, max * REACH).any(|(cookie, _)| Some(*cookie) == own);
+        last < name && !self.cookie(last).is_some_and(is_near)
+    }
+
+    fn cookie(&self, name: &[u8]) -> Option<u64> {
+        self.children.get(name).and_then(|child| child.cookie)
+    }
+
+    fn following(&self, cookie: u64, max: usize) -> impl Iterator<Item = (&u64, &Arc<[u8]>)> {
+        self.listing.range((core::ops::Bound::Excluded(cookie), core::ops::Bound::Unbounded)).take(max)
     }
 
     /// Drops entries that tell nothing any more.

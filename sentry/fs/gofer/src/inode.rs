@@ -13,7 +13,7 @@ use sentry_mm::TextSlot;
 use sentry_vfs::{Attachment, Attr, FileKind, Owner, Timestamp, Usage};
 
 use crate::dir::{DirCache, Known, Seed};
-pub(crate) use ahead::Ahead;
+pub(crate) use ahead::{Ahead, Foretold};
 
 use crate::{GoferFs, from_rustix, ranks};
 
@@ -465,23 +465,26 @@ impl GoferInode {
         Ok((fid, Arc::new(file.ok_or(Errno::EIO)?)))
     }
 
+    /// The host file to read from if it is open.
+    fn open_to_read(&self, fs: &GoferFs) -> Option<Arc<OwnedFd>> {
+        let mut state = self.state.lock();
+        if state.write_reads
+            && let Some(file) = &state.write
+        {
+            return Some(Arc::clone(file));
+        }
+        let file = Arc::clone(state.read.as_ref()?);
+        if core::mem::take(&mut state.is_ahead) {
+            drop(state);
+            self.was_of_use(fs);
+        }
+        Some(file)
+    }
+
     /// The host file to read from, opened if need be.
     pub(crate) fn file_to_read(&self, fs: &GoferFs) -> Result<Arc<OwnedFd>> {
-        {
-            let mut state = self.state.lock();
-            if state.write_reads
-                && let Some(file) = &state.write
-            {
-                return Ok(Arc::clone(file));
-            }
-            if let Some(file) = &state.read {
-                let file = Arc::clone(file);
-                if core::mem::take(&mut state.is_ahead) {
-                    drop(state);
-                    self.was_of_use();
-                }
-                return Ok(file);
-            }
+        if let Some(file) = self.open_to_read(fs) {
+            return Ok(file);
         }
         let file = match self.open_together(fs)? {
             Some(file) => file,

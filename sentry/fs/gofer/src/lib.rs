@@ -3,7 +3,7 @@
 //! The aim is to ask seldom. A walk of several names is one request ([`Inode::prefetch`](sentry_vfs::Inode::prefetch)),
 //! a listing brings the attributes of its entries and makes absent names known, a file that is opened to read is not
 //! opened on the host before its first read or mapping. Data is then read and mapped through the donated descriptor,
-//! without the gofer.
+//! without the gofer. Files that are likely to be next are opened while the program is still at others.
 //!
 //! **Trust.** An *exclusive* mount changes through this file system alone: what is known of it holds for ever. A
 //! *shared* one may change on the host at any time: what is known of it holds for 2 ms.
@@ -31,6 +31,7 @@ use sentry_base::{Errno, KeyedMap, Mutex, Nanos, Result, RwLock, mono_now};
 use sentry_vfs::{Attr, FileSystem, Inode, StatFs, Timestamp};
 
 use dir::Seed;
+use inode::Foretold;
 
 pub use inode::GoferInode;
 pub use session::{ConnectError, OnLoss, Session};
@@ -74,6 +75,7 @@ pub struct GoferFs {
     tree: RwLock<(), { ranks::TREE }>,
     recent: Mutex<VecDeque<Arc<GoferInode>>, { rank::LEAF }>,
     idle: Mutex<VecDeque<Weak<GoferInode>>, { rank::LEAF }>,
+    foretold: Mutex<Foretold, { rank::LEAF }>,
 }
 
 impl core::fmt::Debug for GoferFs {
@@ -103,6 +105,7 @@ impl GoferFs {
             tree: RwLock::default(),
             recent: Mutex::default(),
             idle: Mutex::default(),
+            foretold: Mutex::default(),
         }))
     }
 

@@ -194,6 +194,256 @@ fn a_file_that_was_replaced_is_not_taken_for_the_one_opened_ahead() {
     assert!(seen.iter().take(in_order.len() - 1).all(|text| text == b"old"));
 }
 
+/// Directories `d0`, `d1`, … with eight files each, of which those of `d0` have been read in the order of the listing.
+fn listed_and_read(read_only: bool) -> Scratch {
+    let s = Scratch::new(read_only, false, |d| {
+        for dir in 0..12 {
+            fs::create_dir(d.join(format!("d{dir}"))).unwrap();
+            for n in 0..8 {
+                fs::write(d.join(format!("d{dir}/f{n}")), format!("old {n}")).unwrap();
+            }
+        }
+    });
+    listing(&*s.root());
+    read_listed(&s, "d0");
+    s
+}
+
+fn listing(dir: &dyn Inode) -> Vec<Vec<u8>> {
+    let mut names = Vec::new();
+    dir.list(0, &mut |entry| {
+        names.push(entry.name);
+        true
+    })
+    .unwrap();
+    names
+}
+
+fn text_of(dir: &dyn Inode, name: &[u8]) -> String {
+    let file = dir.lookup(name).unwrap().open(OpenFlags::empty(), &TestCaller::new(1)).unwrap();
+    String::from_utf8(read(&*file, 0).unwrap()).unwrap()
+}
+
+fn read_listed(s: &Scratch, dir: &str) {
+    let dir = s.at(dir).unwrap();
+    for name in listing(&*dir) {
+        let number = std::str::from_utf8(&name).unwrap().trim_start_matches('f').to_owned();
+        assert_eq!(text_of(&*dir, &name), format!("old {number}"));
+    }
+}
+
+fn inode_of(dir: &dyn Inode, name: &[u8]) -> Arc<GoferInode> {
+    dir.lookup(name).unwrap().into_any().downcast().unwrap()
+}
+
+/// Gives up the host file as if it had been idle for long.
+fn forget_file(dir: &dyn Inode, name: &[u8]) {
+    let inode = inode_of(dir, name);
+    while !inode.close_idle() {}
+    assert!(!inode.has_host_file());
+}
+
+fn is_under_way(s: &Scratch) -> bool {
+    s.fs.foretold.lock().asked.is_some()
+}
+
+#[test]
+fn a_listed_directory_is_opened_before_it_is_read() {
+    let s = listed_and_read(true);
+    for n in 1..6 {
+        // The listing, and the files.
+        assert_eq!(s.calls(|| read_listed(&s, &format!("d{n}"))), 2, "{n}");
+        assert!(!is_under_way(&s));
+    }
+    // Nobody reads what is listed: this is soon noticed.
+    let dirs: Vec<_> = (6..12).map(|n| s.at(&format!("d{n}")).unwrap()).collect();
+    assert_eq!(s.calls(|| dirs.iter().for_each(|dir| drop(listing(&**dir)))), 6 + 3);
+    // Not again where it was in vain, whatever was wanted elsewhere.
+    s.fs.foretold.lock().earned = gofer_protocol::MAX_TOGETHER;
+    for name in listing(&*dirs[0]) {
+        forget_file(&*dirs[0], &name);
+    }
+    assert_eq!(s.calls(|| drop(listing(&*dirs[0]))), 0);
+    assert_eq!(s.calls(|| drop(listing(&*dirs[5]))), 1);
+    assert!(is_under_way(&s));
+}
+
+#[test]
+fn the_next_files_are_opened_while_the_present_ones_are_read() {
+    let s = Scratch::new(true, false, |d| {
+        for n in 0..100 {
+            fs::write(d.join(format!("f{n}")), "text").unwrap();
+        }
+    });
+    let root = s.root();
+    let names = listing(&*root);
+    let mut seen = 0;
+    for name in &names {
+        let before = is_under_way(&s);
+        assert_eq!(text_of(&*root, name), "text");
+        seen += usize::from(!before && is_under_way(&s));
+    }
+    // As many as there are requests, but for the ones at the start and at the end.
+    assert!(seen >= 5, "{seen}");
+    assert!(!is_under_way(&s));
+    // Who stops in the middle has had one request made in vain at most, and gets fewer from then on.
+    let s = Scratch::new(true, false, |d| {
+        for n in 0..100 {
+            fs::write(d.join(format!("f{n}")), "text").unwrap();
+        }
+    });
+    let root = s.root();
+    let names = listing(&*root);
+    names.iter().take(40).for_each(|name| drop(text_of(&*root, name)));
+    let open = || names.iter().filter(|name| inode_of(&*root, name).has_host_file()).count();
+    s.fs.take_in();
+    assert!(open() <= 40 + 2 * gofer_protocol::MAX_TOGETHER, "{}", open());
+}
+
+#[test]
+fn names_that_moved_meanwhile_are_not_taken_for_others() {
+    let s = listed_and_read(false);
+    let dir = s.at("d1").unwrap();
+    let asked_for = |dir: &Arc<dyn Inode>| {
+        let names = listing(&**dir);
+        assert!(is_under_way(&s));
+        names
+    };
+    // Whoever takes a name away takes in first what is under way.
+    let names = asked_for(&dir);
+    let kept = dir.lookup(&names[7]).unwrap();
+    dir.unlink(&names[0]).unwrap();
+    assert!(!is_under_way(&s));
+    assert_eq!(dir.lookup(&names[0]).unwrap_err(), Errno::ENOENT);
+    let new = dir.create(&names[0], 0o644, ROOT).unwrap();
+    let file = Arc::clone(&new).open(OpenFlags::RDWR, &TestCaller::new(1)).unwrap();
+    write(&*file, Pos::At(0), b"new");
+    assert_eq!(text_of(&*dir, &names[0]), "new");
+    dir.rename(&names[0], &dir, &names[1], RenameFlags::empty()).unwrap();
+    assert_eq!(text_of(&*dir, &names[1]), "new");
+    // What is written through another descriptor is seen through the one that was opened ahead.
+    let file = Arc::clone(&kept).open(OpenFlags::WRONLY, &TestCaller::new(1)).unwrap();
+    kept.set_attr(&SetAttr { size: Some(0), ..SetAttr::default() }).unwrap();
+    write(&*file, Pos::At(0), b"written");
+    assert_eq!(text_of(&*dir, &names[7]), "written");
+
+    // Another thread takes the names away after that: the answer is still under way, as `aside`.
+    for way in 0..4 {
+        let path = format!("d{}", way + 2);
+        // What was asked for is wanted again.
+        read_listed(&s, "d10");
+        s.fs.foretold.lock().earned = gofer_protocol::MAX_TOGETHER;
+        let dir = s.at(&path).unwrap();
+        let names = asked_for(&dir);
+        let aside = s.fs.foretold.lock().asked.take();
+        let make = |dir: &Arc<dyn Inode>, name: &[u8]| {
+            let inode = dir.create(name, 0o644, ROOT).unwrap();
+            let file = Arc::clone(&inode).open(OpenFlags::RDWR, &TestCaller::new(1)).unwrap();
+            write(&*file, Pos::At(0), b"new");
+            drop(file);
+            forget_file(&**dir, name);
+            inode
+        };
+        // As the tree of the names of the VFS holds it.
+        let held;
+        let (mut at, mut name) = (Arc::clone(&dir), names[2].clone());
+        match way {
+            0 => {
+                dir.unlink(&name).unwrap();
+                held = make(&dir, &name);
+            }
+            1 => {
+                held = make(&dir, b"new");
+                dir.rename(b"new", &dir, &name, RenameFlags::empty()).unwrap();
+            }
+            2 => {
+                held = make(&dir, b"new");
+                dir.rename(b"new", &dir, &name, RenameFlags::EXCHANGE).unwrap();
+            }
+            _ => {
+                // Another directory takes its place.
+                let root = s.root();
+                at = root.mkdir(b"other", 0o755, ROOT).unwrap();
+                held = make(&at, &name);
+                root.rename(b"other", &root, path.as_bytes(), RenameFlags::EXCHANGE).unwrap();
+                at = s.at(&path).unwrap();
+                name = names[2].clone();
+            }
+        }
+        s.fs.foretold.lock().asked = aside;
+        s.fs.take_in();
+        assert_eq!(text_of(&*at, &name), "new", "{way}");
+        drop(held);
+        assert_eq!(fs::read(s.host(&path).join(std::str::from_utf8(&name).unwrap())).unwrap(), b"new");
+        if way == 2 {
+            assert_eq!(text_of(&*dir, b"new"), format!("old {}", &String::from_utf8_lossy(&name)[1..]));
+        }
+    }
+}
+
+#[test]
+fn an_answer_of_another_directory_is_dropped() {
+    let s = listed_and_read(false);
+    let dir = s.at("d1").unwrap();
+    // Looked at before, so that the listing is known.
+    s.fs.foretold.lock().earned = 0;
+    let names = listing(&*dir);
+    // The gofer comes to the request when the names stand for other files; behind the file system's back, as in a race.
+    fs::rename(s.host("d1"), s.host("d1-before")).unwrap();
+    fs::rename(s.host("d2"), s.host("d1")).unwrap();
+    s.fs.foretold.lock().earned = gofer_protocol::MAX_TOGETHER;
+    listing(&*dir);
+    assert!(is_under_way(&s));
+    s.fs.take_in();
+    for name in &names {
+        assert!(!inode_of(&*dir, name).has_host_file());
+    }
+}
+
+#[test]
+fn walks_of_several_threads_take_in_what_the_others_asked_for() {
+    let s = listed_and_read(true);
+    for round in 0..20 {
+        // As nobody has seen it yet; the one before may go with a request under way.
+        let fs = GoferFs::attach(&s.session, 0, s.fs.options).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let root = fs.root();
+                scope.spawn(move || {
+                    for n in 0..12 {
+                        let dir = root
+                            .lookup(format!("d{}", (n * 5 + thread * 3 + round) % 12).as_bytes())
+                            .unwrap();
+                        for name in listing(&*dir) {
+                            assert_eq!(text_of(&*dir, &name)[4..], String::from_utf8_lossy(&name)[1..]);
+                        }
+                    }
+                });
+            }
+        });
+        fs.foretold.lock().earned = gofer_protocol::MAX_TOGETHER;
+        listing(&*fs.root().lookup(b"d0").unwrap());
+    }
+    assert!(!s.session.is_lost());
+}
+
+#[test]
+fn nothing_is_asked_ahead_of_a_shared_mount() {
+    let s = Scratch::new(true, true, |d| {
+        for n in 0..40 {
+            fs::write(d.join(format!("f{n}")), format!("old {n}")).unwrap();
+        }
+    });
+    for _ in 0..3 {
+        s.fs.foretold.lock().earned = gofer_protocol::MAX_TOGETHER;
+        let root = s.root();
+        for name in listing(&*root) {
+            text_of(&*root, &name);
+            assert!(!is_under_way(&s));
+        }
+    }
+}
+
 #[test]
 fn many_lookups_become_one_listing() {
     let s = Scratch::new(true, false, |d| {

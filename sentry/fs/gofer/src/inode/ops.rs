@@ -216,6 +216,7 @@ impl Inode for GoferInode {
         if flags.contains(RenameFlags::WHITEOUT) {
             return Err(Errno::EINVAL);
         }
+        fs.take_in();
         let moved = self.lookup_child(name)?;
         let victim = match to.lookup_child(new_name) {
             Ok(victim) => Some(victim),
@@ -269,6 +270,9 @@ impl Inode for GoferInode {
         let known = self.dir.lock().is_listed(|checked| cookie != 0 || fs.fresh_enough(checked));
         if !known {
             self.fetch_listing(&fs)?;
+        }
+        if cookie == 0 {
+            self.ask_listed(&fs);
         }
         let mut after = cookie;
         loop {
@@ -401,6 +405,7 @@ impl Inode for GoferInode {
 impl GoferInode {
     fn remove_name(&self, name: &[u8], directory: bool) -> Result<()> {
         let fs = self.writable_fs()?;
+        fs.take_in();
         let known = self.dir.lock().known(name, |_| true);
         let child = if let Known::Live(child) = known { Some(child) } else { None };
         if let Some(child) = &child {
