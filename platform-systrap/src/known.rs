@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::channel::Window;
-use crate::layout::known::{ENTRY, LEN, MAX, MIX, NR_SETS, PATH, SHIFT, WAYS};
+use crate::layout::known::{ENTRY, LEN, MAX, MIX, NR_SETS, SHIFT, WAYS};
 use crate::layout::word;
 
 /// What the Sentry knows of the table of one channel. Written while the thread is at rest.
@@ -25,11 +25,13 @@ impl Known {
 
     /// Enters a path without its NUL; longer ones than the table takes are left out.
     pub fn remember(&self, window: &Window, path: &[u8], epoch: u64) {
-        let mut text = [0; MAX];
         let len = path.len() + 1;
-        match text.get_mut(..path.len()) {
-            Some(place) if len <= MAX => place.copy_from_slice(path),
-            _ => return,
+        if len > MAX {
+            return;
+        }
+        let mut text = [0; ENTRY - LEN];
+        for (place, byte) in text.iter_mut().zip((len as u32).to_ne_bytes().iter().chain(path)) {
+            *place = *byte;
         }
         let turn = self.written.load(Ordering::Relaxed);
         self.written.store(turn.wrapping_add(1).max(1), Ordering::Relaxed);
@@ -38,25 +40,24 @@ impl Known {
         let void = (0..WAYS).find(|way| window.load64(set + way * ENTRY) != epoch);
         let entry = set + void.unwrap_or(turn as usize % WAYS) * ENTRY;
         window.store64(entry, epoch);
-        window.store32(entry + LEN, len as u32);
-        for (at, word) in text.chunks_exact(4).enumerate() {
-            let word = word.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
-            window.store32(entry + PATH + at * 4, word);
-        }
+        window.write(entry + LEN, &text);
     }
 }
 
 fn set_of(path: &[u8]) -> usize {
-    // As a little-endian word, with the NUL on top.
-    let last = path.iter().rev().take(7).fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-    let first_zeroes = 7_usize.saturating_sub(path.len()) as u32;
-    let last = last << (8 * first_zeroes);
+    let mut last = [0; 8];
+    // Before the NUL.
+    for (place, byte) in last.iter_mut().rev().skip(1).zip(path.iter().rev()) {
+        *place = *byte;
+    }
+    let last = u64::from_le_bytes(last);
     (last.wrapping_add(path.len() as u64 + 1).wrapping_mul(MIX) >> SHIFT) as usize
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::known::PATH;
 
     #[test]
     fn a_set_is_that_of_the_last_eight_bytes() {
@@ -67,5 +68,6 @@ mod tests {
         assert_eq!(set_of(b"/usr"), by_words(*b"\0\0\0/usr\0", 5));
         assert_eq!(set_of(b"/"), by_words(*b"\0\0\0\0\0\0/\0", 2));
         assert_eq!(PATH + MAX, ENTRY);
+        assert_eq!(LEN + size_of::<u32>(), PATH);
     }
 }
