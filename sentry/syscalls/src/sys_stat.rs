@@ -260,8 +260,9 @@ fn readlinkat(cx: &mut Current, dir: DirFd, path: PathPtr, buf: Ptr, len: i32) -
     let at = Paths::of(cx).at(dir, &text, LookupFlags::EMPTY)?;
     if at.inode().kind() != FileKind::Symlink {
         // By names alone that nothing but this sandbox changes: `realpath(3)` asks of the same directories again and again.
+        let is_absolute_dir = at.inode().kind() == FileKind::Directory && text.starts_with(b"/");
         let steady = LookupFlags::CACHED | LookupFlags::NO_SYMLINKS | LookupFlags::DIRECTORY;
-        if text.starts_with(b"/") && Paths::of(cx).at(dir, &text, steady).is_ok() {
+        if is_absolute_dir && Paths::of(cx).at(dir, &text, steady).is_ok() {
             cx.remember_directory(&text, epoch);
         }
         return Err(if text.is_empty() { Errno::ENOENT } else { Errno::EINVAL });
