@@ -82,10 +82,10 @@ cases![
     set_user_id_in_a_user_namespace,
 ];
 
-const NULL: *const c_char = std::ptr::null();
+pub(super) const NULL: *const c_char = std::ptr::null();
 
 /// A private mount namespace.
-fn alone() -> Outcome {
+pub(super) fn alone() -> Outcome {
     if unsafe { unshare(CLONE_NEWNS) } != 0 {
         skip!("no mount namespace of its own");
     }
@@ -93,12 +93,12 @@ fn alone() -> Outcome {
     Ok(())
 }
 
-fn dir(path: &str) -> Outcome {
+pub(super) fn dir(path: &str) -> Outcome {
     ok!(mkdir(c(path).as_ptr(), 0o755));
     Ok(())
 }
 
-fn tmpfs(at: &str) -> Outcome {
+pub(super) fn tmpfs(at: &str) -> Outcome {
     ok!(mount(c"t".as_ptr(), c(at).as_ptr(), c"tmpfs".as_ptr(), 0, NULL.cast()));
     Ok(())
 }
@@ -126,7 +126,7 @@ fn umount_it(path: &str, flags: i32) -> i32 {
 }
 
 /// A namespace with a tmpfs at `m`, which is its working directory.
-fn stage() -> Outcome {
+pub(super) fn stage() -> Outcome {
     alone()?;
     dir("m")?;
     tmpfs("m")?;

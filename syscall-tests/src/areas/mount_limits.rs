@@ -1,5 +1,6 @@
 //! Mounts that multiply: shared trees bound into themselves, the limit of a namespace, files of mount namespaces.
 
+use super::mount::{NULL, dir, stage, tmpfs as tmpfs_over};
 use crate::harness::Outcome;
 use crate::sys::{self, c};
 use libc::*;
@@ -19,36 +20,13 @@ cases![
     a_stack_is_received_below_what_is_there,
 ];
 
-const NULL: *const c_char = std::ptr::null();
-
 fn try_mount(from: &str, to: &str, flags: c_ulong) -> i32 {
     unsafe { mount(c(from).as_ptr(), c(to).as_ptr(), NULL, flags, NULL.cast()) }
-}
-
-fn dir(path: &str) -> Outcome {
-    ok!(mkdir(c(path).as_ptr(), 0o755));
-    Ok(())
 }
 
 fn tmpfs(at: &str) -> Outcome {
     dir(at)?;
     tmpfs_over(at)
-}
-
-fn tmpfs_over(at: &str) -> Outcome {
-    ok!(mount(c"t".as_ptr(), c(at).as_ptr(), c"tmpfs".as_ptr(), 0, NULL.cast()));
-    Ok(())
-}
-
-/// A namespace whose working directory is a private tmpfs.
-fn stage() -> Outcome {
-    if unsafe { unshare(CLONE_NEWNS) } != 0 {
-        skip!("no mount namespace of its own");
-    }
-    ok!(try_mount("none", "/", MS_REC | MS_PRIVATE));
-    tmpfs("m")?;
-    ok!(chdir(c"m".as_ptr()));
-    Ok(())
 }
 
 /// The same with a shared tmpfs `p`, its directory `x`, and its peer `q`.

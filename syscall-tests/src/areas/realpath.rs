@@ -1,5 +1,7 @@
 //! readlink(2) of directories, asked again and again as realpath(3) does, while what it depends on changes.
 
+use super::mount::{NULL, stage, tmpfs};
+use super::seccomp::{install, only};
 use crate::harness::{Outcome, errno};
 use crate::sys::{self, c};
 use libc::*;
@@ -152,37 +154,20 @@ fn another_thread_renames_it() -> Outcome {
     Ok(())
 }
 
-const NULL: *const c_char = std::ptr::null();
-
-/// A private mount namespace with a tmpfs at `m`.
-fn stage() -> Outcome {
-    if unsafe { unshare(CLONE_NEWNS) } != 0 {
-        skip!("no mount namespace of its own");
-    }
-    ok!(mount(NULL, c"/".as_ptr(), NULL, MS_REC | MS_PRIVATE, NULL.cast()));
-    ok!(mkdir(c"m".as_ptr(), 0o755));
-    tmpfs("m")
-}
-
-fn tmpfs(at: &str) -> Outcome {
-    ok!(mount(c"t".as_ptr(), c(at).as_ptr(), c"tmpfs".as_ptr(), 0, NULL.cast()));
-    Ok(())
-}
-
 fn a_mount_hides_it() -> Outcome {
     stage()?;
-    let d = dirs(&["m/a", "m/a/d"])?;
+    let d = dirs(&["a", "a/d"])?;
     for _ in 0..3 {
         same!(asked(&d)?, Err(EINVAL));
-        tmpfs("m/a")?;
+        tmpfs("a")?;
         same!(asked(&d)?, Err(ENOENT));
-        ok!(umount2(c"m/a".as_ptr(), 0));
+        ok!(umount2(c"a".as_ptr(), 0));
     }
     // In a namespace that was copied from this one nothing is hidden.
     sys::fork(|| {
         ok!(unshare(CLONE_NEWNS));
         same!(asked(&d)?, Err(EINVAL));
-        tmpfs("m/a")?;
+        tmpfs("a")?;
         same!(asked(&d)?, Err(ENOENT));
         Ok(())
     })?
@@ -193,12 +178,12 @@ fn a_mount_hides_it() -> Outcome {
 
 fn a_moved_mount_takes_it_along() -> Outcome {
     stage()?;
-    let d = dirs(&["m/to", "m/from"])?;
-    tmpfs("m/from")?;
-    ok!(mkdir(c"m/from/d".as_ptr(), 0o755));
+    let d = dirs(&["to", "from"])?;
+    tmpfs("from")?;
+    ok!(mkdir(c"from/d".as_ptr(), 0o755));
     let below = format!("{d}/d");
     same!(asked(&below)?, Err(EINVAL));
-    ok!(mount(c"m/from".as_ptr(), c"m/to".as_ptr(), NULL, MS_MOVE, NULL.cast()));
+    ok!(mount(c"from".as_ptr(), c"to".as_ptr(), NULL, MS_MOVE, NULL.cast()));
     same!(asked(&below)?, Err(ENOENT));
     Ok(())
 }
@@ -366,18 +351,9 @@ fn a_thread_knows_nothing_of_an_earlier_one() -> Outcome {
 fn a_filter_sees_each_call() -> Outcome {
     let d = dirs(&["d"])?;
     same!(asked(&d)?, Err(EINVAL));
-    ok!(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-    let step = |code: u32, jt: u8, jf: u8, k: u32| sock_filter { code: code as u16, jt, jf, k };
-    // The number; readlink and readlinkat fail with 77.
-    let program = [
-        step(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
-        step(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, SYS_readlink as u32),
-        step(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, SYS_readlinkat as u32),
-        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | 77),
-        step(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
-    ];
-    let program = sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
-    ok!(syscall(SYS_seccomp, 1, 0, &raw const program));
+    for call in [SYS_readlink, SYS_readlinkat] {
+        install(&only(call, SECCOMP_RET_ERRNO | 77))?;
+    }
     same!(asked(&d)?, Err(77));
     Ok(())
 }

@@ -92,7 +92,7 @@ fn jeq(k: u32, jt: u8, jf: u8) -> sock_filter {
 }
 
 /// A filter that answers `answer` to call `nr` and allows the rest.
-fn only(nr: i64, answer: u32) -> Vec<sock_filter> {
+pub(super) fn only(nr: i64, answer: u32) -> Vec<sock_filter> {
     vec![ld(DATA_NR), jeq(nr as u32, 0, 1), ret(answer), ret(ALLOW)]
 }
 
@@ -106,7 +106,7 @@ fn no_new_privs() -> Outcome {
     Ok(())
 }
 
-fn install(program: &[sock_filter]) -> Outcome {
+pub(super) fn install(program: &[sock_filter]) -> Outcome {
     no_new_privs()?;
     same!(ok!(seccomp(1, 0, program)), 0);
     Ok(())
