@@ -48,6 +48,8 @@ pub enum Test {
     Argument(u8, u64),
     /// The low half of argument `index` has this value (an `int` argument).
     Low(u8, u32),
+    /// The high half of argument `index` has this value (an address, by its four gigabytes).
+    High(u8, u32),
 }
 
 /// `AUDIT_ARCH_X86_64`.
@@ -97,6 +99,7 @@ impl Filter {
                     checks.push((at + 4, (value >> 32) as u32));
                 }
                 Test::Low(index, value) => checks.push((16 + 8 * u32::from(index), value)),
+                Test::High(index, value) => checks.push((20 + 8 * u32::from(index), value)),
             }
         }
         let nr_checks = checks.len();

@@ -11,7 +11,9 @@ use hostsys::memory;
 use parking_lot::Mutex;
 use platform::PAGE_SIZE;
 
-use crate::layout::{CHANNEL_FILE, EPOCH_OFFSET, GROUP, NR_GROUPS, ORDERS_OFFSET, SLOT};
+use crate::layout::{
+    CHANNEL_FILE, EPOCH_OFFSET, GROUP, NR_GROUPS, NR_WORKERS, ORDERS_OFFSET, SLOT, WORKER_SHIFT, WORKERS,
+};
 
 /// The channel file and its mapping; lives as long as the program.
 #[derive(Debug)]
@@ -87,6 +89,16 @@ impl Arena {
         let page = self.window(EPOCH_OFFSET, PAGE_SIZE);
         // SAFETY: as in `Window::u64`; the mapping is never unmapped.
         unsafe { AtomicU64::from_ptr(page.at(0, 8).cast()) }
+    }
+
+    /// The word of the worker with this number in the layout, if it has one.
+    pub fn worker(&self, index: usize) -> Option<&'static AtomicU32> {
+        if index as u64 >= NR_WORKERS {
+            return None;
+        }
+        let page = self.window(EPOCH_OFFSET, PAGE_SIZE);
+        // SAFETY: as in `Window::u32`; the mapping is never unmapped.
+        Some(unsafe { AtomicU32::from_ptr(page.at(WORKERS as usize + (index << WORKER_SHIFT), 4).cast()) })
     }
 
     /// Slot `index` (below [`crate::layout::GROUP_SLOTS`]) of `group`.

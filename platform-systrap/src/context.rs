@@ -201,7 +201,8 @@ impl Context for SystrapContext {
             };
             self.saved = None;
             self.thread.channel.write_regs(frame, regs, self.taken.take().as_ref());
-            if !platform.running.start(&self.thread) {
+            let is_free = std::mem::take(&mut self.may_linger);
+            if !platform.running.start(&self.thread, is_free) {
                 if std::mem::take(&mut self.has_given) {
                     self.thread.channel.window.store32(word::GIVEN_COUNT, 0);
                     return Poll::Ready(TrapEvent::Undelivered);
@@ -209,7 +210,7 @@ impl Context for SystrapContext {
                 return Poll::Ready(TrapEvent::Interrupted);
             }
             self.frame = None;
-            if std::mem::take(&mut self.may_linger) && platform.running.linger(&self.thread) {
+            if is_free && platform.running.linger(&self.thread) {
                 return Poll::Ready(self.take_trap(regs));
             }
             self.thread.set_waker(cx.waker());

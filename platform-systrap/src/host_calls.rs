@@ -22,6 +22,8 @@ pub fn host_calls() -> Vec<HostCall> {
     vec![
         // The notification descriptor: receive, respond, add a descriptor.
         only(libc::SYS_ioctl, 1, &[0xC050_2100, 0xC018_2101, 0x4018_2103]),
+        // A worker, of itself.
+        only(libc::SYS_sched_setaffinity, 0, &[0]),
         any(libc::SYS_futex),
         any(libc::SYS_futex_waitv),
         any(libc::SYS_process_vm_readv),

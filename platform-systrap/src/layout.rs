@@ -4,7 +4,7 @@
 //! STUB_BASE  code (read, execute)         one sealed file, the same pages in every process
 //! VDSO       the host's vvar and vDSO     moved here once, in the zygote
 //! ORDERS     order page (read only)       written by the Sentry through its own mapping
-//! EPOCH      a number (read only)         the same page in every process, written by the Sentry
+//! EPOCH      numbers (read only)          the same page in every process, written by the Sentry
 //! SCRATCH    results of some agent calls  read by the Sentry, for accounting alone
 //! CHANNELS   slots of SLOT bytes          one for each host thread that runs application code
 //! STUB_END   the end of the address space
@@ -29,6 +29,13 @@ pub const VDSO: u64 = STUB_BASE + 0x10_0000;
 pub const ORDERS: u64 = STUB_BASE + 0x20_0000;
 /// The epoch of directories, in eight bytes: see [`known`].
 pub const EPOCH: u64 = STUB_BASE + 0x28_0000;
+/// Offset in that page of what workers do: a word in a cache line for each, first those of the free workers, then those of
+/// the CPUs. See [`doing`].
+pub const WORKERS: u64 = 64;
+/// Binary logarithm of the distance between two.
+pub const WORKER_SHIFT: u32 = 6;
+/// How many have one.
+pub const NR_WORKERS: u64 = (PAGE_SIZE - WORKERS) >> WORKER_SHIFT;
 /// Where the agent's calls put what they find out, mapped when it is first needed.
 pub const SCRATCH: u64 = STUB_BASE + 0x30_0000;
 /// Bytes of it.
@@ -123,6 +130,16 @@ pub mod word {
 pub const STAGE_MAX: usize = 512;
 /// Pieces that a trap may carry.
 pub const NR_STAGED: usize = 2;
+
+/// Values of the word of a worker, in the order in which stub code tells them apart.
+pub mod doing {
+    /// It has nothing to do, and looks at the threads before it sleeps.
+    pub const LOOKING: u32 = 0;
+    /// It sleeps, on this word and others.
+    pub const ASLEEP: u32 = 1;
+    /// It is at work, or there is none.
+    pub const OTHER: u32 = 2;
+}
 
 /// Values of [`word::STATE`].
 pub mod state {

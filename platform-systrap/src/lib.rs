@@ -50,6 +50,7 @@ mod reaper;
 mod space;
 mod stub;
 mod thread;
+mod worker;
 mod zygote;
 
 use std::io;
@@ -162,7 +163,7 @@ impl Starting {
     pub fn finish(self) -> io::Result<Arc<Systrap>> {
         let Self { options, arena, entries, group, born } = self;
         let nr_cpus = if options.nr_cpus == 0 { hostsys::process::nr_cpus() } else { options.nr_cpus };
-        let running = Running::new(nr_cpus);
+        let running = Running::new(nr_cpus, &arena);
         let listener = zygote::take_listener(born.pid).map_err(step("making the zygote"))?;
         // Only a matter of speed, and absent before Linux 6.6.
         let _ = hostsys::seccomp::set_sync_wake(std::os::fd::AsFd::as_fd(&listener));

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use hostsys::memory;
 use hostsys::seccomp::{Action, FLAG_NEW_LISTENER, FLAG_SPEC_ALLOW, Filter, Insn, Test};
 
-use crate::layout::{self, CODE, CODE_LEN, atomic, known, resident, signal, state, ucontext, word};
+use crate::layout::{
+    self, CHANNELS, CODE, CODE_LEN, atomic, doing, known, resident, signal, state, ucontext, word,
+};
 
 /// Where the parts that are appended to the code stand in the image.
 const AGENT_FILTER: u64 = 0x1000;
@@ -19,6 +21,9 @@ const STAGE_CALLS: usize = 512;
 
 /// The call that an agent makes to report: harmless if it ever reached the host.
 const SYS_NOTIFY: i64 = libc::SYS_sched_yield;
+
+/// `__CPUNODE_SEG` of arch/x86/include/asm/segment.h: its limit says on which CPU the reader runs.
+const CPU_SEGMENT: u32 = 0x7b;
 
 /// Flags of the clone that makes an application thread.
 pub const CLONE_THREAD_FLAGS: u64 = (libc::CLONE_VM
@@ -64,6 +69,12 @@ core::arch::global_asm!(
     RUN = const state::RUN,
     POSTED = const state::POSTED,
     ASLEEP = const word::ASLEEP,
+    CPU_SEGMENT = const CPU_SEGMENT,
+    WORKERS = const layout::EPOCH + layout::WORKERS,
+    WORKER_SHIFT = const layout::WORKER_SHIFT,
+    NR_CPU_WORKERS = const layout::NR_WORKERS - platform::FREE_WORKERS as u64,
+    FREE_WORKERS = const platform::FREE_WORKERS,
+    WORKER_ASLEEP = const doing::ASLEEP,
     STAGE = const word::STAGE,
     RESIDENT = const word::RESIDENT,
     ANSWERS = const word::ANSWERS,
@@ -133,6 +144,7 @@ unsafe extern "C" {
     static casemate_stub_thread_filter_end: u8;
     static casemate_stub_futex_wait_end: u8;
     static casemate_stub_futex_wake_end: u8;
+    static casemate_stub_worker_wake_end: u8;
     static casemate_stub_sigreturn_end: u8;
     static casemate_stub_sigreturn2_end: u8;
     static casemate_stub_yield_end: u8;
@@ -217,6 +229,8 @@ fn thread_rules(filter: Filter) -> Filter {
             &[
                 number(libc::SYS_futex),
                 at(&raw const casemate_stub_futex_wait_end),
+                // In a channel: on the words of workers others rely on being the only ones.
+                Test::High(0, (CHANNELS >> 32) as u32),
                 Test::Low(1, libc::FUTEX_WAIT as u32),
             ],
             Action::Allow,
@@ -225,6 +239,14 @@ fn thread_rules(filter: Filter) -> Filter {
             &[
                 number(libc::SYS_futex),
                 at(&raw const casemate_stub_futex_wake_end),
+                Test::Low(1, libc::FUTEX_WAKE as u32),
+            ],
+            Action::Allow,
+        )
+        .rule(
+            &[
+                number(libc::SYS_futex),
+                at(&raw const casemate_stub_worker_wake_end),
                 Test::Low(1, libc::FUTEX_WAKE as u32),
             ],
             Action::Allow,

@@ -9,9 +9,11 @@ use parking_lot::Mutex;
 use platform::{Cause, Kick};
 
 use crate::agent::Process;
+use crate::channel::Arena;
 use crate::frame::Channel;
 use crate::known::Known;
-use crate::layout::{KICK, state, word};
+use crate::layout::{KICK, doing, state, word};
+use crate::worker::{self, Worker};
 
 /// What the Sentry knows about a thread; the application cannot write it.
 mod phase {
@@ -239,31 +241,22 @@ pub struct Running {
     spin_cycles: u32,
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Worker {
-    /// One while an unpark is pending.
-    token: AtomicU32,
-}
-
-/// Workers that can park.
-const MAX_WORKERS: usize = 256;
 /// The longest spin.
 const SPIN_NS: u64 = 40_000;
-/// Threads that one sleep watches; with more, sleeps are short.
-const MAX_WATCHED: usize = WAIT_ANY_MAX - 1;
+/// Threads that one sleep watches, besides two words of the worker; with more, sleeps are short.
+const MAX_WATCHED: usize = WAIT_ANY_MAX - 2;
 const SHORT_SLEEP_NS: u64 = 500_000;
 /// The longest sleep while threads run.
 const LONG_SLEEP_NS: u64 = 1_000_000_000;
 
 impl Running {
-    pub fn new(nr_cpus: usize) -> Self {
+    pub fn new(nr_cpus: usize, arena: &Arena) -> Self {
         Self {
             list: Mutex::default(),
             nr_listed: AtomicUsize::new(0),
             nr_told: Arc::default(),
             next_telling_ns: AtomicU64::new(0),
-            workers: std::iter::repeat_with(Worker::default).take(MAX_WORKERS).collect(),
+            workers: Worker::all(arena),
             spinner: AtomicBool::new(false),
             hope: Luck::default(),
             spin_cycles: if nr_cpus > 1 { measure_spin_cycles() } else { 0 },
@@ -271,12 +264,15 @@ impl Running {
     }
 
     /// Starts a parked thread whose frame is ready. False if a kick came first. Its trap is found by [`Running::linger`], or
-    /// after [`Running::list`].
-    pub fn start(&self, thread: &Thread) -> bool {
+    /// after [`Running::list`]. The caller `is_free` if it will then look for traps, and do nothing else.
+    pub fn start(&self, thread: &Thread, is_free: bool) -> bool {
         thread.phase.store(phase::RUNNING, Ordering::SeqCst);
         if thread.take_kick() {
             thread.phase.store(phase::PARKED, Ordering::SeqCst);
             return false;
+        }
+        if is_free {
+            worker::be(doing::LOOKING);
         }
         if thread.set_running(self.spin_cycles) {
             thread.wake();
@@ -309,6 +305,9 @@ impl Running {
         }
         let found = self.spin_for(thread);
         thread.patience.note(found);
+        if found {
+            worker::be(doing::OTHER);
+        }
         found
     }
 
@@ -365,6 +364,7 @@ impl Running {
                     let waker = thread.waker.lock().take();
                     thread.has_stopped();
                     thread.phase.store(phase::TRAPPED, Ordering::SeqCst);
+                    worker::be(doing::OTHER);
                     arrived.push((thread, waker));
                 } else {
                     index += 1;
@@ -450,7 +450,10 @@ impl Running {
             own.token.store(0, Ordering::Release);
             return;
         }
+        own.arrive();
+        worker::be(doing::ASLEEP);
         self.sleep(own, until_ns);
+        worker::be(doing::OTHER);
         own.token.store(0, Ordering::Release);
     }
 
@@ -509,8 +512,12 @@ impl Running {
             *slot = WaitWord::new(thread.state(), state::RUN, false);
             used += 1;
         }
-        if let Some(slot) = words.get_mut(used) {
-            *slot = WaitWord::new(&own.token, 0, true);
+        let own_words = [
+            Some(WaitWord::new(&own.token, 0, true)),
+            worker::own_word().map(|word| WaitWord::new(word, doing::ASLEEP, false)),
+        ];
+        for (slot, word) in words.iter_mut().skip(used).zip(own_words.into_iter().flatten()) {
+            *slot = word;
             used += 1;
         }
         let Some(words) = words.get(..used) else { return };

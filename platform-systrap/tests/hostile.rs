@@ -160,6 +160,27 @@ fn the_stubs_own_instructions_are_of_no_use(platform: &Arc<Systrap>) {
     assert_eq!(witness.read::<4>(CODE), count_calls()[..4]);
 }
 
+/// Whoever waited there could be woken in the worker's stead, when a thread of another process has trapped.
+fn nobody_waits_on_the_words_of_workers(platform: &Arc<Systrap>) {
+    const WORDS: u64 = STUB + 0x28_0000 + 64;
+    let guest = Guest::new(platform, count_calls());
+    let places = stub_syscalls(&guest);
+    drop(guest);
+    for place in places {
+        for index in 0..4 {
+            let mut guest = Guest::new(platform, jump_rcx());
+            guest.regs.rax = libc::SYS_futex as u64;
+            guest.regs.rcx = place;
+            // Until they hold what no worker's word ever does: a call that is let through returns, and the stub's code goes on.
+            let arguments = [WORDS + index * 64, libc::FUTEX_WAIT as u64, 77];
+            [guest.regs.rdi, guest.regs.rsi, guest.regs.rdx] = arguments;
+            guest.regs.r10 = 0;
+            assert_eq!(guest.run(), TrapEvent::Syscall, "at {place:x}");
+            assert_eq!((guest.regs.orig_rax, guest.regs.rip), (libc::SYS_futex as u64, place + 2));
+        }
+    }
+}
+
 fn every_place_of_the_stub_may_be_jumped_to(platform: &Arc<Systrap>) {
     // Whatever comes of it, it comes to the one who jumped, and the platform goes on.
     let mut witness = Guest::new(platform, count_calls());
@@ -733,6 +754,7 @@ fn main() {
     run(cases![
         other_entries_do_not_reach_the_host,
         the_stubs_own_instructions_are_of_no_use,
+        nobody_waits_on_the_words_of_workers,
         every_place_of_the_stub_may_be_jumped_to,
         forged_channel_words_hurt_the_forger_alone,
         forged_results_and_answers_hurt_the_forger_alone,

@@ -87,6 +87,9 @@ pub type DeathWatch = Box<dyn FnOnce(Cause) + Send>;
 /// What keeps pages from being used by others.
 pub type Kept = std::sync::Arc<dyn std::any::Any + Send + Sync>;
 
+/// The workers of the lowest numbers, which run on whichever CPU is free. A sandbox has one more for each CPU.
+pub const FREE_WORKERS: usize = 2;
+
 /// A source of address spaces and contexts.
 pub trait Platform: Send + Sync {
     /// A new empty address space.
@@ -102,6 +105,8 @@ pub trait Platform: Send + Sync {
 
     /// Sleeps until a trap arrives, [`Platform::unpark`] names this worker, or `until` (`CLOCK_MONOTONIC`, in
     /// nanoseconds) has passed. A spurious return is allowed. With `spin` the platform may spin briefly first.
+    ///
+    /// Each worker is a thread of its own, and always the same. From [`FREE_WORKERS`] on the platform may keep it to one CPU.
     fn park(&self, worker: usize, until_ns: Option<u64>, spin: bool);
 
     /// Ends the current or next [`Platform::park`] of `worker`. Never lost.

@@ -473,7 +473,43 @@ refuse_call:
 
 # The flag is left alone: by now the trap may be taken, the thread set running, and the flag set anew by a worker that is
 # about to sleep. The Sentry clears it when it sets the thread running.
+#
+# A thread that is to spin needs a worker on another CPU: a free one, which the host wakes where nothing runs. One that
+# sleeps needs the worker of its own CPU, which runs as soon as the thread does not, and need not even be woken if it is about to
+# sleep. If there is none of the kind, any will do.
 wake_worker:
+    mov rdi, {WORKERS}
+    mov ecx, {WORKER_ASLEEP}
+    cmp dword ptr [rbx + {SPIN}], 0
+    je 2f
+    mov eax, {FREE_WORKERS}
+1:  cmp [rdi], ecx
+    je wake_this
+    add rdi, 1 << {WORKER_SHIFT}
+    dec eax
+    jnz 1b
+    jmp wake_any
+2:  mov eax, {CPU_SEGMENT}
+    lsl eax, eax
+    jnz wake_any
+    and eax, 0xfff
+    cmp eax, {NR_CPU_WORKERS}
+    jae wake_any
+    add eax, {FREE_WORKERS}
+    shl eax, {WORKER_SHIFT}
+    add rdi, rax
+    cmp [rdi], ecx
+    jb go_to_sleep
+    ja wake_any
+wake_this:
+    mov eax, {SYS_FUTEX}
+    mov esi, ecx                    # FUTEX_WAKE
+    mov edx, ecx
+    syscall
+    .globl casemate_stub_worker_wake_end
+casemate_stub_worker_wake_end:
+    jmp wait_for_run
+wake_any:
     mov eax, {SYS_FUTEX}
     lea rdi, [rbx + {STATE}]
     mov esi, 1                      # FUTEX_WAKE

@@ -42,6 +42,7 @@ use std::thread;
 use control_protocol::{Channel, Event, Failure, Phase};
 use fs_host::Watcher;
 use hostsys::{process, signals};
+use platform::FREE_WORKERS;
 use platform_systrap::Systrap;
 use sentry_base::Executor;
 use sentry_loader::Machine;
@@ -55,9 +56,6 @@ use crate::log::Moment;
 
 /// Where the command puts its connection.
 const CONTROL_FD: RawFd = 3;
-
-/// Workers beyond the number of CPUs: one may wait on a gofer while others run.
-const SPARE_WORKERS: usize = 2;
 
 /// The most workers (the executor's idle set is one word).
 const MAX_WORKERS: usize = 64;
@@ -222,7 +220,7 @@ impl Threads {
         let others = Arc::clone(&executor);
         let crew = move || {
             spawn("host-files", move || watcher.run())?;
-            for worker in 1..(nr_cpus + SPARE_WORKERS).min(MAX_WORKERS) {
+            for worker in 1..(nr_cpus + FREE_WORKERS).min(MAX_WORKERS) {
                 let executor = Arc::clone(&others);
                 spawn("worker", move || executor.run_worker(worker))?;
             }
