@@ -281,6 +281,10 @@ impl Context for SystrapContext {
         window.store32(word::RESIDENT, resident::ALL);
     }
 
+    fn answer_actions(&mut self, untouched: u64) {
+        self.thread.channel.window.store64(word::UNTOUCHED, untouched);
+    }
+
     fn remember_directory(&mut self, path: &[u8], epoch: u64) {
         self.thread.known.remember(&self.thread.channel.window, path, epoch);
     }

@@ -209,6 +209,7 @@ impl Channel {
     pub fn reset(&self) {
         self.window.store32(word::GIVEN_COUNT, 0);
         self.window.store32(word::RESIDENT, 0);
+        self.window.store64(word::UNTOUCHED, 0);
         self.window.store32(word::KICKED, 0);
         self.window.store32(word::IN_CLOCK, 0);
         self.window.store32(word::TAKES_CALLS, u32::from(self.takes_calls));

@@ -108,6 +108,8 @@ pub mod word {
     pub const GIVEN: usize = 0x100;
     /// Answers of the calls in [`super::resident`], four bytes each.
     pub const ANSWERS: usize = 0x200;
+    /// Signals of which [`super::resident::ACTION`] may say that nobody has set an action: bits from signal 1 on.
+    pub const UNTOUCHED: usize = 0x238;
     /// A `struct timespec` on its way to the application.
     pub const CLOCK_RESULT: usize = 0x280;
     /// Bytes of the staged pieces, [`super::STAGE_MAX`] each.
@@ -162,8 +164,10 @@ pub mod resident {
     pub const CLOCK: u32 = 7;
     /// `readlink(2)` and `readlinkat(2)` of an absolute path that is in the table of [`super::known`].
     pub const DIRECTORY: u32 = 8;
+    /// `rt_sigaction(2)` that asks for the action of a signal of [`super::word::UNTOUCHED`].
+    pub const ACTION: u32 = 9;
     /// All of them.
-    pub const ALL: u32 = 0x1ff;
+    pub const ALL: u32 = 0x3ff;
 }
 
 /// Directories that are known to be no symbolic links: sets of two entries, each with the epoch in which it was true, the

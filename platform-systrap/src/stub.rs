@@ -91,6 +91,10 @@ core::arch::global_asm!(
     CLOCK = const resident::CLOCK,
     DIRECTORY = const 1 << resident::DIRECTORY,
     OF_DIRECTORY = const OF_DIRECTORY,
+    ACTION = const 1 << resident::ACTION,
+    OF_ACTION = const OF_ACTION,
+    UNTOUCHED = const word::UNTOUCHED,
+    LAST_ACTION = const layout::STUB_BASE - ACTION_BYTES,
     EPOCH = const layout::EPOCH,
     KNOWN = const word::KNOWN,
     KNOWN_ENTRY = const known::ENTRY,
@@ -278,6 +282,9 @@ const IS_RESIDENT: u32 = 1 << 5;
 /// In the staging table: the call fails with `EINVAL` if its first piece is a directory that is known not to be a link.
 const OF_DIRECTORY: u32 = 1 << 6;
 
+/// In the staging table: the call tells the action of a signal, which may be one that nobody has set.
+const OF_ACTION: u32 = 1 << 7;
+
 /// Calls of `sched_yield(2)` in patched code that return at once, between two that reach the host: a power of two less
 /// one.
 const YIELDS_KEPT: u32 = 63;
@@ -294,9 +301,13 @@ const fn answer_of(call: i64) -> Option<u32> {
         libc::SYS_getegid => resident::EGID,
         libc::SYS_clock_gettime => resident::CLOCK,
         libc::SYS_readlink | libc::SYS_readlinkat => resident::DIRECTORY,
+        libc::SYS_rt_sigaction => resident::ACTION,
         _ => return None,
     })
 }
+
+/// Bytes of the kernel's `struct sigaction`.
+const ACTION_BYTES: u64 = 32;
 
 /// Which arguments travel with which call. A call that is not here carries nothing.
 const STAGED: &[(i64, u32)] = &[
@@ -314,7 +325,7 @@ const STAGED: &[(i64, u32)] = &[
     (libc::SYS_epoll_ctl, fixed(3, 12)),
     (libc::SYS_nanosleep, fixed(0, 16)),
     (libc::SYS_clock_nanosleep, fixed(2, 16)),
-    (libc::SYS_rt_sigaction, fixed(1, 32)),
+    (libc::SYS_rt_sigaction, fixed(1, ACTION_BYTES as u32) | OF_ACTION),
     (libc::SYS_rt_sigprocmask, fixed(1, 8)),
     (libc::SYS_prlimit64, fixed(2, 16)),
     (libc::SYS_open, path(0)),
@@ -401,8 +412,8 @@ pub fn image(clock: Option<u64>) -> io::Result<OwnedFd> {
     put(&mut image, THREAD_FILTER as usize, &program(THREAD_FILTER, &thread_filter())?)?;
     put(&mut image, VDSO_CLOCK as usize, &clock.unwrap_or(0).to_ne_bytes())?;
     let resident = platform::ANSWERED.iter().filter_map(|call| match answer_of(*call) {
-        // Answered after the path is staged.
-        None | Some(resident::DIRECTORY) => None,
+        // Answered after their first argument is staged.
+        None | Some(resident::DIRECTORY | resident::ACTION) => None,
         Some(index) => Some((*call, IS_RESIDENT | index << 8)),
     });
     for (call, pieces) in STAGED.iter().copied().chain(resident) {

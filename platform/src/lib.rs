@@ -54,7 +54,7 @@ pub enum Cause {
 }
 
 /// The calls that a context may answer by itself: see [`Context::answer`].
-pub const ANSWERED: [i64; 10] = [
+pub const ANSWERED: [i64; 11] = [
     libc::SYS_sched_yield,
     libc::SYS_getpid,
     libc::SYS_gettid,
@@ -65,6 +65,7 @@ pub const ANSWERED: [i64; 10] = [
     libc::SYS_clock_gettime,
     libc::SYS_readlink,
     libc::SYS_readlinkat,
+    libc::SYS_rt_sigaction,
 ];
 
 /// What a task's own identity calls answer, each as its namespaces show it. `sched_yield(2)` needs no answer.
@@ -237,6 +238,12 @@ pub trait Context: Send {
     /// the next run on; `None` has every call trap. A platform may do neither.
     fn answer(&mut self, identity: Option<Identity>) {
         let _ = identity;
+    }
+
+    /// Lets the context answer `rt_sigaction(2)` that asks for the action of a signal of `untouched` (a bit each, from signal 1
+    /// on) with one that is all zero, from the next run on, while it may answer calls ([`Context::answer`]).
+    fn answer_actions(&mut self, untouched: u64) {
+        let _ = untouched;
     }
 
     /// Lets the context answer `readlink(2)` of `path` with `EINVAL` by itself from the next run on: it is absolute, has no

@@ -185,7 +185,7 @@ fn interruptions_without_a_signal_do_not_show() -> Result<()> {
 
 /// Areas that look closely at what a call leaves behind: registers, signals, tracers, threads.
 const CLOSE_LOOKS: &[&str] =
-    &["signal", "straight", "ptrace", "seccomp", "thread", "process", "exec", "futex"];
+    &["signal", "sigaction", "straight", "ptrace", "seccomp", "thread", "process", "exec", "futex"];
 
 /// Runs `areas` inside with flags of the command before `run`.
 fn inside_with(flags: &[&str], areas: &[&str]) -> Result<Verdicts> {

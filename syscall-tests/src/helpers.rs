@@ -26,6 +26,14 @@ pub fn run(args: &[String]) -> i32 {
             print!("{r} {e} {s} {}", libc::getauxval(libc::AT_SECURE));
         },
         Some("signals") => signals(rest),
+        Some("actions") => {
+            for arg in rest {
+                let signal: i32 = arg.parse().unwrap_or(0);
+                let mut action = [9_u64; 4];
+                unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, 0, action.as_mut_ptr(), 8) };
+                print!("{action:?}");
+            }
+        }
         Some("auxv") => unsafe {
             let random = libc::getauxval(libc::AT_RANDOM) as *const u8;
             let name = libc::getauxval(libc::AT_EXECFN) as *const libc::c_char;

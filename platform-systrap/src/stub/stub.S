@@ -385,7 +385,7 @@ take_call:
     xor ecx, ecx
     mov [rbx + {STAGE} + 8], rcx
     mov [rbx + {STAGE} + 24], rcx
-    test r12d, {OF_DIRECTORY}
+    test r12d, {OF_DIRECTORY} | {OF_ACTION}
     jnz stage                       # which may not lead to the Sentry
     mov [rbx + {KICKED}], ecx       # the Sentry has the kicks so far, and looks for them before it sets the thread running
     test r12d, r12d
@@ -603,7 +603,10 @@ not_a_call:
     je kick
     mov r8, [rdx + {UC_RIP}]
     lea r9, [rip + clock_trap]
-    unless_within r8, clock_start, clock_end, 2f
+    unless_within r8, clock_start, clock_end, 1f
+    jmp 3f
+1:  lea r9, [rip + not_known]
+    unless_within r8, action_start, action_end, 2f
     jmp 3f
 2:  lea r9, [rip + copy_failed]
     unless_within r8, copy_start, copy_end, other_signal
@@ -722,6 +725,8 @@ stage_next:
     jnz stage_piece
     test r8d, {OF_DIRECTORY}
     jnz directory
+    test r8d, {OF_ACTION}
+    jnz action
     jmp post
 1:  mov dword ptr [rbx + {SAVE}], 0
     jmp post
@@ -774,6 +779,40 @@ not_known:
     mov dword ptr [rbx + {KICKED}], 0
     jmp post
 3:  mov qword ptr [r13 + {UC_RAX}], {EINVAL}
+    jmp go_back
+
+# rt_sigaction that asks for an action which nobody has set. A kick meanwhile is noted, and the number may be of the 32-bit
+# table, as above. Where the answer cannot be written as it is, the Sentry finds out what to say.
+action:
+    test dword ptr [rbx + {RESIDENT}], {ACTION}
+    jz not_known
+    cmp dword ptr [r13 + {UC_INFO_ARCH}], {ARCH}
+    jne not_known
+    cmp qword ptr [r13 + {UC_REGS} + 9 * 8], 0      # the new action
+    jne not_known
+    cmp qword ptr [r13 + {UC_REGS} + 2 * 8], 8      # bytes of a mask
+    jne not_known
+    mov ecx, [r13 + {UC_REGS} + 8 * 8]
+    dec ecx
+    cmp ecx, 63
+    ja not_known
+    mov rax, [rbx + {UNTOUCHED}]
+    bt rax, rcx
+    jnc not_known
+    mov rdi, [r13 + {UC_REGS} + 12 * 8]
+    test rdi, rdi
+    jz 1f
+    mov rax, {LAST_ACTION}
+    cmp rdi, rax
+    ja not_known
+    xor eax, eax
+action_start:                       # from here on a fault goes to not_known
+    mov [rdi], rax
+    mov [rdi + 8], rax
+    mov [rdi + 16], rax
+    mov [rdi + 24], rax
+action_end:
+1:  mov qword ptr [r13 + {UC_RAX}], 0
     jmp go_back
 
 # rdi, rsi, rdx, r10, r8, r9 in a ucontext; one more for the argument after the last.

@@ -205,6 +205,9 @@ fn make_task(cx: &mut Current, spec: &CloneSpec) -> Result<i32, Stop> {
         chosen => kernel.task_set().claim(chosen, kernel.max_tasks)?,
     };
     let mut number = Admitted::new(&pid_ns, tid)?;
+    if flags.contains(CloneFlags::SIGHAND) {
+        parent.group().actions().share();
+    }
     let group = if thread {
         Arc::clone(parent.group())
     } else {

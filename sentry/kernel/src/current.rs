@@ -4,6 +4,7 @@ use core::future::poll_fn;
 use core::ops::Deref;
 use std::sync::Arc;
 
+use abi::signal::SigSet;
 use platform::{ANSWERED, Context, Identity, Regs};
 use sentry_base::{Errno, Events, Nanos, Observer, Result, WaitClass, WaitEnd, WaitQueue};
 use sentry_memory::{UserMemory, copy_in_cstr};
@@ -12,7 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::injection::Injection;
 use crate::outbox::{self, CallerMemory, SharedOutbox};
-use crate::signal::FaultRecord;
+use crate::signal::{Actions, FaultRecord};
 use crate::task::VforkGate;
 use crate::user_dispatch::UserDispatch;
 use crate::{Restart, Stop, Task};
@@ -37,6 +38,9 @@ pub struct Current {
     outbox: SharedOutbox,
     /// The credentials that the context answers calls by.
     answered: Option<Arc<Credentials>>,
+    actions: Arc<Actions>,
+    /// The signals that the context was told have their first action.
+    untouched: SigSet,
 }
 
 impl core::fmt::Debug for Current {
@@ -89,6 +93,7 @@ pub const PATH_MAX: usize = 4096;
 
 impl Current {
     pub(crate) fn new(task: Arc<Task>, regs: Regs, context: Box<dyn Context>) -> Self {
+        let actions = task.group().actions();
         let injection = Injection::new(task.kernel().interruptions, task.tid());
         Self {
             task,
@@ -103,6 +108,8 @@ impl Current {
             user_dispatch: None,
             outbox: SharedOutbox::default(),
             answered: None,
+            actions,
+            untouched: SigSet::EMPTY,
         }
     }
 
@@ -167,6 +174,16 @@ impl Current {
     /// Lets the context answer what only depends on who the task is, unless someone wants to see every call. To be called
     /// once the task counts as one that runs application code: who changes what is asked here kicks it then.
     pub(crate) fn update_answers(&mut self) {
+        self.update_identity();
+        // Only this task can change them before its next trap.
+        let untouched = if self.answered.is_some() { self.actions.untouched() } else { SigSet::EMPTY };
+        if untouched != self.untouched {
+            self.context.answer_actions(untouched.0);
+            self.untouched = untouched;
+        }
+    }
+
+    fn update_identity(&mut self) {
         let watched = self.task.trace_mode() != 0
             || self.user_dispatch.is_some()
             || self.kernel().traces()
@@ -209,7 +226,13 @@ impl Current {
     /// Goes on in another context, which has answered nothing yet.
     pub(crate) fn replace_context(&mut self, context: Box<dyn Context>) -> Box<dyn Context> {
         self.answered = None;
+        self.untouched = SigSet::EMPTY;
         core::mem::replace(&mut self.context, context)
+    }
+
+    /// Another table of actions is the process's from now on.
+    pub(crate) fn replace_actions(&mut self, actions: Arc<Actions>) {
+        self.actions = actions;
     }
 
     /// The results of the last call are in memory.

@@ -285,7 +285,8 @@ fn commit(cx: &mut Current, program: Program) {
     {
         let mut signals = group.signals.lock();
         let actions = signals.actions.fork(true);
-        signals.actions = actions;
+        signals.actions = Arc::clone(&actions);
+        cx.replace_actions(actions);
         let mut own = task.signals.lock();
         own.alt_stack = StackT { flags: SS_DISABLE, ..StackT::default() };
     }

@@ -60,6 +60,7 @@ mod rename;
 mod rlimit;
 mod sched;
 mod seccomp;
+mod sigaction;
 mod sigframe;
 mod sigio;
 mod signal;
@@ -81,6 +82,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "exec", cases: exec::CASES },
     Area { name: "signal", cases: signal::CASES },
     Area { name: "sigio", cases: sigio::CASES },
+    Area { name: "sigaction", cases: sigaction::CASES },
     Area { name: "sigframe", cases: sigframe::CASES },
     Area { name: "straight", cases: straight::CASES },
     Area { name: "ptrace", cases: ptrace::CASES },

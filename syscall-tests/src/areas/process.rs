@@ -389,7 +389,7 @@ fn pdeathsig_follows_the_parents_death() -> Outcome {
 }
 
 /// Runs `f` on a new stack by clone(2) with the given flags.
-fn clone_on_stack(
+pub(super) fn clone_on_stack(
     f: extern "C" fn(*mut c_void) -> i32,
     flags: i32,
     arg: *mut c_void,

@@ -1,0 +1,233 @@
+//! Actions of signals that the stub tells by itself: which calls it takes, and what it leaves to the Sentry.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::exit,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+#![allow(unsafe_code, reason = "reads the addresses of the code that is copied into guests")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::*;
+use platform::{Identity, MapSource, Prot, Regs, Sharing, TrapEvent};
+use platform_systrap::Systrap;
+
+const SIGACTION: u64 = libc::SYS_rt_sigaction as u64;
+/// A page that no guest maps by itself.
+const SPARE: u64 = 0x6000_0000;
+const STUB: u64 = 0x7ffe_0000_0000;
+const CHANNEL: u64 = STUB + 0x1_0000_0000;
+
+guest_code!(ask, "2: mov eax, 13\n syscall\n inc rbx\n mov eax, 110\n syscall\n jmp 2b");
+guest_code!(ask_by_the_other_table, "mov eax, 13\n int 0x80\n mov eax, 110\n syscall");
+guest_code!(
+    patched_ask,
+    "2: mov eax, 13
+     lea rcx, [rip + 3f]
+     jmp r15
+     syscall
+     3: inc rbx
+     mov eax, 110
+     lea rcx, [rip + 4f]
+     jmp r15
+     syscall
+     4: jmp 2b"
+);
+guest_code!(
+    patched_asks,
+    "2: mov eax, 13
+     lea rcx, [rip + 3f]
+     jmp r15
+     syscall
+     3: inc rbx
+     add rbx, rax
+     add r12, 1
+     jmp 2b"
+);
+
+/// A guest with the two ways into the stub, which may tell the actions of `untouched`.
+fn guests(platform: &Arc<Systrap>, untouched: u64) -> [Guest; 2] {
+    [ask(), patched_ask()].map(|code| {
+        let mut guest = Guest::new(platform, code);
+        guest.regs.r15 = guest.space.call_entry().expect("the platform takes calls");
+        guest.context.answer(Some(Identity::default()));
+        guest.context.answer_actions(untouched);
+        guest
+    })
+}
+
+/// Asks for the action of `signal` into `old`; true if the stub has told it.
+fn asks(guest: &mut Guest, signal: u64, old: u64) -> bool {
+    asks_with(guest, [signal, 0, old, 8])
+}
+
+fn asks_with(guest: &mut Guest, [rdi, rsi, rdx, r10]: [u64; 4]) -> bool {
+    let before = guest.regs.rbx;
+    guest.regs = Regs { rip: CODE, rdi, rsi, rdx, r10, ..guest.regs };
+    let told = match guest.syscall() {
+        SIGACTION => {
+            assert_eq!((guest.regs.rdi, guest.regs.rsi), (rdi, rsi));
+            guest.regs.rax = 5;
+            assert_eq!(guest.syscall(), 110);
+            false
+        }
+        other => {
+            assert_eq!(other, 110);
+            true
+        }
+    };
+    let r = guest.regs;
+    assert_eq!((r.rbx, r.rdi, r.rsi, r.rdx, r.r10), (before + 1, rdi, rsi, rdx, r10));
+    told
+}
+
+fn what_nobody_has_set_is_told(platform: &Arc<Systrap>) {
+    for mut guest in guests(platform, !(1 << 9)) {
+        for signal in 1..=64 {
+            guest.write(DATA, &[7; 48]);
+            assert_eq!(asks(&mut guest, signal, DATA + 8), signal != 10);
+            let zero = if signal == 10 { [7; 32] } else { [0; 32] };
+            assert_eq!(guest.read::<48>(DATA), [&[7; 8][..], &zero, &[7; 8]].concat()[..]);
+            assert_eq!(asks(&mut guest, signal, 0), signal != 10);
+        }
+        // Of the number, only an int counts.
+        assert!(asks(&mut guest, 1 << 32 | 1, DATA));
+        guest.context.answer_actions(0);
+        assert!(!asks(&mut guest, 1, DATA));
+        guest.context.answer_actions(1);
+        assert!(asks(&mut guest, 1, DATA));
+        assert!(!asks(&mut guest, 2, DATA));
+        guest.context.answer(None);
+        assert!(!asks(&mut guest, 1, DATA));
+    }
+}
+
+fn other_calls_are_for_the_sentry(platform: &Arc<Systrap>) {
+    for mut guest in guests(platform, !0) {
+        for signal in [0, 65, 128, 1 << 31, u64::MAX, 1 << 32] {
+            assert!(!asks(&mut guest, signal, DATA));
+        }
+        for size in [0, 4, 16, 1 << 32 | 8] {
+            assert!(!asks_with(&mut guest, [1, 0, DATA, size]));
+        }
+        assert!(!asks_with(&mut guest, [1, DATA, DATA + 64, 8]));
+        assert!(!asks_with(&mut guest, [1, 8, DATA + 64, 8]));
+        assert!(!asks_with(&mut guest, [1, 1 << 40, DATA + 64, 8]));
+    }
+}
+
+fn bad_memory_is_for_the_sentry(platform: &Arc<Systrap>) {
+    for mut guest in guests(platform, !0) {
+        let page = range(SPARE, PAGE);
+        guest.space.map(page, MapSource::Zero, Prot::READ, Sharing::Private).expect("a page");
+        let end = DATA + 0x1_0000;
+        let places = [1, SPARE, end, end - 1, end - 16, end - 31, STUB - 31, STUB, STUB + 1, CHANNEL];
+        for old in places.into_iter().chain([CHANNEL + 0x100, 1 << 47, 1 << 63, u64::MAX - 31, u64::MAX]) {
+            assert!(!asks(&mut guest, 1, old), "{old:#x}");
+        }
+        assert!(asks(&mut guest, 1, end - 32));
+        // Told where there is memory again.
+        guest.space.protect(page, Prot::READ | Prot::WRITE).expect("the page");
+        assert!(asks(&mut guest, 1, SPARE));
+    }
+}
+
+fn alignment_is_not_asked_for(platform: &Arc<Systrap>) {
+    const ALIGNMENT_CHECK: u64 = 0x4_0000;
+    for mut guest in guests(platform, !0) {
+        for at in 0..16 {
+            guest.write(DATA, &[7; 64]);
+            guest.regs.eflags |= ALIGNMENT_CHECK;
+            if asks(&mut guest, 1, DATA + at) {
+                assert_eq!(guest.read::<32>(DATA + at), [0; 32]);
+            }
+            assert_eq!(guest.regs.eflags & ALIGNMENT_CHECK, ALIGNMENT_CHECK);
+        }
+        assert!(asks(&mut guest, 1, DATA));
+    }
+}
+
+fn a_new_thread_is_told_nothing(platform: &Arc<Systrap>) {
+    let [_, mut guest] = guests(platform, !0);
+    for _ in 0..3 {
+        assert!(asks(&mut guest, 1, DATA));
+        let (space, r15) = (Arc::clone(&guest.space), guest.regs.r15);
+        drop(guest);
+        // In the channel of the one before.
+        guest = Guest::on(platform, space);
+        guest.regs.r15 = r15;
+        guest.context.answer(Some(Identity::default()));
+        assert!(!asks(&mut guest, 1, DATA));
+        guest.context.answer_actions(!0);
+    }
+}
+
+fn the_32_bit_table_is_another(platform: &Arc<Systrap>) {
+    let mut guest = Guest::new(platform, ask_by_the_other_table());
+    guest.context.answer(Some(Identity::default()));
+    guest.context.answer_actions(!0);
+    guest.regs = Regs { rdi: 1, rsi: 0, rdx: DATA, r10: 8, ..guest.regs };
+    let event = guest.run();
+    assert!(matches!(event, TrapEvent::Exception(info) if info.signo == libc::SIGSEGV), "{event:?}");
+}
+
+fn kicks_are_not_lost_to_an_answer(platform: &Arc<Systrap>) {
+    // One answer is written where it can be, the other faults each time.
+    for old in [DATA, SPARE] {
+        let mut guest = Guest::new(platform, patched_asks());
+        guest.regs.r15 = guest.space.call_entry().expect("the platform takes calls");
+        guest.context.answer(Some(Identity::default()));
+        guest.context.answer_actions(!0);
+        guest.regs = Regs { rdi: 1, rsi: 0, rdx: old, r10: 8, ..guest.regs };
+        let kicker = guest.context.kicker();
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&done);
+        let kicking = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                kicker.kick();
+                std::thread::yield_now();
+            }
+        });
+        let (mut calls, mut interrupted) = (0, 0);
+        while calls < 2000 && interrupted < 500 {
+            match guest.run() {
+                TrapEvent::Syscall => {
+                    calls += 1;
+                    assert_eq!((old, guest.regs.orig_rax), (SPARE, SIGACTION));
+                    guest.regs.rax = 0;
+                }
+                TrapEvent::Interrupted => interrupted += 1,
+                other => panic!("{other:?}"),
+            }
+            let r = guest.regs;
+            assert!((CODE..CODE + PAGE).contains(&r.rip), "the application is shown itself: {:x}", r.rip);
+            assert!(r.rbx == r.r12 || r.rbx == r.r12 + 1, "{} {}", r.rbx, r.r12);
+        }
+        done.store(true, Ordering::Relaxed);
+        kicking.join().expect("the kicking thread");
+        assert!(interrupted > 0);
+    }
+}
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
+}
+
+fn main() {
+    run(cases![
+        what_nobody_has_set_is_told,
+        other_calls_are_for_the_sentry,
+        bad_memory_is_for_the_sentry,
+        alignment_is_not_asked_for,
+        a_new_thread_is_told_nothing,
+        the_32_bit_table_is_another,
+        kicks_are_not_lost_to_an_answer,
+    ]);
+}
