@@ -351,6 +351,14 @@ pub struct SigAction {
     pub mask: SigSet,
 }
 
+impl SigAction {
+    /// What `rt_sigaction(2)` keeps of it: flags that it knows, and no signals that cannot be blocked.
+    #[must_use]
+    pub fn kept(self) -> Self {
+        Self { flags: self.flags & SA_KNOWN, mask: self.mask.without(SigSet::UNBLOCKABLE), ..self }
+    }
+}
+
 /// `SS_ONSTACK`: the thread runs on the alternate stack.
 pub const SS_ONSTACK: i32 = 1;
 /// `SS_DISABLE`: there is no alternate stack.

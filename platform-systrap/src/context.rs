@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context as Poller, Poll, ready};
 
 use platform::{
-    Addr, Cause, Context, FpuState, GIVEN_BYTES, GIVEN_PIECES, Identity, Kick, Regs, SpaceError, TrapEvent,
-    Untrusted,
+    Addr, Cause, Context, Defaulted, FpuState, GIVEN_BYTES, GIVEN_PIECES, Identity, Kick, Regs, SpaceError,
+    TrapEvent, Untrusted,
 };
 
 use crate::frame::{Channel, FrameAt};
@@ -37,6 +37,8 @@ pub struct SystrapContext {
     /// The thread is storing it.
     saving: bool,
     stage: [Piece; NR_STAGED],
+    /// The signals that [`Context::answer_actions`] has named, without those that the application has set since.
+    untouched: u64,
 }
 
 /// A piece of application memory that came with the last trap.
@@ -76,6 +78,7 @@ impl SystrapContext {
             saved: None,
             saving: false,
             stage: Default::default(),
+            untouched: 0,
         }
     }
 
@@ -282,7 +285,21 @@ impl Context for SystrapContext {
     }
 
     fn answer_actions(&mut self, untouched: u64) {
+        self.untouched = untouched;
         self.thread.channel.window.store64(word::UNTOUCHED, untouched);
+    }
+
+    fn take_defaulted(&mut self) -> Option<Defaulted> {
+        let window = &self.thread.channel.window;
+        let defaulted = window.load64(word::DEFAULTED);
+        if defaulted == 0 {
+            return None;
+        }
+        window.store64(word::DEFAULTED, 0);
+        let signals = defaulted & self.untouched & layout::MAY_DEFAULT;
+        self.untouched &= !signals;
+        let load = |index: usize| window.load64(word::DEFAULT + index * 8);
+        Some(Defaulted { signals, flags: load(0), restorer: load(1), mask: load(2) })
     }
 
     fn remember_directory(&mut self, path: &[u8], epoch: u64) {

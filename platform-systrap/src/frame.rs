@@ -210,6 +210,7 @@ impl Channel {
         self.window.store32(word::GIVEN_COUNT, 0);
         self.window.store32(word::RESIDENT, 0);
         self.window.store64(word::UNTOUCHED, 0);
+        self.window.store64(word::DEFAULTED, 0);
         self.window.store32(word::KICKED, 0);
         self.window.store32(word::IN_CLOCK, 0);
         self.window.store32(word::TAKES_CALLS, u32::from(self.takes_calls));

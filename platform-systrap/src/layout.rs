@@ -88,6 +88,8 @@ pub mod word {
     pub const CONTEXT: usize = 0x48;
     pub const FS_BASE: usize = 0x50;
     pub const GS_BASE: usize = 0x58;
+    /// Signals of [`UNTOUCHED`] that the application has set to [`DEFAULT`] since it was set running; left to the Sentry.
+    pub const DEFAULTED: usize = 0x60;
     /// Where to store it.
     pub const SAVE_ADDRESS: usize = 0x80;
     /// Pieces that are to be copied to the application before it goes on.
@@ -110,6 +112,8 @@ pub mod word {
     pub const ANSWERS: usize = 0x200;
     /// Signals of which [`super::resident::ACTION`] may say that nobody has set an action: bits from signal 1 on.
     pub const UNTOUCHED: usize = 0x238;
+    /// What [`DEFAULTED`] were set to, after the handler, which is `SIG_DFL`: flags, restorer, mask.
+    pub const DEFAULT: usize = 0x240;
     /// A `struct timespec` on its way to the application.
     pub const CLOCK_RESULT: usize = 0x280;
     /// Bytes of the staged pieces, [`super::STAGE_MAX`] each.
@@ -164,10 +168,23 @@ pub mod resident {
     pub const CLOCK: u32 = 7;
     /// `readlink(2)` and `readlinkat(2)` of an absolute path that is in the table of [`super::known`].
     pub const DIRECTORY: u32 = 8;
-    /// `rt_sigaction(2)` that asks for the action of a signal of [`super::word::UNTOUCHED`].
+    /// `rt_sigaction(2)` that asks for the action of a signal of [`super::word::UNTOUCHED`], or sets it to the default.
     pub const ACTION: u32 = 9;
     /// All of them.
     pub const ALL: u32 = 0x3ff;
+}
+
+/// Signals that may be set to the default action without the Sentry, where they have it already. Those that this would take off
+/// the queue are not among them, as they are ignored by default, nor those that never change.
+pub const MAY_DEFAULT: u64 = !(bit(libc::SIGKILL)
+    | bit(libc::SIGSTOP)
+    | bit(libc::SIGCHLD)
+    | bit(libc::SIGCONT)
+    | bit(libc::SIGURG)
+    | bit(libc::SIGWINCH));
+
+const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
 }
 
 /// Directories that are known to be no symbolic links: sets of two entries, each with the epoch in which it was true, the

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
-use platform::{Identity, MapSource, Prot, Regs, Sharing, TrapEvent};
+use platform::{Defaulted, Identity, MapSource, Prot, Regs, Sharing, TrapEvent};
 use platform_systrap::Systrap;
 
 const SIGACTION: u64 = libc::SYS_rt_sigaction as u64;
@@ -117,9 +117,98 @@ fn other_calls_are_for_the_sentry(platform: &Arc<Systrap>) {
         for size in [0, 4, 16, 1 << 32 | 8] {
             assert!(!asks_with(&mut guest, [1, 0, DATA, size]));
         }
+        guest.write(DATA, &[1; 32]);
         assert!(!asks_with(&mut guest, [1, DATA, DATA + 64, 8]));
         assert!(!asks_with(&mut guest, [1, 8, DATA + 64, 8]));
         assert!(!asks_with(&mut guest, [1, 1 << 40, DATA + 64, 8]));
+    }
+}
+
+/// Sets what `DATA` holds; true if the stub has taken it.
+fn sets(guest: &mut Guest, signal: u64, old: u64) -> bool {
+    asks_with(guest, [signal, DATA, old, 8])
+}
+
+const DEFAULT: [u64; 4] = [0, 0x0400_0000, 0x1234, 1 << 5];
+
+fn put(guest: &Guest, action: [u64; 4]) {
+    guest.write(DATA, &action.map(u64::to_ne_bytes).concat());
+}
+
+fn the_default_may_be_set_where_it_is_set(platform: &Arc<Systrap>) {
+    const IGNORED: [u64; 6] = [9, 17, 18, 19, 23, 28];
+    for mut guest in guests(platform, !(1 << 9)) {
+        put(&guest, DEFAULT);
+        assert_eq!(guest.context.take_defaulted(), None);
+        let mut signals = 0;
+        for signal in 1..=64 {
+            guest.write(DATA + 64, &[7; 32]);
+            let taken = signal != 10 && !IGNORED.contains(&signal);
+            assert_eq!(sets(&mut guest, signal, DATA + 64), taken, "{signal}");
+            assert_eq!(guest.read::<32>(DATA + 64), [if taken { 0 } else { 7 }; 32]);
+            signals |= u64::from(taken) << (signal - 1);
+            // From then on it has been set.
+            assert_eq!(asks(&mut guest, signal, 0), !taken && signal != 10);
+            assert!(!taken || !sets(&mut guest, signal, 0));
+        }
+        let [_, flags, restorer, mask] = DEFAULT;
+        let all = Defaulted { signals, flags, restorer, mask };
+        assert_eq!(guest.context.take_defaulted(), Some(all));
+        assert_eq!(guest.context.take_defaulted(), None);
+        guest.context.answer_actions(!0);
+        for action in [[1, 0, 0, 0], [1 << 63, 0, 0, 0], [0x1000, 0, 0, 0]] {
+            put(&guest, action);
+            assert!(!sets(&mut guest, 1, 0));
+        }
+        // All since the Sentry has looked are the same.
+        put(&guest, [0, 7, 8, 9]);
+        assert!(sets(&mut guest, 1, DATA));
+        assert_eq!(guest.read::<32>(DATA), [0; 32]);
+        for other in [[0, 6, 8, 9], [0, 7, 6, 9], [0, 7, 8, 6], [0, 0, 0, 0]] {
+            put(&guest, other);
+            assert!(!sets(&mut guest, 2, 0));
+        }
+        put(&guest, [0, 7, 8, 9]);
+        assert!(sets(&mut guest, 64, 0));
+        let two = Defaulted { signals: 1 << 63 | 1, flags: 7, restorer: 8, mask: 9 };
+        assert_eq!(guest.context.take_defaulted(), Some(two));
+        put(&guest, [0; 4]);
+        assert!(sets(&mut guest, 2, 0));
+        let none = Defaulted { signals: 2, flags: 0, restorer: 0, mask: 0 };
+        assert_eq!(guest.context.take_defaulted(), Some(none));
+        // Nothing is set where the old one finds no memory, nor where the new one cannot be read whole.
+        assert!(!sets(&mut guest, 3, SPARE));
+        assert!(!asks_with(&mut guest, [3, DATA + 0xfff0, 0, 8]));
+        assert_eq!(guest.context.take_defaulted(), None);
+        guest.context.answer(None);
+        assert!(!sets(&mut guest, 3, 0));
+        assert_eq!(guest.context.take_defaulted(), None);
+    }
+}
+
+guest_code!(
+    scribble,
+    "rdgsbase rax
+     mov [rax + 0x60], rbx
+     mov [rax + 0x238], rbx
+     mov eax, 110
+     syscall"
+);
+
+fn only_what_was_named_is_believed(platform: &Arc<Systrap>) {
+    for named in [0, !0, 0x8000_0000_0000_00ff] {
+        let mut guest = Guest::new(platform, scribble());
+        guest.context.answer(Some(Identity::default()));
+        guest.context.answer_actions(named);
+        guest.regs.rbx = !0;
+        assert_eq!(guest.syscall(), 110);
+        let taken = guest.context.take_defaulted().map(|taken| taken.signals);
+        let never = [9, 17, 18, 19, 23, 28].iter().fold(0, |set, signal| set | 1 << (signal - 1));
+        assert_eq!(taken, Some(named & !never));
+        // And once.
+        guest.regs.rip = CODE;
+        assert_eq!(guest.syscall(), 110);
+        assert_eq!(guest.context.take_defaulted().map(|taken| taken.signals), Some(0));
     }
 }
 
@@ -165,7 +254,10 @@ fn a_new_thread_is_told_nothing(platform: &Arc<Systrap>) {
         guest.regs.r15 = r15;
         guest.context.answer(Some(Identity::default()));
         assert!(!asks(&mut guest, 1, DATA));
+        assert_eq!(guest.context.take_defaulted(), None);
         guest.context.answer_actions(!0);
+        put(&guest, DEFAULT);
+        assert!(sets(&mut guest, 2, 0));
     }
 }
 
@@ -224,6 +316,8 @@ fn main() {
     run(cases![
         what_nobody_has_set_is_told,
         other_calls_are_for_the_sentry,
+        the_default_may_be_set_where_it_is_set,
+        only_what_was_named_is_believed,
         bad_memory_is_for_the_sentry,
         alignment_is_not_asked_for,
         a_new_thread_is_told_nothing,

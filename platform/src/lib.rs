@@ -79,6 +79,16 @@ pub struct Identity {
     pub egid: u32,
 }
 
+/// Signals (a bit each, from signal 1 on) that were set to `SIG_DFL`, all with the same rest of an action, as the application
+/// has passed it. None is one that is ignored by default, or cannot be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaulted {
+    pub signals: u64,
+    pub flags: u64,
+    pub restorer: u64,
+    pub mask: u64,
+}
+
 /// Bytes and pieces that [`Context::give`] takes at most.
 pub const GIVEN_BYTES: usize = 4096;
 pub const GIVEN_PIECES: usize = 8;
@@ -241,9 +251,16 @@ pub trait Context: Send {
     }
 
     /// Lets the context answer `rt_sigaction(2)` that asks for the action of a signal of `untouched` (a bit each, from signal 1
-    /// on) with one that is all zero, from the next run on, while it may answer calls ([`Context::answer`]).
+    /// on) with one that is all zero, from the next run on, while it may answer calls ([`Context::answer`]). It may also let
+    /// the application set some of them to the default, which [`Context::take_defaulted`] tells.
     fn answer_actions(&mut self, untouched: u64) {
         let _ = untouched;
+    }
+
+    /// What the application has set in the last run without a trap; to be asked for after each. The signals are among those
+    /// that [`Context::answer_actions`] has named, and are none of them from then on.
+    fn take_defaulted(&mut self) -> Option<Defaulted> {
+        None
     }
 
     /// Lets the context answer `readlink(2)` of `path` with `EINVAL` by itself from the next run on: it is absolute, has no

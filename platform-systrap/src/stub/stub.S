@@ -781,14 +781,13 @@ not_known:
 3:  mov qword ptr [r13 + {UC_RAX}], {EINVAL}
     jmp go_back
 
-# rt_sigaction that asks for an action which nobody has set. A kick meanwhile is noted, and the number may be of the 32-bit
-# table, as above. Where the answer cannot be written as it is, the Sentry finds out what to say.
+# rt_sigaction of a signal whose action nobody has set: one that asks for it, or sets it to the default with what others were set
+# to since the Sentry last looked, which then learns of it. A kick meanwhile is noted, and the number may be of the 32-bit
+# table, as above. Where the old action cannot be written as it is, the Sentry finds out what to say.
 action:
     test dword ptr [rbx + {RESIDENT}], {ACTION}
     jz not_known
     cmp dword ptr [r13 + {UC_INFO_ARCH}], {ARCH}
-    jne not_known
-    cmp qword ptr [r13 + {UC_REGS} + 9 * 8], 0      # the new action
     jne not_known
     cmp qword ptr [r13 + {UC_REGS} + 2 * 8], 8      # bytes of a mask
     jne not_known
@@ -799,9 +798,32 @@ action:
     mov rax, [rbx + {UNTOUCHED}]
     bt rax, rcx
     jnc not_known
-    mov rdi, [r13 + {UC_REGS} + 12 * 8]
-    test rdi, rdi
+    mov rsi, [r13 + {UC_REGS} + 9 * 8]              # the new action
+    test rsi, rsi
     jz 1f
+    mov rax, {MAY_DEFAULT}
+    bt rax, rcx
+    jnc not_known
+    cmp rsi, [rbx + {STAGE}]
+    jne not_known
+    cmp qword ptr [rbx + {STAGE} + 8], {ACTION_BYTES}
+    jne not_known
+    cmp qword ptr [rbx + {STAGE_DATA}], 0           # SIG_DFL
+    jne not_known
+    mov r8, [rbx + {STAGE_DATA} + 8]
+    mov r9, [rbx + {STAGE_DATA} + 16]
+    mov r10, [rbx + {STAGE_DATA} + 24]
+    cmp qword ptr [rbx + {DEFAULTED}], 0
+    je 1f
+    cmp r8, [rbx + {DEFAULT}]
+    jne not_known
+    cmp r9, [rbx + {DEFAULT} + 8]
+    jne not_known
+    cmp r10, [rbx + {DEFAULT} + 16]
+    jne not_known
+1:  mov rdi, [r13 + {UC_REGS} + 12 * 8]             # for the old one
+    test rdi, rdi
+    jz 2f
     mov rax, {LAST_ACTION}
     cmp rdi, rax
     ja not_known
@@ -812,7 +834,18 @@ action_start:                       # from here on a fault goes to not_known
     mov [rdi + 16], rax
     mov [rdi + 24], rax
 action_end:
-1:  mov qword ptr [r13 + {UC_RAX}], 0
+2:  test rsi, rsi
+    jz 3f
+    mov [rbx + {DEFAULT}], r8
+    mov [rbx + {DEFAULT} + 8], r9
+    mov [rbx + {DEFAULT} + 16], r10
+    mov rax, [rbx + {UNTOUCHED}]
+    btr rax, rcx
+    mov [rbx + {UNTOUCHED}], rax
+    mov rax, [rbx + {DEFAULTED}]
+    bts rax, rcx
+    mov [rbx + {DEFAULTED}], rax
+3:  mov qword ptr [r13 + {UC_RAX}], 0
     jmp go_back
 
 # rdi, rsi, rdx, r10, r8, r9 in a ucontext; one more for the argument after the last.

@@ -4,8 +4,8 @@ use core::future::poll_fn;
 use core::ops::Deref;
 use std::sync::Arc;
 
-use abi::signal::SigSet;
-use platform::{ANSWERED, Context, Identity, Regs};
+use abi::signal::{SIG_DFL, SigAction, SigSet, sig};
+use platform::{ANSWERED, Context, Defaulted, Identity, Regs};
 use sentry_base::{Errno, Events, Nanos, Observer, Result, WaitClass, WaitEnd, WaitQueue};
 use sentry_memory::{UserMemory, copy_in_cstr};
 use sentry_vfs::{Credentials, IoStart};
@@ -228,6 +228,22 @@ impl Current {
         self.answered = None;
         self.untouched = SigSet::EMPTY;
         core::mem::replace(&mut self.context, context)
+    }
+
+    /// Enters the actions that the application has set without a trap.
+    pub(crate) fn take_defaulted(&mut self) {
+        if self.untouched.is_empty() {
+            return;
+        }
+        let Some(Defaulted { signals, flags, restorer, mask }) = self.context.take_defaulted() else {
+            return;
+        };
+        let action = SigAction { handler: SIG_DFL, flags, restorer, mask: SigSet(mask) }.kept();
+        let set = SigSet(signals).intersect(self.untouched);
+        for signo in (1..=sig::MAX).filter(|signo| set.has(*signo)) {
+            self.actions.set(signo, action);
+        }
+        self.untouched = self.untouched.without(set);
     }
 
     /// Another table of actions is the process's from now on.

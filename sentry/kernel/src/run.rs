@@ -64,6 +64,7 @@ pub(crate) async fn run(mut cx: Current) {
             cx.regs.eflags &= !TRAP_FLAG;
         }
         cx.task.leave_app();
+        cx.take_defaulted();
         cx.task.cpu.leave_app();
         cx.task.set_state(TaskState::Syscall);
         if event == TrapEvent::Undelivered {

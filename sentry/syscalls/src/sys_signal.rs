@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use abi::signal::{SA_KNOWN, SI_TKILL, SI_USER, SigAction, SigInfo, SigSet, StackT, sig};
+use abi::signal::{SI_TKILL, SI_USER, SigAction, SigInfo, SigSet, StackT, sig};
 use abi::time::Timespec;
 use fs_event::{SignalFd, SignalSource};
 use sentry_base::{Errno, Result, WaitClass, WaitEnd, WaitQueue, mono_now};
@@ -54,13 +54,11 @@ fn rt_sigaction(cx: &mut Current, signal: i32, new: Ptr, old: Ptr, size: usize) 
     let previous = if new.is_null() {
         group.actions().get(signal)
     } else {
-        let mut action: SigAction = cx.read_obj(new.0)?;
+        let action: SigAction = cx.read_obj(new.0)?;
         if SigSet::UNBLOCKABLE.has(signal) {
             return Err(Errno::EINVAL);
         }
-        action.flags &= SA_KNOWN;
-        action.mask = action.mask.without(SigSet::UNBLOCKABLE);
-        group.set_action(signal, action)
+        group.set_action(signal, action.kept())
     };
     if old.is_null() { Ok(()) } else { cx.write_obj(old.0, &previous) }
 }
