@@ -254,10 +254,11 @@ impl Search<'_> {
             }
         });
         if let Some(base) = base {
-            for bytes in self.text.windows(4) {
-                let &[a, b, c, d] = bytes else { continue };
-                check(u32::from_le_bytes([a, b, c, d]).wrapping_sub(base));
-            }
+            addresses(self.text, base.wrapping_add(wanted.low), wanted.span, |at| {
+                if let Some(addr) = word32(self.text, at) {
+                    check(addr.wrapping_sub(base));
+                }
+            });
         }
         found
     }
@@ -266,7 +267,7 @@ impl Search<'_> {
     fn data_words_in(&self, wanted: &Addresses, read: &mut Reader<'_>) -> Option<Vec<u64>> {
         /// Bytes of data that are looked through, and at once.
         const MOST: u64 = 32 << 20;
-        const PART: u64 = 256 << 10;
+        const PART: u64 = 64 << 10;
         let data = self.elf.loads.iter().filter(|segment| !segment.is_text);
         if data.clone().map(|segment| segment.len.min(MOST)).sum::<u64>() >= MOST {
             return None;
@@ -457,11 +458,49 @@ fn is_simple(instruction: &Instruction) -> bool {
     known && !writes_stack && !segment && !instruction.has_lock_prefix()
 }
 
+/// Bytes that are looked at together: the processor compares many at once.
+const PART: usize = 64;
+
+/// Which of the flags are one, as bits.
+fn bits_of(flags: &[u8; PART]) -> u64 {
+    // The lowest bits of eight bytes, side by side in the highest byte of the product.
+    let bits = |eight: &[u8]| {
+        eight.try_into().map_or(0, u64::from_le_bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56
+    };
+    flags.chunks_exact(8).rev().fold(0, |all, eight| (all << 8) | bits(eight))
+}
+
+/// The places of the bits that are set, the lowest first.
+fn set_bits(mut rest: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let at = (rest != 0).then(|| rest.trailing_zeros() as usize)?;
+        rest &= rest - 1;
+        Some(at)
+    })
+}
+
+/// Calls `each` for where in `text` one of the addresses `first..=first + span` may stand in four bytes: by the two highest of
+/// them.
+fn addresses(text: &[u8], first: u32, span: u32, mut each: impl FnMut(usize)) {
+    let last = first.saturating_add(span);
+    let [_, _, third, fourth] = first.to_le_bytes();
+    let [_, _, last_third, last_fourth] = last.to_le_bytes();
+    let fourths = last_fourth - fourth;
+    let (third, thirds) = if fourths == 0 { (third, last_third - third) } else { (0, u8::MAX) };
+    let (upper, highest) = (text.get(2..).unwrap_or_default(), text.get(3..).unwrap_or_default());
+    for (index, (upper, highest)) in upper.chunks(PART).zip(highest.chunks(PART)).enumerate() {
+        let mut flags = [0_u8; PART];
+        for ((flag, upper), highest) in flags.iter_mut().zip(upper).zip(highest) {
+            *flag = u8::from(upper.wrapping_sub(third) <= thirds)
+                & u8::from(highest.wrapping_sub(fourth) <= fourths);
+        }
+        set_bits(bits_of(&flags)).for_each(|at| each(index * PART + at));
+    }
+}
+
 /// Calls `each` for where in `text` a distance may stand: behind what makes a branch, a call or the address of something of
 /// four bytes.
 fn distances(text: &[u8], mut each: impl FnMut(usize)) {
-    /// Bytes that are looked at together: the processor compares many at once.
-    const PART: usize = 64;
     let after = text.get(1..).unwrap_or_default();
     for (index, (bytes, after)) in text.chunks(PART).zip(after.chunks(PART)).enumerate() {
         let mut flags = [0_u8; PART];
@@ -472,15 +511,7 @@ fn distances(text: &[u8], mut each: impl FnMut(usize)) {
             let aborts = u8::from(*byte == 0xc7) & u8::from(*next == 0xf8);
             *flag = near | conditional | address | aborts;
         }
-        // The lowest bits of eight bytes, side by side in the highest byte of the product.
-        let bits = |eight: &[u8]| {
-            eight.try_into().map_or(0, u64::from_le_bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56
-        };
-        let all = flags.chunks_exact(8).rev().fold(0, |all, eight| (all << 8) | bits(eight));
-        let mut rest = all;
-        while rest != 0 {
-            let at = rest.trailing_zeros() as usize;
-            rest &= rest - 1;
+        for at in set_bits(bits_of(&flags)) {
             // The operation is one byte, or two.
             let is_near = bytes.get(at).is_some_and(|byte| byte & 0xfe == 0xe8);
             each(index * PART + at + if is_near { 1 } else { 2 });

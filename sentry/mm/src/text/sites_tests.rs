@@ -40,6 +40,33 @@ fn around(before: &[u8], after: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn addresses_in_four_bytes_are_found_wherever_they_stand() {
+    let mut state = 7_u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    for (first, span) in
+        [(0x0040_1234, 0), (0x0040_f000, 0x2000), (0x00ff_0000, 0x3_0000), (0xffff_ff00, 0xff)]
+    {
+        for len in [0, 3, 4, 64, 67, 130, 1000] {
+            let mut text: Vec<u8> = (0..len).map(|_| random()).collect();
+            for at in [0_usize, 1, 60, 61, 63, 64, 126, 993] {
+                let addr = first + u32::from(random()) * span / 255;
+                if let Some(place) = text.get_mut(at..at + 4) {
+                    place.copy_from_slice(&addr.to_le_bytes());
+                }
+            }
+            let is_one = |at: &usize| word32(&text, *at).is_some_and(|addr| addr.wrapping_sub(first) <= span);
+            let mut found = Vec::new();
+            addresses(&text, first, span, |at| found.push(at));
+            found.retain(is_one);
+            assert_eq!(found, (0..text.len()).filter(is_one).collect::<Vec<_>>(), "{first:x} {len}");
+        }
+    }
+}
+
+#[test]
 fn one_instruction_moves() {
     assert_eq!(alone(&[0xb8, 39, 0, 0, 0, 0x0f, 0x05]), [(BASE, 1)], "mov eax, 39");
     assert_eq!(alone(&[0x4c, 0x8b, 0x4c, 0x24, 8, 0x0f, 0x05]), [(BASE, 1)], "mov r9, [rsp + 8]");
