@@ -13,8 +13,10 @@
 mod alloc;
 mod data;
 mod file;
+mod room;
 mod user;
 
 pub use data::{DataPiece, PagedData};
 pub use file::{Chunk, MemoryFile};
+pub use room::room;
 pub use user::{IoSeg, UserMemory, UserReader, UserWriter, copy_in_cstr};

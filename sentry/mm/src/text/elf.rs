@@ -45,17 +45,18 @@ impl<'a> Window<'a> {
     fn fetch(&mut self, offset: u64, len: u64) -> Option<Vec<u8>> {
         let piece = self.piece(offset, len)?;
         let at = piece.fd_offset + (offset - piece.offset);
-        let mut bytes = vec![0; usize::try_from(len).ok()?];
-        let mut done = 0;
-        while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match rustix::io::pread(&*piece.fd, rest, at + done as u64) {
+        let len = usize::try_from(len).ok()?;
+        let mut bytes = sentry_memory::room(len);
+        while bytes.len() < len {
+            let done = bytes.len() as u64;
+            match rustix::io::pread(&*piece.fd, rustix::buffer::spare_capacity(&mut bytes), at + done) {
                 Ok(0) => break,
-                Ok(n) => done += n,
+                Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return None,
             }
         }
-        bytes.truncate(done);
+        bytes.truncate(len);
         Some(bytes)
     }
 
