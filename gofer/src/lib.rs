@@ -176,18 +176,17 @@ fn serve_all(tree: Arc<Tree>, connections: Vec<OwnedFd>) -> Result<End, StartErr
 
 /// Answers requests on one connection.
 fn serve(tree: &Tree, connection: &OwnedFd) -> Result<std::convert::Infallible, End> {
-    let mut request = vec![0; MAX_MESSAGE];
+    let mut request = Vec::with_capacity(MAX_MESSAGE);
     let mut reply = Vec::with_capacity(MAX_MESSAGE);
     loop {
-        let received = hostsys::retry(|| sock::receive(connection.as_fd(), &mut request, 0))?;
+        let received = hostsys::retry(|| sock::receive_into(connection.as_fd(), &mut request, 0))?;
         if received.truncated || !received.fds.is_empty() {
             return Err(End::Excess);
         }
-        let message = request.get(..received.len).unwrap_or_default();
-        if message.is_empty() {
+        if request.is_empty() {
             return Err(End::Closed);
         }
-        let files = serve::answer(tree, &Request::decode(message)?, &mut reply);
+        let files = serve::answer(tree, &Request::decode(&request)?, &mut reply);
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         match hostsys::retry(|| sock::send(connection.as_fd(), &reply, &fds, 0)) {
             Err(error) if error.raw_os_error() == Some(libc::EPIPE) => return Err(End::Closed),

@@ -90,10 +90,27 @@ pub struct Received {
 /// Receives one packet into `data` (`recvmsg(2)`). A length of zero is the end of the stream. `flags` are `MSG_*`;
 /// `MSG_CMSG_CLOEXEC` is always set.
 pub fn receive(socket: BorrowedFd<'_>, data: &mut [u8], flags: i32) -> io::Result<Received> {
+    receive_at(socket, libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() }, flags)
+}
+
+/// [`receive`] in place of what `data` holds, of as many bytes as it has room for: no page of it is touched that the packet
+/// does not reach.
+pub fn receive_into(socket: BorrowedFd<'_>, data: &mut Vec<u8>, flags: i32) -> io::Result<Received> {
+    data.clear();
+    let room = data.spare_capacity_mut();
+    let iov = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    let received = receive_at(socket, iov, flags)?;
+    let len = received.len.min(data.capacity());
+    // SAFETY: the vector has the room, and the kernel has written that much of it.
+    unsafe { data.set_len(len) };
+    Ok(received)
+}
+
+fn receive_at(socket: BorrowedFd<'_>, mut iov: libc::iovec, flags: i32) -> io::Result<Received> {
     let mut control = Control([0; HEADER + FD_BYTES]);
-    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
     let mut message = header(&mut iov, &mut control, HEADER + FD_BYTES);
-    // SAFETY: the kernel writes the data, the control block and the message, which live through the call.
+    // SAFETY: the kernel writes the data, the control block and the message, which live through the call: the first as the
+    // callers' buffers do.
     let len = check(unsafe {
         libc::syscall(libc::SYS_recvmsg, socket.as_raw_fd(), &raw mut message, flags | libc::MSG_CMSG_CLOEXEC)
     })? as usize;

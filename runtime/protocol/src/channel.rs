@@ -63,9 +63,9 @@ impl Channel {
 
     /// The next message. With `block` unset, `None` says that there is none yet.
     pub fn receive<T: DeserializeOwned>(&self, block: bool) -> Result<Option<T>, ChannelError> {
-        let mut bytes = vec![0; MAX_MESSAGE];
+        let mut bytes = Vec::with_capacity(MAX_MESSAGE);
         let flags = if block { 0 } else { DONT_WAIT };
-        let message = match retry(|| sock::receive(self.socket.as_fd(), &mut bytes, flags)) {
+        let message = match retry(|| sock::receive_into(self.socket.as_fd(), &mut bytes, flags)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                 return Err(ChannelError::Closed);
@@ -78,7 +78,6 @@ impl Channel {
         if message.truncated {
             return Err(ChannelError::TooLong(MAX_MESSAGE as u64 + 1));
         }
-        bytes.truncate(message.len);
         Ok(Some(serde_json::from_slice(&bytes)?))
     }
 

@@ -100,12 +100,12 @@ impl Session {
         let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
         let mut connections = Vec::new();
         for socket in &sockets {
-            let mut reply = vec![0; MAX_MESSAGE];
-            let received = retry(|| sock::receive(socket.as_fd(), &mut reply, 0))?;
-            if received.len == 0 {
+            let mut reply = Vec::with_capacity(MAX_MESSAGE);
+            retry(|| sock::receive_into(socket.as_fd(), &mut reply, 0))?;
+            if reply.is_empty() {
                 return Err(ConnectError::Ended);
             }
-            match Hello::decode(reply.get(..received.len).unwrap_or_default())? {
+            match Hello::decode(&reply)? {
                 Hello::Ready { version: VERSION } => {}
                 Hello::Ready { version } => return Err(ConnectError::Version(version)),
                 Hello::Failed { cause } => return Err(ConnectError::Refused(cause)),
@@ -277,8 +277,8 @@ fn send(socket: &OwnedFd, out: &[u8]) -> io::Result<()> {
     retry(|| sock::send(socket.as_fd(), out, &[], 0)).map(drop)
 }
 
-fn receive(socket: &OwnedFd, reply: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let received = retry(|| sock::receive(socket.as_fd(), reply, 0))?;
+fn receive(socket: &OwnedFd, reply: &mut Vec<u8>) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let received = retry(|| sock::receive_into(socket.as_fd(), reply, 0))?;
     if received.len == 0 || received.truncated || received.fds.len() > MAX_TOGETHER {
         return Err(io::Error::other("the gofer ended or broke the protocol"));
     }
