@@ -84,11 +84,11 @@ impl Arena {
         self.window(Self::orders_offset(group), PAGE_SIZE)
     }
 
-    /// The word that every stub reads and none can write.
-    pub fn epoch(&self) -> &'static AtomicU64 {
+    /// The word at `offset` of the page that every stub reads and none can write.
+    pub fn epoch(&self, offset: u64) -> &'static AtomicU64 {
         let page = self.window(EPOCH_OFFSET, PAGE_SIZE);
         // SAFETY: as in `Window::u64`; the mapping is never unmapped.
-        unsafe { AtomicU64::from_ptr(page.at(0, 8).cast()) }
+        unsafe { AtomicU64::from_ptr(page.at(offset as usize, 8).cast()) }
     }
 
     /// The word of the worker with this number in the layout, if it has one.

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context as Poller, Poll, ready};
 
 use platform::{
-    Addr, Cause, Context, Defaulted, FpuState, GIVEN_BYTES, GIVEN_PIECES, Identity, Kick, Regs, SpaceError,
-    TrapEvent, Untrusted,
+    Addr, AtHand, Cause, Context, Defaulted, FpuState, GIVEN_BYTES, GIVEN_PIECES, Identity, Kick, Regs,
+    SpaceError, TrapEvent, Untrusted,
 };
 
 use crate::frame::{Channel, FrameAt};
@@ -265,6 +265,7 @@ impl Context for SystrapContext {
     fn answer(&mut self, identity: Option<Identity>) {
         let window = &self.thread.channel.window;
         self.thread.known.forget(window);
+        self.thread.hand.forget(window);
         let identity = identity.filter(|_| self.space.platform().answers.load(Ordering::Relaxed));
         let Some(Identity { pid, tid, uid, euid, gid, egid }) = identity else {
             window.store32(word::RESIDENT, 0);
@@ -304,6 +305,11 @@ impl Context for SystrapContext {
 
     fn remember_directory(&mut self, path: &[u8], epoch: u64) {
         self.thread.known.remember(&self.thread.channel.window, path, epoch);
+    }
+
+    fn at_hand(&self) -> Option<Arc<dyn AtHand>> {
+        let answers = self.space.platform().answers.load(Ordering::Relaxed);
+        answers.then(|| Arc::clone(&self.thread) as Arc<dyn AtHand>)
     }
 
     fn poll_settle(&mut self, cx: &mut Poller<'_>) -> Poll<Result<(), SpaceError>> {

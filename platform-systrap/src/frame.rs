@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use platform::{FpuState, Prot, Regs, SigInfo, SpaceError, TrapEvent, Untrusted};
 
 use crate::channel::Window;
-use crate::layout::{self, KICK, SLOT, ucontext, word};
+use crate::layout::{self, KICK, hand, ucontext, word};
 
 /// A thread's channel as the Sentry sees it, and where the application sees it.
 #[derive(Debug, Clone, Copy)]
@@ -201,7 +201,7 @@ impl Channel {
         self.window.store64(at.0 + ucontext::FLAGS, 7);
         self.window.store64(at.0 + ucontext::STACK_POINTER, self.address + word::STACK as u64);
         self.window.store64(at.0 + ucontext::STACK_FLAGS, 0);
-        self.window.store64(at.0 + ucontext::STACK_SIZE, SLOT - word::STACK as u64);
+        self.window.store64(at.0 + ucontext::STACK_SIZE, (word::STACK_END - word::STACK) as u64);
         self.window.store64(at.0 + ucontext::SIGMASK, blocked_signals());
     }
 
@@ -211,6 +211,7 @@ impl Channel {
         self.window.store32(word::RESIDENT, 0);
         self.window.store64(word::UNTOUCHED, 0);
         self.window.store64(word::DEFAULTED, 0);
+        self.window.store64(hand::WHICH, 0);
         self.window.store32(word::KICKED, 0);
         self.window.store32(word::IN_CLOCK, 0);
         self.window.store32(word::TAKES_CALLS, u32::from(self.takes_calls));
@@ -352,7 +353,7 @@ impl Channel {
         let bad = SpaceError::Host(libc::EFAULT);
         let start = self.address + word::STACK as u64;
         let at = Untrusted::fetched(pointer)
-            .check(|at| (start..self.address + SLOT).contains(at) && at.is_multiple_of(64))
+            .check(|at| (start..self.address + word::STACK_END as u64).contains(at) && at.is_multiple_of(64))
             .ok_or(bad)?;
         let at = usize::try_from(at - self.address).map_err(|_| bad)?;
         if at + SW_BYTES + 8 > word::STACK_END {

@@ -36,6 +36,8 @@ pub const WORKERS: u64 = 64;
 pub const WORKER_SHIFT: u32 = 6;
 /// How many have one.
 pub const NR_WORKERS: u64 = (PAGE_SIZE - WORKERS) >> WORKER_SHIFT;
+/// Offset in that page of the epoch of files: see [`hand`].
+pub const FILE_EPOCH: u64 = 16;
 /// Where the agent's calls put what they find out, mapped when it is first needed.
 pub const SCRATCH: u64 = STUB_BASE + 0x30_0000;
 /// Bytes of it.
@@ -44,7 +46,7 @@ pub const SCRATCH_LEN: u64 = 0x4_0000;
 pub const CHANNELS: u64 = STUB_BASE + 0x1_0000_0000;
 
 /// Bytes of a slot; a power of two, as stub code finds its slot by masking the stack pointer.
-pub const SLOT: u64 = 0x1_0000;
+pub const SLOT: u64 = 0x2_0000;
 /// Slots that are mapped at once.
 pub const GROUP_SLOTS: u64 = 8;
 /// Bytes of a group of slots.
@@ -129,7 +131,9 @@ pub mod word {
     /// Where the stack pointer is while a call of patched code waits: signals go below, frames that the Sentry makes stand
     /// above.
     pub const CALL_STACK: usize = 0x8000;
-    pub const STACK_END: usize = super::SLOT as usize;
+    pub const STACK_END: usize = 0x1_0000;
+    /// The bytes of the file at hand: see [`super::hand`].
+    pub const HAND_DATA: usize = 0x1_0000;
 }
 
 /// Bytes of one staged piece.
@@ -203,6 +207,29 @@ pub mod known {
     /// multiplied by this (two to the 64th over the golden ratio).
     pub const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
     pub const SHIFT: u32 = 64 - NR_SETS.trailing_zeros();
+}
+
+/// Offsets of what a channel says of the file at hand: see [`platform::AtHand`].
+pub mod hand {
+    /// The descriptor with [`OPEN`] set; zero for no file.
+    pub const WHICH: usize = 0x600;
+    /// The epoch of files in which it holds.
+    pub const EPOCH: usize = 0x608;
+    /// Moved by the stub.
+    pub const POSITION: usize = 0x610;
+    /// Bytes of the file, and how many from the first on are in the channel.
+    pub const SIZE: usize = 0x618;
+    pub const AVAILABLE: usize = 0x620;
+    /// Counted by the stub: all answers, those that were reads, and the bytes that these gave.
+    pub const CALLS: usize = 0x628;
+    pub const READS: usize = 0x62c;
+    pub const READ_BYTES: usize = 0x630;
+    /// A `struct stat`, and its bytes.
+    pub const STAT: usize = 0x640;
+    pub const STAT_LEN: usize = 144;
+
+    /// A bit of [`WHICH`] that no descriptor has.
+    pub const OPEN: u64 = 1 << 32;
 }
 
 /// Values of [`word::SIGNAL`] that are no signal.

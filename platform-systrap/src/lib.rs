@@ -43,6 +43,7 @@ mod agent;
 mod channel;
 mod context;
 mod frame;
+mod hand;
 mod host_calls;
 mod known;
 mod layout;
@@ -307,7 +308,11 @@ impl Platform for Systrap {
     }
 
     fn epoch(&self) -> Option<&'static std::sync::atomic::AtomicU64> {
-        Some(self.inner.arena.epoch())
+        Some(self.inner.arena.epoch(0))
+    }
+
+    fn file_epoch(&self) -> Option<&'static std::sync::atomic::AtomicU64> {
+        Some(self.inner.arena.epoch(layout::FILE_EPOCH))
     }
 
     fn shutdown(&self) {

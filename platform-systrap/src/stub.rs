@@ -7,7 +7,7 @@ use hostsys::memory;
 use hostsys::seccomp::{Action, FLAG_NEW_LISTENER, FLAG_SPEC_ALLOW, Filter, Insn, Test};
 
 use crate::layout::{
-    self, CHANNELS, CODE, CODE_LEN, atomic, doing, known, resident, signal, state, ucontext, word,
+    self, CHANNELS, CODE, CODE_LEN, atomic, doing, hand, known, resident, signal, state, ucontext, word,
 };
 
 /// Where the parts that are appended to the code stand in the image.
@@ -90,9 +90,8 @@ core::arch::global_asm!(
     CLOCK_RESULT = const word::CLOCK_RESULT,
     CLOCK = const resident::CLOCK,
     DIRECTORY = const 1 << resident::DIRECTORY,
-    OF_DIRECTORY = const OF_DIRECTORY,
     ACTION = const 1 << resident::ACTION,
-    OF_ACTION = const OF_ACTION,
+    OF_ANY = const OF_DIRECTORY | OF_FILE | OF_ACTION,
     UNTOUCHED = const word::UNTOUCHED,
     MAY_DEFAULT = const layout::MAY_DEFAULT as i64,
     DEFAULTED = const word::DEFAULTED,
@@ -110,6 +109,29 @@ core::arch::global_asm!(
     KNOWN_SET_SHIFT = const (known::WAYS * known::ENTRY).trailing_zeros(),
     KNOWN_WAYS = const known::WAYS,
     EINVAL = const -libc::EINVAL,
+    OF_FILE = const OF_FILE,
+    FILE_EPOCH = const layout::EPOCH + layout::FILE_EPOCH,
+    HAND = const hand::WHICH,
+    HAND_EPOCH = const hand::EPOCH,
+    HAND_POSITION = const hand::POSITION,
+    HAND_SIZE = const hand::SIZE,
+    HAND_AVAILABLE = const hand::AVAILABLE,
+    HAND_CALLS = const hand::CALLS,
+    HAND_READS = const hand::READS,
+    HAND_READ_BYTES = const hand::READ_BYTES,
+    HAND_STAT = const hand::STAT,
+    HAND_STAT_LEN = const hand::STAT_LEN,
+    HAND_DATA = const word::HAND_DATA,
+    STUB_BASE = const layout::STUB_BASE,
+    READ_MAX = const READ_MAX,
+    SYS_READ = const libc::SYS_read,
+    SYS_PREAD = const libc::SYS_pread64,
+    SYS_FSTAT = const libc::SYS_fstat,
+    SYS_LSEEK = const libc::SYS_lseek,
+    SYS_IOCTL = const libc::SYS_ioctl,
+    AT_EMPTY_PATH = const libc::AT_EMPTY_PATH,
+    TCGETS = const libc::TCGETS,
+    ENOTTY = const -libc::ENOTTY,
     SYS_CLOCK_GETTIME = const libc::SYS_clock_gettime,
     ENOSYS = const -libc::ENOSYS,
     YIELDS = const word::YIELDS,
@@ -286,8 +308,14 @@ const IS_RESIDENT: u32 = 1 << 5;
 /// In the staging table: the call fails with `EINVAL` if its first piece is a directory that is known not to be a link.
 const OF_DIRECTORY: u32 = 1 << 6;
 
+/// In the staging table: the stub answers the call for the file at hand.
+const OF_FILE: u32 = 2 << 6;
+
 /// In the staging table: the call tells the action of a signal, which may be one that nobody has set.
-const OF_ACTION: u32 = 1 << 7;
+const OF_ACTION: u32 = 3 << 6;
+
+/// The most that one read moves (`MAX_RW_COUNT`).
+const READ_MAX: u32 = 0x7fff_f000;
 
 /// Calls of `sched_yield(2)` in patched code that return at once, between two that reach the host: a power of two less
 /// one.
@@ -315,6 +343,11 @@ const ACTION_BYTES: u64 = 32;
 
 /// Which arguments travel with which call. A call that is not here carries nothing.
 const STAGED: &[(i64, u32)] = &[
+    (libc::SYS_read, OF_FILE),
+    (libc::SYS_pread64, OF_FILE),
+    (libc::SYS_fstat, OF_FILE),
+    (libc::SYS_lseek, OF_FILE),
+    (libc::SYS_ioctl, OF_FILE),
     (libc::SYS_write, counted(1, 0)),
     (libc::SYS_pwrite64, counted(1, 0)),
     (libc::SYS_writev, counted(1, 4)),
@@ -361,7 +394,7 @@ const STAGED: &[(i64, u32)] = &[
     (libc::SYS_mkdirat, path(1)),
     (libc::SYS_mknodat, path(1)),
     (libc::SYS_fchownat, path(1)),
-    (libc::SYS_newfstatat, path(1)),
+    (libc::SYS_newfstatat, path(1) | OF_FILE),
     (libc::SYS_unlinkat, path(1)),
     (libc::SYS_renameat, two(path(1), path(3))),
     (libc::SYS_renameat2, two(path(1), path(3))),
@@ -447,6 +480,16 @@ mod tests {
     fn image_is_assembled_with_a_filter_that_fits() {
         assert!(agent_filter().len() < 256);
         assert!(image(Some(layout::VDSO)).is_ok());
+    }
+
+    #[test]
+    fn calls_of_a_file_at_hand_are_those_that_are_said() {
+        let mut here: Vec<i64> =
+            STAGED.iter().filter(|(_, how)| how & OF_FILE != 0).map(|(call, _)| *call).collect();
+        let mut said = platform::HAND_CALLS;
+        here.sort_unstable();
+        said.sort_unstable();
+        assert_eq!(here, said);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use platform::{Cause, Kick};
 use crate::agent::Process;
 use crate::channel::Arena;
 use crate::frame::Channel;
+use crate::hand::Hand;
 use crate::known::Known;
 use crate::layout::{KICK, doing, state, word};
 use crate::worker::{self, Worker};
@@ -47,6 +48,8 @@ pub struct Thread {
     patience: Luck,
     /// The table of directories in the channel.
     pub known: Known,
+    /// The file at hand in the channel.
+    pub hand: Hand,
     /// The context is dropped: when the thread traps it goes to the spares.
     orphan: AtomicBool,
     /// How often it was told to stop for good; zero if it may run.
@@ -67,6 +70,7 @@ impl Thread {
             luck: Luck::default(),
             patience: Luck::default(),
             known: Known::default(),
+            hand: Hand::default(),
             orphan: AtomicBool::new(false),
             told: AtomicU32::new(0),
             nr_told: Arc::clone(&running.nr_told),
@@ -142,6 +146,7 @@ impl Thread {
         if orphan {
             // What this one was told is not for the next.
             self.known.forget(&self.channel.window);
+            self.hand.forget(&self.channel.window);
             self.process.spares.lock().push(self.slot);
         }
         orphan

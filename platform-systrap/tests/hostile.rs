@@ -34,27 +34,6 @@ guest_code!(interrupt_80, "mov eax, 20\n int 0x80\n mov eax, 24\n syscall");
 guest_code!(call_rcx, "call rcx\n mov r12, rax\n mov eax, 24\n syscall");
 guest_code!(plain_call, "syscall\n mov eax, 24\n syscall");
 
-/// The stub processes: children of this one, by `/proc`.
-fn stubs() -> Vec<i32> {
-    let mut all = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task").expect("tasks") {
-        let path = task.expect("a task").path().join("children");
-        let children = std::fs::read_to_string(path).unwrap_or_default();
-        all.extend(children.split_whitespace().map(|pid| pid.parse::<i32>().expect("a pid")));
-    }
-    all
-}
-
-/// The stub whose memory has `mark` at [`DATA`].
-fn stub_of(guest: &Guest, mark: u64) -> i32 {
-    guest.space.copy_out(DATA, &mark.to_ne_bytes(), FaultMode::Normal).expect("marking");
-    let marked = |pid: &i32| {
-        let mut seen = [0; 8];
-        hostsys::memory::read_process(*pid, DATA, &mut seen).is_ok() && u64::from_ne_bytes(seen) == mark
-    };
-    stubs().into_iter().find(marked).expect("the stub of a guest")
-}
-
 /// Runs until `guest` is dead, or has trapped so often that it lives.
 fn dies(guest: &mut Guest) -> bool {
     (0..50).any(|_| matches!(guest.run(), TrapEvent::Died(_)))
@@ -424,12 +403,16 @@ fn channels_of_the_dead_are_empty(platform: &Arc<Systrap>) {
         let mut guest = Guest::new(platform, write_word());
         let pid = stub_of(&guest, 0xabc0 + round);
         // Nothing of an earlier guest is in the channels of this one.
-        let mut slot = vec![0; 0x8_0000];
+        let mut slot = vec![0; 0x10_0000];
         assert_eq!(hostsys::memory::read_process(pid, CHANNEL, &mut slot).expect("reading"), slot.len());
         assert!(!slot.chunks_exact(8).any(|word| word == secret.to_ne_bytes()), "round {round}");
         guest.regs.rax = secret;
-        guest.regs.rdi = CHANNEL + 0x1_0000 * 7 + 0x3000;
+        guest.regs.rdi = CHANNEL + 0x2_0000 * 7 + 0x3000;
         assert_eq!(guest.syscall(), 24);
+        let file = secret.to_ne_bytes().repeat(platform::HAND_BYTES / 8);
+        let file =
+            platform::HandFile { fd: 3, stat: &[], position: 0, size: 1 << 20, bytes: &file, epoch: 1 };
+        guest.context.at_hand().expect("a place").put(&file);
         guest.space.copy_out(DATA, &[0; 8], FaultMode::Normal).expect("unmark");
         drop(guest);
         // Reaping is another thread's work.

@@ -7,11 +7,13 @@
 //! memory that the application can write passes once through [`Untrusted`].
 
 mod addr;
+mod hand;
 mod regs;
 mod space;
 mod untrusted;
 
 pub use addr::{Addr, AddrRange, PAGE_SIZE};
+pub use hand::{AtHand, HAND_BYTES, HAND_CALLS, HandFile, HandUse};
 pub use regs::{FpuState, Regs};
 pub use space::{Advice, AtomicOp, Barrier, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError};
 pub use untrusted::Untrusted;
@@ -132,6 +134,11 @@ pub trait Platform: Send + Sync {
     /// A number that contexts read and applications cannot write, for [`Context::remember_directory`]; none if they remember
     /// nothing.
     fn epoch(&self) -> Option<&'static std::sync::atomic::AtomicU64> {
+        None
+    }
+
+    /// A number of the same kind for [`AtHand`]; none if contexts have no files at hand.
+    fn file_epoch(&self) -> Option<&'static std::sync::atomic::AtomicU64> {
         None
     }
 
@@ -268,6 +275,12 @@ pub trait Context: Send {
     /// forget.
     fn remember_directory(&mut self, path: &[u8], epoch: u64) {
         let _ = (path, epoch);
+    }
+
+    /// Where a file can be put that the context answers for by itself; `None` if it answers for none. Nothing is there in a
+    /// new context, nor after [`Context::answer`].
+    fn at_hand(&self) -> Option<Arc<dyn AtHand>> {
+        None
     }
 
     /// Makes the extended state known to the platform, which may have left it in the processor. To be ready before

@@ -385,7 +385,7 @@ take_call:
     xor ecx, ecx
     mov [rbx + {STAGE} + 8], rcx
     mov [rbx + {STAGE} + 24], rcx
-    test r12d, {OF_DIRECTORY} | {OF_ACTION}
+    test r12d, {OF_ANY}
     jnz stage                       # which may not lead to the Sentry
     mov [rbx + {KICKED}], ecx       # the Sentry has the kicks so far, and looks for them before it sets the thread running
     test r12d, r12d
@@ -606,7 +606,9 @@ not_a_call:
     unless_within r8, clock_start, clock_end, 1f
     jmp 3f
 1:  lea r9, [rip + not_known]
-    unless_within r8, action_start, action_end, 2f
+    unless_within r8, action_start, action_end, 1f
+    jmp 3f
+1:  unless_within r8, hand_start, hand_end, 2f
     jmp 3f
 2:  lea r9, [rip + copy_failed]
     unless_within r8, copy_start, copy_end, other_signal
@@ -637,6 +639,8 @@ other_signal:
 stage:
     mov r8d, r12d
     mov r13, rdx
+    cmp r12d, {OF_FILE}
+    je at_hand
     lea r14, [rbx + {STAGE}]
     lea r15, [rbx + {STAGE_DATA}]
     lea r10, [rip + argument_offsets]
@@ -723,11 +727,12 @@ stage_next:
     add r15, {STAGE_MAX}
     shr r12d, 16
     jnz stage_piece
-    test r8d, {OF_DIRECTORY}
-    jnz directory
-    test r8d, {OF_ACTION}
-    jnz action
-    jmp post
+    and r8d, {OF_ANY}
+    jz post
+    cmp r8d, {OF_FILE}
+    jb directory
+    je at_hand
+    jmp action
 1:  mov dword ptr [rbx + {SAVE}], 0
     jmp post
 2:  mov dword ptr [rbx + {GIVEN_COUNT}], 0
@@ -846,6 +851,115 @@ action_end:
     bts rax, rcx
     mov [rbx + {DEFAULTED}], rax
 3:  mov qword ptr [r13 + {UC_RAX}], 0
+    jmp go_back
+
+# A call that may be for the file at hand. As above, a kick meanwhile is noted, and found on the way out. What a call leaves
+# behind it leaves after all that can fail: by then it is answered.
+at_hand:
+    mov ecx, [r13 + {UC_REGS} + 8 * 8]
+    bts rcx, 32
+    cmp rcx, [rbx + {HAND}]
+    jne not_known
+    cmp dword ptr [r13 + {UC_INFO_ARCH}], {ARCH}
+    jne not_known
+    mov rdx, {FILE_EPOCH}
+    mov rdx, [rdx]
+    cmp rdx, [rbx + {HAND_EPOCH}]
+    jne not_known
+    mov rdi, [r13 + {UC_REGS} + 9 * 8]
+    mov rdx, [r13 + {UC_REGS} + 12 * 8]
+    mov r12, [rbx + {HAND_POSITION}]
+    mov r11, [rbx + {HAND_SIZE}]
+    xor r8d, r8d                    # reads
+    xor r10d, r10d                  # the result
+    xor r14d, r14d                  # bytes read
+    mov r9, r12
+    mov eax, [r13 + {UC_RAX}]
+    cmp eax, {SYS_READ}
+    je hand_read
+    cmp eax, {SYS_FSTAT}
+    je hand_stat
+    cmp eax, {SYS_LSEEK}
+    je hand_seek
+    cmp eax, {SYS_PREAD}
+    je hand_pread
+    cmp eax, {SYS_IOCTL}
+    je hand_ioctl
+    cmp dword ptr [r13 + {UC_REGS} + 2 * 8], {AT_EMPTY_PATH}
+    jne not_known
+    cmp dword ptr [rbx + {STAGE} + 8], 1    # the NUL
+    jne not_known
+    mov rdi, rdx
+hand_stat:
+    lea rsi, [rbx + {HAND_STAT}]
+    mov ecx, {HAND_STAT_LEN}
+    mov edx, ecx
+    jmp hand_copy
+hand_seek:
+    cmp edx, 1
+    je 2f                           # SEEK_CUR
+    jb 1f
+    cmp edx, 2
+    jne not_known
+    mov r9, r11                     # SEEK_END
+    jmp 2f
+1:  xor r9d, r9d                    # SEEK_SET
+2:  add r9, rdi
+    jo not_known
+    js not_known
+    mov r12, r9
+    mov r10, r9
+    jmp hand_done
+hand_ioctl:
+    cmp edi, {TCGETS}
+    jne not_known
+    mov r10, {ENOTTY}
+    jmp hand_done
+hand_pread:
+    mov r9, [r13 + {UC_REGS} + 2 * 8]
+    test r9, r9
+    js not_known
+hand_read:
+    lea rcx, [rdx - 1]              # nothing, and too much, are for the Sentry
+    cmp rcx, {READ_MAX}
+    jae not_known
+    mov rcx, r9
+    add rcx, rdx
+    jo not_known
+    inc r8d
+    mov r14, r11
+    sub r14, r9
+    ja 1f
+    xor r14d, r14d                  # the end of the file
+1:  cmp r14, rdx
+    cmova r14, rdx
+    mov r10, r14
+    mov rcx, r14
+    lea rsi, [r9 + r14]
+    cmp rsi, [rbx + {HAND_AVAILABLE}]
+    jbe 2f
+    test r14, r14
+    jnz not_known
+2:  lea rsi, [rbx + r9 + {HAND_DATA}]
+    cmp eax, {SYS_READ}
+    jne hand_copy
+    add r12, r14
+hand_copy:
+    mov rax, {STUB_BASE}
+    cmp rdi, rax
+    jae not_known
+    add rdx, rdi
+    cmp rdx, rax
+    ja not_known
+hand_start:
+    rep movsb
+hand_end:
+    add [rbx + {HAND_READS}], r8d
+    add [rbx + {HAND_READ_BYTES}], r14
+hand_done:
+    mov [rbx + {HAND_POSITION}], r12
+    inc dword ptr [rbx + {HAND_CALLS}]
+    mov [r13 + {UC_RAX}], r10
     jmp go_back
 
 # rdi, rsi, rdx, r10, r8, r9 in a ucontext; one more for the argument after the last.

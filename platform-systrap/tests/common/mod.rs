@@ -184,6 +184,27 @@ impl Guest {
     }
 }
 
+/// The stub processes: children of this one, by `/proc`.
+pub fn stubs() -> Vec<i32> {
+    let mut all = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").expect("tasks") {
+        let path = task.expect("a task").path().join("children");
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        all.extend(children.split_whitespace().map(|pid| pid.parse::<i32>().expect("a pid")));
+    }
+    all
+}
+
+/// The stub whose memory has `mark` at [`DATA`].
+pub fn stub_of(guest: &Guest, mark: u64) -> i32 {
+    guest.space.copy_out(DATA, &mark.to_ne_bytes(), FaultMode::Normal).expect("marking");
+    let marked = |pid: &i32| {
+        let mut seen = [0; 8];
+        hostsys::memory::read_process(*pid, DATA, &mut seen).is_ok() && u64::from_ne_bytes(seen) == mark
+    };
+    stubs().into_iter().find(marked).expect("the stub of a guest")
+}
+
 /// Defines a piece of guest code; the result is a function that gives its bytes.
 #[macro_export]
 macro_rules! guest_code {
