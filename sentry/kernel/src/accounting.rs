@@ -43,6 +43,11 @@ impl IoCounters {
         self.reads.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Reads that were answered elsewhere.
+    pub fn count_reads(&self, nr: u64) {
+        self.reads.fetch_add(nr, Ordering::Relaxed);
+    }
+
     pub fn count_write(&self) {
         self.writes.fetch_add(1, Ordering::Relaxed);
     }

@@ -11,6 +11,7 @@ use sentry_memory::{UserMemory, copy_in_cstr};
 use sentry_vfs::{Credentials, IoStart};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::at_hand::Holding;
 use crate::injection::Injection;
 use crate::outbox::{self, CallerMemory, SharedOutbox};
 use crate::signal::{Actions, FaultRecord};
@@ -41,6 +42,7 @@ pub struct Current {
     actions: Arc<Actions>,
     /// The signals that the context was told have their first action.
     untouched: SigSet,
+    pub(crate) holding: Holding,
 }
 
 impl core::fmt::Debug for Current {
@@ -110,6 +112,7 @@ impl Current {
             answered: None,
             actions,
             untouched: SigSet::EMPTY,
+            holding: Holding::new(),
         }
     }
 
@@ -191,6 +194,7 @@ impl Current {
         if !watched && self.answered.as_ref().is_some_and(|known| self.task.has_creds(known)) {
             return;
         }
+        self.let_go();
         let creds = self.task.creds();
         // The maps of a user namespace may be written at any time.
         if watched || !creds.user_ns.is_initial() {
@@ -217,6 +221,11 @@ impl Current {
         self.context.remember_directory(path, epoch);
     }
 
+    /// Whether the context answers calls by itself.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answered.is_some()
+    }
+
     /// Waits until the context knows the extended state, for those who read or replace it. What was refused shows when they
     /// try.
     pub(crate) async fn settle_state(&mut self) {
@@ -227,6 +236,8 @@ impl Current {
     pub(crate) fn replace_context(&mut self, context: Box<dyn Context>) -> Box<dyn Context> {
         self.answered = None;
         self.untouched = SigSet::EMPTY;
+        self.let_go();
+        self.holding = Holding::new();
         core::mem::replace(&mut self.context, context)
     }
 

@@ -196,6 +196,9 @@ impl Kernel {
         if let Some(word) = config.platform.epoch() {
             sentry_vfs::epoch::keep_in(word);
         }
+        if let Some(word) = config.platform.file_epoch() {
+            sentry_vfs::file_epoch::keep_in(word);
+        }
         let empty = PseudoFs::new("none", 0, 0, 1);
         empty.set_root(empty.dir([]));
         let no_mounts = MountNamespace::new(&config.vfs, empty, MountFlags::empty(), "none");

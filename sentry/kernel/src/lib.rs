@@ -10,6 +10,7 @@
 
 mod accounting;
 pub mod aio;
+mod at_hand;
 mod attributes;
 mod clone;
 mod cpu;

@@ -72,6 +72,7 @@ pub(crate) async fn run(mut cx: Current) {
             continue;
         }
         cx.forget_results();
+        cx.absorb(event);
         if event != TrapEvent::Syscall && midway::settle(&mut cx, &event, &mut midway) {
             continue;
         }

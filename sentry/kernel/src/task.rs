@@ -11,6 +11,7 @@ use sentry_ipc::UndoList;
 use sentry_memory::{MemoryFile, UserMemory};
 use sentry_vfs::{Caller, Credentials, FileDescription, JobControl, OpenFlags, Terminal};
 
+use crate::at_hand::Held;
 use crate::cpu::CpuClock;
 use crate::ptrace::{StopRecord, Stops, Trace};
 use crate::seccomp::Seccomp;
@@ -121,6 +122,8 @@ pub struct Task {
     creds: Mutex<Arc<Credentials>, { rank::LEAF }>,
     mm: Mutex<Arc<Mm>, { rank::LEAF }>,
     fds: Mutex<Arc<FdTable>, { rank::LEAF }>,
+    /// The file at hand while its context may answer for it.
+    pub(crate) at_hand: Mutex<Option<Arc<Held>>, { rank::LEAF }>,
     fs: Mutex<Arc<FsContext>, { rank::LEAF }>,
     namespaces: Mutex<Arc<Namespaces>, { rank::LEAF }>,
     comm: Mutex<[u8; 16], { rank::LEAF }>,
@@ -233,6 +236,7 @@ impl Task {
             creds: Mutex::new(parts.creds),
             mm: Mutex::new(parts.mm),
             fds: Mutex::new(parts.fds),
+            at_hand: Mutex::new(None),
             fs: Mutex::new(parts.fs),
             namespaces: Mutex::new(parts.namespaces),
             comm: Mutex::new(parts.comm),
@@ -544,6 +548,7 @@ impl Task {
     /// Lets go of what a zombie does not keep: memory, files, places.
     pub(crate) fn release_resources(&self) {
         *self.kicker.lock() = None;
+        *self.at_hand.lock() = None;
         self.set_mm(Arc::clone(self.kernel.no_mm()));
         self.set_fds(Arc::clone(self.kernel.no_fds()));
         self.set_exe(None);

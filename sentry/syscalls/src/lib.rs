@@ -6,6 +6,7 @@
 //! **Threat.** Every argument is the application's.
 
 mod args;
+mod at_hand;
 mod closing;
 mod files;
 mod fs_args;

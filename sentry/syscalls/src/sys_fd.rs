@@ -18,6 +18,7 @@ use sentry_vfs::{
 };
 
 use crate::args::{Bits, DirFd, PathPtr, Ptr};
+use crate::at_hand;
 use crate::closing::close;
 use crate::fs_args::Paths;
 use crate::sys_io::readable_bytes;
@@ -56,10 +57,16 @@ fn install(cx: &Current, file: Arc<FileDescription>, cloexec: bool) -> SysResult
     Ok(u64::from(fd.cast_unsigned()))
 }
 
+fn install_at_hand(cx: &mut Current, file: Arc<FileDescription>, cloexec: bool) -> SysResult {
+    let fd = cx.fds().add(Arc::clone(&file), cloexec, nofile(cx))?;
+    at_hand::offer(cx, fd, &file);
+    Ok(u64::from(fd.cast_unsigned()))
+}
+
 fn open_common(cx: &mut Current, dir: DirFd, path: PathPtr, how: OpenHow) -> Call<'_> {
     let cloexec = how.flags.contains(OpenFlags::CLOEXEC);
     match open_once(cx, dir, path, how) {
-        Ok(Opened::File(file)) => Call::Done(install(cx, file, cloexec)),
+        Ok(Opened::File(file)) => Call::Done(install_at_hand(cx, file, cloexec)),
         Ok(Opened::Wait(pending)) => Call::Wait(Box::pin(open_waiting(cx, pending, cloexec))),
         Ok(Opened::Leased(inode, until)) => {
             Call::Wait(Box::pin(open_leased(cx, dir, path, how, (inode, until))))

@@ -297,6 +297,7 @@ fn pidfd_getfd(cx: &mut Current, fd: i32, target: i32, flags: Bits) -> Result<i3
     let group = PidFd::group_of(&*cx.file(fd)?)?;
     let task = group.threads().first().cloned().ok_or(Errno::ESRCH)?;
     may_look_into(cx, &task, Access::Attach)?;
+    task.recall_files();
     let file = task.file_or_path(target)?;
     cx.fds().add(file, true, cx.rlimit(rlimit::NOFILE))
 }

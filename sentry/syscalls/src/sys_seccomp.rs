@@ -143,6 +143,7 @@ fn add_fd(cx: &Current, listener: &Listener, arg: u64) -> Result<i32> {
     }
     let file = cx.file_or_path(add.srcfd.cast_signed())?;
     let task = listener.task_of(add.id)?;
+    task.recall_files();
     let (fds, limit) = (task.fds(), task.rlimit(rlimit::NOFILE));
     let cloexec = add.newfd_flags & CLOEXEC != 0;
     let fd = if chosen {

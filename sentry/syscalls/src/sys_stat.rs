@@ -31,7 +31,7 @@ syscalls! {
 }
 
 /// A device number as `struct stat` holds it (`new_encode_dev`, widened by `huge_encode_dev`): makedev(3)'s layout.
-fn to_stat(cx: &Current, attr: &Attr) -> Stat {
+pub(crate) fn to_stat(cx: &Current, attr: &Attr) -> Stat {
     let user_ns = &cx.creds().user_ns;
     Stat {
         dev: attr.dev,

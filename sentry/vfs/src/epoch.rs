@@ -9,28 +9,52 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
 
-/// Where the number is, if somebody wants to read it without asking.
-static ELSEWHERE: OnceLock<&'static AtomicU64> = OnceLock::new();
-static HERE: AtomicU64 = AtomicU64::new(1);
+static DIRECTORIES: Epoch = Epoch::new();
 
-fn word() -> &'static AtomicU64 {
-    ELSEWHERE.get().copied().unwrap_or(&HERE)
+/// A number that changes, and where it is.
+#[derive(Debug)]
+pub(crate) struct Epoch {
+    /// If somebody wants to read it without asking.
+    elsewhere: OnceLock<&'static AtomicU64>,
+    here: AtomicU64,
+}
+
+impl Epoch {
+    pub const fn new() -> Self {
+        Self { elsewhere: OnceLock::new(), here: AtomicU64::new(1) }
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        self.elsewhere.get().copied().unwrap_or(&self.here)
+    }
+
+    pub fn keep_in(&self, word: &'static AtomicU64) {
+        let _ = self.elsewhere.get_or_init(|| {
+            word.store(self.here.load(Ordering::SeqCst), Ordering::SeqCst);
+            word
+        });
+    }
+
+    pub fn present(&self) -> u64 {
+        self.word().load(Ordering::SeqCst)
+    }
+
+    pub fn advance(&self) {
+        self.word().fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// Has the number kept in `word` from here on. The first caller wins: there is one number for the whole program.
 pub fn keep_in(word: &'static AtomicU64) {
-    let _ = ELSEWHERE.get_or_init(|| {
-        word.store(HERE.load(Ordering::SeqCst), Ordering::SeqCst);
-        word
-    });
+    DIRECTORIES.keep_in(word);
 }
 
 /// The present epoch; never zero.
 pub fn present() -> u64 {
-    word().load(Ordering::SeqCst)
+    DIRECTORIES.present()
 }
 
 /// Begins another.
 pub(crate) fn advance() {
-    word().fetch_add(1, Ordering::SeqCst);
+    DIRECTORIES.advance();
 }

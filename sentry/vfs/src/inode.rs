@@ -225,6 +225,12 @@ pub trait Inode: Send + Sync {
         false
     }
 
+    /// Whether the contents and attributes of this regular file stay as they are in an epoch of files
+    /// ([`crate::file_epoch`]).
+    fn is_steady(&self) -> bool {
+        false
+    }
+
     /// Who has this file open; `None` where nobody counts (files of the kernel).
     fn usage(&self) -> Option<&crate::Usage> {
         None

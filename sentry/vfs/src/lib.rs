@@ -27,6 +27,7 @@ mod dir;
 pub mod epoch;
 mod fd_table;
 mod file;
+pub mod file_epoch;
 mod fs_context;
 mod inode;
 mod inotify;

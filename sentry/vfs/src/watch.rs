@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use sentry_base::RwLock;
 use sentry_base::lock::rank;
 
-use crate::{Dentry, Location};
+use crate::{Dentry, Location, file_epoch};
 
 /// Events and flags, with the values of `inotify(7)`.
 pub mod event {
@@ -75,7 +75,7 @@ impl core::fmt::Debug for Watches {
 
 impl Watches {
     fn is_empty(&self) -> bool {
-        self.count.load(Ordering::Relaxed) == 0
+        self.count.load(Ordering::SeqCst) == 0
     }
 
     /// Adds a watch, or sets the mask of the one that `sink` has there by this number.
@@ -86,8 +86,9 @@ impl Watches {
             watch.mask = mask;
         } else {
             list.push(Watch { wd, mask, sink: Weak::clone(sink) });
-            self.count.fetch_add(1, Ordering::Relaxed);
+            self.count.fetch_add(1, Ordering::SeqCst);
         }
+        file_epoch::advance();
     }
 
     /// Removes the watches of a sink that is going away, or one of them.
@@ -202,6 +203,11 @@ impl Location {
             let not = if self.dentry.is_unlinked() { event::EXCL_UNLINK } else { 0 };
             watches.raise_unless(parent.ino, mask, 0, &name, not);
         }
+    }
+
+    /// Whether somebody watches anything in this file system.
+    pub fn is_watched(&self) -> bool {
+        !self.mount.superblock().watches().is_empty()
     }
 
     /// A description of this place is being closed: if it was the last use of a file without a name, its watches end.

@@ -8,7 +8,7 @@ use sentry_base::lock::rank;
 use sentry_base::{Errno, KeyedMap, KeyedSet, Mutex, MutexGuard, Result};
 use sentry_vfs::{
     Attachment, Attr, Caller, DirEntry, FileKind, FileOps, FileSystem, Inode, OpenFlags, Owner, RenameFlags,
-    SetAttr, Usage,
+    SetAttr, Usage, file_epoch,
 };
 
 use crate::copy_up::Data;
@@ -171,6 +171,7 @@ impl OverlayInode {
     pub(crate) fn set_upper(&self, inode: &Arc<dyn Inode>, ino: u64) {
         // Set once: the copy-up lock is held and the cell was empty.
         let _ = self.upper.set(Upper { inode: Arc::clone(inode), ino });
+        file_epoch::advance();
     }
 
     pub(crate) fn parent(&self) -> Option<&Arc<Self>> {
@@ -323,6 +324,8 @@ impl OverlayInode {
                 live.unlinked.store(true, Ordering::Release);
             }
         }
+        // Its count of names is another now.
+        file_epoch::advance();
         Ok(())
     }
 
@@ -607,6 +610,10 @@ impl Inode for OverlayInode {
         let is_upper = self.upper.get().is_some();
         let file = Arc::clone(self.backing()).open(flags, caller)?;
         Ok(Arc::new(OverlayFile::new(self, flags, file, is_upper)))
+    }
+
+    fn is_steady(&self) -> bool {
+        self.kind == FileKind::Regular && self.upper().is_none() && self.first.is_steady()
     }
 
     fn get_xattr(&self, name: &[u8]) -> Result<Vec<u8>> {

@@ -217,6 +217,7 @@ struct Info {
 impl Content for Info {
     fn text(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
         let task = self.subject.inspect(caller)?;
+        task.settle_files();
         let file = task.fds().get(self.fd).map_err(|_| Errno::ENOENT)?;
         let position = *file.position().lock();
         let mut flags = file.flags();

@@ -296,6 +296,10 @@ impl Inode for GoferInode {
         let _ = self.pin(true);
     }
 
+    fn is_steady(&self) -> bool {
+        self.kind == FileKind::Regular && self.fs().is_ok_and(|fs| fs.is_fixed())
+    }
+
     fn open(self: Arc<Self>, flags: OpenFlags, _caller: &dyn Caller) -> Result<Arc<dyn FileOps>> {
         let fs = self.fs()?;
         match self.kind {
