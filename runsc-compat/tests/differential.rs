@@ -6,14 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::bundle::Bundle;
 use xtask::programs::INSIDE;
 use xtask::trial::{Outcome, Trial};
-use xtask::{place, rootfs, test};
+use xtask::{place, rootfs, shell, test};
 
 /// What a case said: `ok`, `fail` or `skip`, and why.
 type Verdicts = BTreeMap<String, (String, String)>;
@@ -187,14 +188,14 @@ fn interruptions_without_a_signal_do_not_show() -> Result<()> {
 const CLOSE_LOOKS: &[&str] =
     &["signal", "sigaction", "straight", "ptrace", "seccomp", "thread", "process", "exec", "futex"];
 
-/// Runs `areas` inside with flags of the command before `run`.
-fn inside_with(flags: &[&str], areas: &[&str]) -> Result<Verdicts> {
+/// Runs `areas` inside `root` with flags of the command before `run`.
+fn inside_with(root: &Path, flags: &[&str], areas: &[&str]) -> Result<Verdicts> {
     let trial = Trial::new("diff-flags")?;
     let program = format!("{INSIDE}/syscall-tests");
     let words = ["run", "--json", "--jobs", "4", "--timeout", "60", "--dir", "/work"];
     let args = std::iter::once(program.as_str()).chain(words).chain(areas.iter().copied());
     let dir = trial.path().join("bundle/flags");
-    let bundle = Bundle::new(rootfs::busybox()?, args).bind(&trial.programs().inside, INSIDE, "ro");
+    let bundle = Bundle::new(root, args).bind(&trial.programs().inside, INSIDE, "ro");
     bundle.all_capabilities().write(&dir)?;
     let line = flags.iter().copied().chain(["run", "--bundle"]).map(std::ffi::OsString::from);
     let line = line.chain([dir.into_os_string(), trial.id().into()]);
@@ -216,9 +217,10 @@ fn the_way_of_a_call_does_not_show() -> Result<()> {
     let long = std::env::var("CASEMATE_TEST_LONG").is_ok_and(|long| long == "1");
     let (ways, areas): (&[&[&str]], &[&str]) =
         if long { (&[&slow, &off, &asks], &["--all"]) } else { (&[&slow, &asks], CLOSE_LOOKS) };
-    let usual = inside_with(&[], areas)?;
+    let root = rootfs::busybox()?;
+    let usual = inside_with(&root, &[], areas)?;
     for way in ways {
-        let found = inside_with(way, areas)?;
+        let found = inside_with(&root, way, areas)?;
         let wrong: Vec<String> = usual
             .iter()
             .filter(|(_, (verdict, _))| verdict == "ok")
@@ -237,6 +239,59 @@ fn the_way_of_a_call_does_not_show() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A root file system with the files that area `hand` reads: they are those of nobody's but a read-only layer, so that each
+/// case is the first to change its own.
+fn root_with_files(trial: &Trial) -> Result<PathBuf> {
+    let root = trial.path().join("root");
+    shell::output(Command::new("cp").arg("-a").arg(rootfs::busybox()?).arg(&root))?;
+    let text =
+        |size: usize| (0..=size / 5).flat_map(|n| format!("{:04}\n", n % 10_000).into_bytes()).take(size);
+    let list = shell::output(Command::new(trial.programs().inside.join("syscall-tests")).arg("list"))?;
+    for case in list.lines().filter_map(|line| line.strip_prefix("hand/")) {
+        let dir = root.join("lower").join(case);
+        std::fs::create_dir_all(&dir)?;
+        for n in 0..24 {
+            std::fs::write(dir.join(format!("f{n}")), text(3000).collect::<Vec<u8>>())?;
+        }
+        std::fs::write(dir.join("big"), text(100_000).collect::<Vec<u8>>())?;
+    }
+    Ok(root)
+}
+
+/// Files that nobody has changed are answered for without the Sentry: natively and inside, by each way of a call, they are
+/// the same files.
+#[test]
+fn files_at_hand_do_not_show() -> Result<()> {
+    let trial = Trial::new("diff-hand")?;
+    let root = root_with_files(&trial)?;
+    let native = xtask::native::Native::new(&root, trial.path().join("scratch")).bind(
+        &trial.programs().inside,
+        INSIDE,
+        "ro",
+    );
+    let program = format!("{INSIDE}/syscall-tests");
+    let words = ["run", "--json", "--jobs", "4", "--timeout", "60", "--dir", "/work", "hand"];
+    let args = std::iter::once(program).chain(words.map(str::to_owned));
+    let host = verdicts(&trial.host(native.command(args)).limit(Duration::from_mins(5)).run()?)?;
+    let seed = std::env::var("CASEMATE_TEST_SEED").unwrap_or_else(|_| "11".to_owned());
+    let ways: [&[&str]; 4] =
+        [&[], &["--patch-slow", seed.as_str()], &["--patch", "off"], &["--resident", "off"]];
+    let mut wrong = Vec::new();
+    for (way, found) in std::iter::once(Ok(("natively".to_owned(), host.clone())))
+        .chain(ways.iter().map(|way| {
+            let found = inside_with(&root, way, &["hand"])?;
+            Ok((format!("inside with {way:?}"), found))
+        }))
+        .collect::<Result<Vec<_>>>()?
+    {
+        ensure!(found.len() == host.len(), "{way}: {} of {} cases ran", found.len(), host.len());
+        let bad = found.iter().filter(|(_, (verdict, _))| verdict != "ok");
+        wrong.extend(bad.map(|(case, (verdict, reason))| format!("{way}: {case}: {verdict}: {reason}")));
+    }
+    ensure!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    trial.finish()
 }
 
 /// Compares, and adds to the report; returns what is wrong.

@@ -20,6 +20,16 @@ pub fn run(args: &[String]) -> i32 {
                 print!("{}", if open { "open " } else { "closed " });
             }
         }
+        Some("fd-closed") => {
+            let fd = rest.first().and_then(|arg| arg.parse().ok()).unwrap_or(-1);
+            return i32::from(unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0);
+        }
+        Some("skip-input") => {
+            let len = rest.first().and_then(|arg| arg.parse().ok()).unwrap_or(0);
+            let mut bytes = vec![0_u8; len];
+            let read = unsafe { libc::read(0, bytes.as_mut_ptr().cast(), len) };
+            return i32::from(usize::try_from(read) != Ok(len));
+        }
         Some("ids") => unsafe {
             let (mut r, mut e, mut s) = (0, 0, 0);
             libc::getresuid(&raw mut r, &raw mut e, &raw mut s);

@@ -41,23 +41,23 @@ cases![
 ];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Event {
+pub(super) struct Event {
     wd: i32,
-    mask: u32,
+    pub(super) mask: u32,
     cookie: u32,
     name: String,
 }
 
-fn start() -> Result<OwnedFd, String> {
+pub(super) fn start() -> Result<OwnedFd, String> {
     Ok(sys::own(ok!(inotify_init1(IN_NONBLOCK | IN_CLOEXEC))))
 }
 
-fn watch(fd: &OwnedFd, path: &str, mask: u32) -> Result<i32, String> {
+pub(super) fn watch(fd: &OwnedFd, path: &str, mask: u32) -> Result<i32, String> {
     Ok(ok!(inotify_add_watch(fd.as_raw_fd(), c(path).as_ptr(), mask)))
 }
 
 /// Everything that is queued now.
-fn drain(fd: &OwnedFd) -> Result<Vec<Event>, String> {
+pub(super) fn drain(fd: &OwnedFd) -> Result<Vec<Event>, String> {
     let mut out = Vec::new();
     let mut buf = vec![0u8; 64 * 1024];
     loop {

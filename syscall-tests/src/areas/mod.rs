@@ -19,6 +19,7 @@ mod frames;
 mod futex;
 mod futex_pi;
 mod futexv;
+mod hand;
 mod inet_close;
 mod inet_dgram;
 mod inet_group;
@@ -100,6 +101,7 @@ pub const AREAS: &[Area] = &[
     Area { name: "pipe", cases: pipe::CASES },
     Area { name: "event", cases: event::CASES },
     Area { name: "unix", cases: unix::CASES },
+    Area { name: "hand", cases: hand::CASES },
     Area { name: "inet_stream", cases: inet_stream::CASES },
     Area { name: "inet_dgram", cases: inet_dgram::CASES },
     Area { name: "inet_wait", cases: inet_wait::CASES },

@@ -215,7 +215,7 @@ fn peek_and_dontwait() -> Outcome {
 }
 
 /// Sends `fd` with one byte.
-fn send_fd(s: &OwnedFd, fd: i32) -> isize {
+pub(super) fn send_fd(s: &OwnedFd, fd: i32) -> isize {
     let mut byte = *b"x";
     let mut iov = iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
     let mut control = [0u64; 4];
@@ -234,7 +234,7 @@ fn send_fd(s: &OwnedFd, fd: i32) -> isize {
     }
 }
 
-fn recv_fd(s: &OwnedFd) -> Result<OwnedFd, String> {
+pub(super) fn recv_fd(s: &OwnedFd) -> Result<OwnedFd, String> {
     let mut byte = [0u8; 1];
     let mut iov = iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
     let mut control = [0u64; 4];
