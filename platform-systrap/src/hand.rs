@@ -50,6 +50,7 @@ impl AtHand for Thread {
         window.store32(hand::CALLS, 0);
         window.store32(hand::READS, 0);
         window.store64(hand::READ_BYTES, 0);
+        window.store32(hand::MAY_CLOSE, u32::from(file.may_close));
         window.store64(hand::WHICH, u64::from(file.fd) | hand::OPEN);
         self.hand.present.store(number, Ordering::SeqCst);
         number
@@ -61,10 +62,18 @@ impl AtHand for Thread {
         position.check(|at| i64::try_from(*at).is_ok()).filter(|_| self.hand.is(number))
     }
 
+    fn is_closed(&self, number: u64) -> bool {
+        self.channel.window.u64(hand::WHICH).load(Ordering::SeqCst) == hand::CLOSED && self.hand.is(number)
+    }
+
     fn revoke(&self, number: u64) {
-        if self.hand.is(number) {
-            self.channel.window.store64(hand::WHICH, 0);
+        if !self.hand.is(number) {
+            return;
         }
+        // One that was closed stays so.
+        let which = self.channel.window.u64(hand::WHICH);
+        let _ = which
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |which| (which != hand::CLOSED).then_some(0));
     }
 
     fn take_use(&self, number: u64) -> HandUse {

@@ -211,7 +211,7 @@ pub mod known {
 
 /// Offsets of what a channel says of the file at hand: see [`platform::AtHand`].
 pub mod hand {
-    /// The descriptor with [`OPEN`] set; zero for no file.
+    /// The descriptor with [`OPEN`] set, or [`CLOSED`]; zero for no file.
     pub const WHICH: usize = 0x600;
     /// The epoch of files in which it holds.
     pub const EPOCH: usize = 0x608;
@@ -224,12 +224,16 @@ pub mod hand {
     pub const CALLS: usize = 0x628;
     pub const READS: usize = 0x62c;
     pub const READ_BYTES: usize = 0x630;
+    /// Not zero if the stub may close the file.
+    pub const MAY_CLOSE: usize = 0x638;
     /// A `struct stat`, and its bytes.
     pub const STAT: usize = 0x640;
     pub const STAT_LEN: usize = 144;
 
     /// A bit of [`WHICH`] that no descriptor has.
     pub const OPEN: u64 = 1 << 32;
+    /// What the stub makes of [`WHICH`] when the application closes the file.
+    pub const CLOSED: u64 = 1 << 33;
 }
 
 /// Values of [`word::SIGNAL`] that are no signal.

@@ -26,6 +26,7 @@ const END: u64 = 110;
 const FD: u64 = 5;
 const SIZE: usize = 20_000;
 
+const CLOSE: u64 = libc::SYS_close as u64;
 const READ: u64 = libc::SYS_read as u64;
 const PREAD: u64 = libc::SYS_pread64 as u64;
 const SEEK: u64 = libc::SYS_lseek as u64;
@@ -78,6 +79,7 @@ fn put(guest: &Guest, available: usize) -> (Arc<dyn AtHand>, u64) {
         size: SIZE as u64,
         bytes: &bytes()[..available],
         epoch: epoch(&guest.platform),
+        may_close: true,
     });
     (place, number)
 }
@@ -137,6 +139,46 @@ fn a_file_at_hand_is_read_without_a_trap(platform: &Arc<Systrap>) {
         let used = HandUse { calls: 8, reads: 5, read_bytes: SIZE as u64 + 100 };
         assert_eq!(place.take_use(number), used);
         assert_eq!(place.take_use(number), HandUse::default());
+    }
+}
+
+fn a_file_at_hand_is_closed_once(platform: &Arc<Systrap>) {
+    for mut guest in both(platform) {
+        let (place, number) = put(&guest, SIZE);
+        assert_eq!(ask(&mut guest, READ, [FD, DATA, 100, 0]), Answered(100));
+        assert!(!place.is_closed(number));
+        assert_eq!(ask(&mut guest, CLOSE, [FD + 1, 0, 0, 0]), Trapped);
+        assert_eq!(ask(&mut guest, CLOSE, [FD, 0, 0, 0]), Answered(0));
+        assert!(place.is_closed(number));
+        assert_eq!((place.position(number), place.take_use(number).calls), (Some(100), 2));
+        for call in [CLOSE, READ, FSTAT, SEEK] {
+            assert_eq!(ask(&mut guest, call, [FD, DATA, 1, 0]), Trapped);
+        }
+        // It stays so for those who look later.
+        place.revoke(number);
+        assert!(place.is_closed(number));
+        let (_, second) = put(&guest, SIZE);
+        assert!(!place.is_closed(number) && !place.is_closed(second));
+        place.revoke(second);
+        assert_eq!(ask(&mut guest, CLOSE, [FD, 0, 0, 0]), Trapped);
+        assert!(!place.is_closed(second));
+        // Another epoch, or one that is not to be closed here.
+        let (_, third) = put(&guest, SIZE);
+        platform.file_epoch().expect("an epoch").fetch_add(1, Ordering::SeqCst);
+        assert_eq!(ask(&mut guest, CLOSE, [FD, 0, 0, 0]), Trapped);
+        let file = HandFile {
+            fd: FD as u32,
+            stat: &stat(),
+            position: 0,
+            size: 1,
+            bytes: &[1],
+            epoch: epoch(platform),
+            may_close: false,
+        };
+        let fourth = place.put(&file);
+        assert_eq!(ask(&mut guest, CLOSE, [FD, 0, 0, 0]), Trapped);
+        assert_eq!(ask(&mut guest, READ, [FD, DATA, 100, 0]), Answered(1));
+        assert!(!place.is_closed(third) && !place.is_closed(fourth));
     }
 }
 
@@ -393,7 +435,7 @@ fn a_forged_file_hurts_the_forger_alone(platform: &Arc<Systrap>) {
         for mut guest in both(platform) {
             let (place, number) = put(&guest, SIZE);
             assert_eq!(ask(&mut guest, READ, [FD, DATA, 10, 0]), Answered(10));
-            for at in [0x610, 0x618, 0x620, 0x628, 0x630] {
+            for at in [0x608, 0x610, 0x618, 0x620, 0x628, 0x630, 0x638] {
                 forge(&guest, CHANNEL + at, word);
             }
             let position = place.position(number);
@@ -430,6 +472,7 @@ macro_rules! cases {
 fn main() {
     run(cases![
         a_file_at_hand_is_read_without_a_trap,
+        a_file_at_hand_is_closed_once,
         seeks_are_those_of_a_file,
         all_else_is_left_to_the_sentry,
         a_copy_that_fails_moves_nothing,

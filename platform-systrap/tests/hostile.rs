@@ -410,9 +410,15 @@ fn channels_of_the_dead_are_empty(platform: &Arc<Systrap>) {
         guest.regs.rdi = CHANNEL + 0x2_0000 * 7 + 0x3000;
         assert_eq!(guest.syscall(), 24);
         let file = secret.to_ne_bytes().repeat(platform::HAND_BYTES / 8);
-        let file =
-            platform::HandFile { fd: 3, stat: &[], position: 0, size: 1 << 20, bytes: &file, epoch: 1 };
-        guest.context.at_hand().expect("a place").put(&file);
+        guest.context.at_hand().expect("a place").put(&platform::HandFile {
+            fd: 3,
+            stat: &[],
+            position: 0,
+            size: 1 << 20,
+            bytes: &file,
+            epoch: 1,
+            may_close: true,
+        });
         guest.space.copy_out(DATA, &[0; 8], FaultMode::Normal).expect("unmark");
         drop(guest);
         // Reaping is another thread's work.

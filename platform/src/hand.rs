@@ -1,8 +1,9 @@
 //! Files at hand: an open file of which a context answers the usual questions by itself.
 
 /// The calls that a context may answer for a file at hand: `fstat(2)` by either name, `read(2)`, `pread64(2)`, `lseek(2)` to a
-/// number, and `ioctl(2)` with `TCGETS`.
-pub const HAND_CALLS: [i64; 6] = [
+/// number, `ioctl(2)` with `TCGETS`, and `close(2)`.
+pub const HAND_CALLS: [i64; 7] = [
+    libc::SYS_close,
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_read,
@@ -28,6 +29,8 @@ pub struct HandFile<'a> {
     pub bytes: &'a [u8],
     /// The epoch ([`crate::Platform::file_epoch`]) for which this holds.
     pub epoch: u64,
+    /// The application may close it too, which is then to be done when the context is at rest.
+    pub may_close: bool,
 }
 
 /// What a context has answered since it was asked last. The application can falsify it: it says no more than what the
@@ -47,6 +50,9 @@ pub trait AtHand: Send + Sync {
 
     /// Where the application's reads have come to; no more than a file may have. From any thread.
     fn position(&self, number: u64) -> Option<u64>;
+
+    /// Whether the application has closed the file. From any thread.
+    fn is_closed(&self, number: u64) -> bool;
 
     /// Has the application ask the Sentry from now on, while [`AtHand::position`] goes on telling of an answer that is under
     /// way. From any thread.

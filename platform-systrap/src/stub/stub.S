@@ -877,6 +877,8 @@ at_hand:
     mov eax, [r13 + {UC_RAX}]
     cmp eax, {SYS_READ}
     je hand_read
+    cmp eax, {SYS_CLOSE}
+    je hand_close
     cmp eax, {SYS_FSTAT}
     je hand_stat
     cmp eax, {SYS_LSEEK}
@@ -909,6 +911,12 @@ hand_seek:
     js not_known
     mov r12, r9
     mov r10, r9
+    jmp hand_done
+hand_close:
+    cmp dword ptr [rbx + {HAND_MAY_CLOSE}], 0
+    je not_known
+    mov rax, {HAND_CLOSED}
+    mov [rbx + {HAND}], rax
     jmp hand_done
 hand_ioctl:
     cmp edi, {TCGETS}

@@ -82,7 +82,7 @@ fn files_of(group: &ThreadGroup, task: &Task, lines: &mut Vec<String>) {
         let batch = fds.list(from, 64);
         let Some(last) = batch.last() else { return };
         from = last.unsigned_abs() + 1;
-        for fd in batch {
+        for fd in batch.into_iter().filter(|fd| !task.has_closed(*fd)) {
             let Ok(file) = fds.get(fd) else { continue };
             let flags = file.flags();
             let mode = match (flags.reads(), flags.writes()) {

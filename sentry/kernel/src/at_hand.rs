@@ -5,6 +5,11 @@
 //! other call takes it away first. The descriptor is its table's alone and the table its task's alone, so that nobody
 //! else changes what it stands for; who looks at it from outside asks the context first ([`Task::settle_files`]).
 //!
+//! A descriptor that the application has closed stays in its table until then. The lowest free number is looked for by calls
+//! of the task alone, and those come after; others who would find it are told that it is not there
+//! ([`Task::has_closed`]), and who looks for users of a file or a mount has all of them settled first
+//! ([`Kernel::settle_files`]).
+//!
 //! **Threat.** The position and the counts are the application's to forge. A position is one that `lseek(2)` takes, of a file
 //! that only this task reads.
 
@@ -12,9 +17,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use platform::{AtHand, HAND_CALLS, HandFile, TrapEvent};
-use sentry_vfs::{FileDescription, OpenFlags};
+use sentry_base::Mutex;
+use sentry_vfs::{FileDescription, OpenFlags, file_epoch};
 
-use crate::{Current, Task};
+use crate::{Current, Kernel, Task};
 
 /// A file at hand.
 pub(crate) struct Held {
@@ -24,7 +30,12 @@ pub(crate) struct Held {
     file: Weak<FileDescription>,
     /// The position as it was taken over last.
     known: AtomicU64,
+    /// It is closed, and not only by the application. Held while that is done.
+    closed: Mutex<bool, BEFORE_POSITION>,
 }
+
+/// Outside of all locks that closing a file takes.
+const BEFORE_POSITION: u16 = 14;
 
 impl core::fmt::Debug for Held {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -35,7 +46,7 @@ impl core::fmt::Debug for Held {
 impl Held {
     /// Takes the position over. One that somebody else has moved meanwhile stays: he got hold of the file while a read of
     /// this task's was under way.
-    fn settle(&self) {
+    fn settle_position(&self) {
         let Some(file) = self.file.upgrade() else { return };
         let mut position = file.position().lock();
         if let Some(now) = self.place.position(self.number)
@@ -45,15 +56,43 @@ impl Held {
             self.known.store(now, Ordering::Relaxed);
         }
     }
+
+    /// Takes over all. Says whether the file is closed now. No locks are held.
+    fn settle(&self, task: &Task) -> bool {
+        let mut closed = self.closed.lock();
+        if !*closed {
+            self.settle_position();
+            if self.place.is_closed(self.number) {
+                *closed = true;
+                // Nobody else could have taken it from the table.
+                let _ = task.fds().close(self.fd, task.pid());
+            }
+        }
+        *closed
+    }
 }
 
 impl Task {
-    /// Has this task's open files show what it has done with them, for others who look at them.
+    /// Has this task's open files show what it has done with them, for others who look at them. No locks are held.
     pub fn settle_files(&self) {
         let held = self.at_hand.lock().clone();
         if let Some(held) = held {
-            held.settle();
+            held.settle(self);
         }
+    }
+
+    /// As [`Task::settle_files`] of the positions alone, for those who hold locks of directories.
+    pub fn settle_positions(&self) {
+        let held = self.at_hand.lock().clone();
+        if let Some(held) = held {
+            held.settle_position();
+        }
+    }
+
+    /// Whether this task has closed a descriptor that is still in its table.
+    pub fn has_closed(&self, fd: i32) -> bool {
+        let held = self.at_hand.lock().clone();
+        held.is_some_and(|held| held.fd == fd && held.place.is_closed(held.number))
     }
 
     /// As [`Task::settle_files`], and the task comes here with all that it does with them from now on: somebody else is to
@@ -62,7 +101,18 @@ impl Task {
         let held = self.at_hand.lock().clone();
         if let Some(held) = held {
             held.place.revoke(held.number);
-            held.settle();
+            held.settle(self);
+        }
+    }
+}
+
+impl Kernel {
+    /// Has the open files of all tasks show what was done with them before this call. What tasks do with files at hand
+    /// from now on they do here. No locks are held.
+    pub fn settle_files(&self) {
+        file_epoch::advance();
+        for task in self.tasks() {
+            task.settle_files();
         }
     }
 }
@@ -128,12 +178,16 @@ impl Current {
     /// have to do with it.
     pub(crate) fn absorb(&mut self, event: TrapEvent) {
         let Some(held) = self.holding.held.clone() else { return };
-        held.settle();
+        let closed = held.settle(&self.task);
         let used = held.place.take_use(held.number);
         self.holding.calls = self.holding.calls.saturating_add(used.calls);
         self.holding.reads = self.holding.reads.saturating_add(used.reads);
         self.task.io().count_reads(u64::from(used.reads));
         self.task.io().add_read(used.read_bytes);
+        if closed {
+            self.let_go();
+            return;
+        }
         if event != TrapEvent::Syscall {
             return;
         }
@@ -142,7 +196,7 @@ impl Current {
         if names_it && !self.holding.has_bytes && matches!(i64::try_from(nr), Ok(libc::SYS_read)) {
             self.holding.use_of_bytes.note(true);
         }
-        if !leaves_alone(nr, names_it) {
+        if !leaves_alone(nr, names_it, args[1]) {
             self.let_go();
         }
     }
@@ -183,7 +237,8 @@ impl Current {
         self.let_go();
         let number = place.put(found);
         let known = AtomicU64::new(found.position);
-        let held = Arc::new(Held { place, number, fd, file: Arc::downgrade(file), known });
+        let file = Arc::downgrade(file);
+        let held = Arc::new(Held { place, number, fd, file, known, closed: Mutex::new(false) });
         *self.task.at_hand.lock() = Some(Arc::clone(&held));
         self.holding.held = Some(held);
         (self.holding.calls, self.holding.reads) = (0, 0);
@@ -193,7 +248,7 @@ impl Current {
 
 /// Whether a call neither closes nor moves nor gives away the file at hand; `names_it` says that its first argument is the
 /// file's descriptor.
-fn leaves_alone(nr: u64, names_it: bool) -> bool {
+fn leaves_alone(nr: u64, names_it: bool, second: u64) -> bool {
     let Ok(nr) = i64::try_from(nr) else { return false };
     match nr {
         libc::SYS_mmap
@@ -233,6 +288,10 @@ fn leaves_alone(nr: u64, names_it: bool) -> bool {
         | libc::SYS_close
         | libc::SYS_ioctl
         | libc::SYS_getdents64 => !names_it,
+        // Of the others some duplicate it, and a lock of another descriptor would end with it.
+        libc::SYS_fcntl => {
+            matches!(i32::try_from(second), Ok(libc::F_GETFD | libc::F_SETFD | libc::F_GETFL))
+        }
         _ => false,
     }
 }

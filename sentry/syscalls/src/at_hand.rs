@@ -1,5 +1,5 @@
-//! Putting a file at hand that was just opened: its context then answers `fstat(2)`, `read(2)` and `lseek(2)` of it without a
-//! trap ([`platform::AtHand`]).
+//! Putting a file at hand that was just opened: its context then answers `fstat(2)`, `read(2)`, `lseek(2)` and `close(2)` of it
+//! without a trap ([`platform::AtHand`]).
 
 use std::sync::Arc;
 
@@ -39,6 +39,14 @@ pub(crate) fn offer(cx: &mut Current, fd: i32, file: &Arc<FileDescription>) {
         }
     }
     let stat = to_stat(cx, &attr);
-    let found = HandFile { fd, stat: stat.as_bytes(), position: 0, size: attr.size, bytes: &bytes, epoch };
+    let found = HandFile {
+        fd,
+        stat: stat.as_bytes(),
+        position: 0,
+        size: attr.size,
+        bytes: &bytes,
+        epoch,
+        may_close: !cx.fds().has_posix_locks(),
+    };
     cx.put_at_hand(file, &found);
 }

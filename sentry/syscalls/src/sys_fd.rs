@@ -390,6 +390,7 @@ fn set_lease(cx: &Current, fd: i32, file: &Arc<FileDescription>, kind: i32) -> R
     }
     let usage = inode.usage().filter(|_| inode.kind() == FileKind::Regular).ok_or(Errno::EINVAL)?;
     note_owner_creds(cx, file);
+    cx.kernel().settle_files();
     usage.set_lease(file, kind, Arc::clone(cx.task.kernel()) as _, fd)?;
     let _ = file.owner().compare_exchange(0, cx.pid(), Ordering::Relaxed, Ordering::Relaxed);
     Ok(())

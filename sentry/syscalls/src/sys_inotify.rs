@@ -49,6 +49,8 @@ fn inotify_add_watch(cx: &mut Current, fd: i32, path: PathPtr, mask: Bits) -> Re
     let paths = Paths::of(cx);
     let at = paths.at(DirFd(libc::AT_FDCWD), &cx.path(path.0)?, flags)?;
     paths.cx().check(&at, Access::READ)?;
+    // What was closed before is not heard of.
+    cx.kernel().settle_files();
     inotify.add_watch(&at, mask)
 }
 

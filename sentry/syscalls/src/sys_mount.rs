@@ -183,6 +183,7 @@ fn umount2(cx: &mut Current, at: PathPtr, flags: Bits) -> Result<()> {
     ns.follow_mounts(&mut target);
     // The caller's own view of root and working directory must not count as users.
     drop(paths);
+    cx.kernel().settle_files();
     ns.umount(target, flags)
 }
 

@@ -262,6 +262,8 @@ fn kcmp(cx: &mut Current, pid1: i32, pid2: i32, kind: i32, index1: u64, index2: 
     let (one, two) = (cx.find_task(pid1).ok_or(Errno::ESRCH)?, cx.find_task(pid2).ok_or(Errno::ESRCH)?);
     may_look_into(cx, &one, Access::Read)?;
     may_look_into(cx, &two, Access::Read)?;
+    one.settle_files();
+    two.settle_files();
     let place = |task: &Task, index: u64| -> Result<u64> {
         let address = |at: *const ()| at.addr() as u64;
         Ok(match kind {

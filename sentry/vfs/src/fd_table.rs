@@ -233,6 +233,11 @@ impl FdTable {
         drop(file);
     }
 
+    /// Whether closing a descriptor may give up POSIX locks.
+    pub fn has_posix_locks(&self) -> bool {
+        self.has_locked.load(Ordering::Acquire)
+    }
+
     /// Remembers that this table may hold POSIX locks on a file.
     pub fn note_posix_lock(&self, key: FileKey, locks: &Arc<FileLocks>) {
         self.locked.lock().insert(key, Arc::clone(locks));

@@ -65,7 +65,7 @@ impl Inode for FdDir {
             name => crate::root::parse_number(name).ok_or(Errno::ENOENT)?,
         };
         let task = self.subject.task().map_err(|_| Errno::ENOENT)?;
-        let file = task.fds().get(fd).map_err(|_| Errno::ENOENT)?;
+        let file = open_file(&task, fd)?;
         let creds = task.creds();
         Ok(match self.view {
             FdView::Links => {
@@ -103,7 +103,7 @@ impl Inode for FdDir {
             let batch = task.fds().list(from, 64);
             let Some(last) = batch.last() else { return Ok(()) };
             from = last.unsigned_abs() + 1;
-            for fd in batch {
+            for fd in batch.into_iter().filter(|fd| !task.has_closed(*fd)) {
                 let name = fd.to_string().into_bytes();
                 let next_cookie = u64::from(fd.unsigned_abs()) + 3;
                 if !sink(DirEntry { name, ino: self.ino_of(fd), kind, next_cookie }) {
@@ -126,6 +126,14 @@ impl Inode for FdDir {
     }
 }
 
+/// The file of a task's descriptor.
+fn open_file(task: &Task, fd: i32) -> Result<Arc<FileDescription>> {
+    if task.has_closed(fd) {
+        return Err(Errno::ENOENT);
+    }
+    task.fds().get(fd).map_err(|_| Errno::ENOENT)
+}
+
 struct FdLink {
     attr: Attr,
     fs: Arc<PseudoFs>,
@@ -135,7 +143,7 @@ struct FdLink {
 
 impl FdLink {
     fn file(&self, caller: &dyn Caller) -> Result<Arc<FileDescription>> {
-        self.subject.inspect(caller)?.fds().get(self.fd).map_err(|_| Errno::ENOENT)
+        open_file(&*self.subject.inspect(caller)?, self.fd)
     }
 }
 
@@ -217,8 +225,8 @@ struct Info {
 impl Content for Info {
     fn text(&self, caller: &dyn Caller) -> Result<Vec<u8>> {
         let task = self.subject.inspect(caller)?;
-        task.settle_files();
-        let file = task.fds().get(self.fd).map_err(|_| Errno::ENOENT)?;
+        let file = open_file(&task, self.fd)?;
+        task.settle_positions();
         let position = *file.position().lock();
         let mut flags = file.flags();
         flags.set(OpenFlags::CLOEXEC, task.fds().cloexec(self.fd).unwrap_or(false));
