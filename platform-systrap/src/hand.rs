@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use platform::{AtHand, HAND_BYTES, HandFile, HandUse, Untrusted};
+use platform::{AtHand, HAND_BYTES, HandFile, HandPiece, HandUse, Untrusted};
 
 use crate::channel::Window;
 use crate::layout::{hand, word};
@@ -33,20 +33,26 @@ impl Hand {
     }
 }
 
+fn write_piece(window: &Window, piece: HandPiece<'_>) {
+    let bytes = piece.bytes.get(..HAND_BYTES).unwrap_or(piece.bytes);
+    window.write(word::HAND_DATA, bytes);
+    window.store64(hand::START, piece.start);
+    window.store64(hand::END, piece.start.saturating_add(bytes.len() as u64));
+}
+
 impl AtHand for Thread {
     fn put(&self, file: &HandFile<'_>) -> u64 {
         let window = &self.channel.window;
-        let bytes = file.bytes.get(..HAND_BYTES).unwrap_or(file.bytes);
         let stat = file.stat.get(..hand::STAT_LEN).unwrap_or(file.stat);
         let number = self.hand.last.fetch_add(1, Ordering::Relaxed) + 1;
         // Nobody takes the position of the one for that of the other.
         self.hand.present.store(0, Ordering::SeqCst);
         window.write(hand::STAT, stat);
-        window.write(word::HAND_DATA, bytes);
+        window.store32(hand::IS_STEADY, u32::from(!stat.is_empty()));
+        write_piece(window, file.piece);
         window.store64(hand::EPOCH, file.epoch);
         window.store64(hand::POSITION, file.position);
         window.store64(hand::SIZE, file.size);
-        window.store64(hand::AVAILABLE, bytes.len() as u64);
         window.store32(hand::CALLS, 0);
         window.store32(hand::READS, 0);
         window.store64(hand::READ_BYTES, 0);
@@ -54,6 +60,20 @@ impl AtHand for Thread {
         window.store64(hand::WHICH, u64::from(file.fd) | hand::OPEN);
         self.hand.present.store(number, Ordering::SeqCst);
         number
+    }
+
+    fn renew(&self, number: u64, position: u64, epoch: u64) {
+        if self.hand.is(number) {
+            let window = &self.channel.window;
+            window.store64(hand::POSITION, position);
+            window.store64(hand::EPOCH, epoch);
+        }
+    }
+
+    fn put_piece(&self, number: u64, piece: HandPiece<'_>) {
+        if self.hand.is(number) {
+            write_piece(&self.channel.window, piece);
+        }
     }
 
     fn position(&self, number: u64) -> Option<u64> {

@@ -217,9 +217,10 @@ pub mod hand {
     pub const EPOCH: usize = 0x608;
     /// Moved by the stub.
     pub const POSITION: usize = 0x610;
-    /// Bytes of the file, and how many from the first on are in the channel.
+    /// Bytes of the file.
     pub const SIZE: usize = 0x618;
-    pub const AVAILABLE: usize = 0x620;
+    /// Where the piece ends that is in the channel.
+    pub const END: usize = 0x620;
     /// Counted by the stub: all answers, those that were reads, and the bytes that these gave.
     pub const CALLS: usize = 0x628;
     pub const READS: usize = 0x62c;
@@ -229,6 +230,10 @@ pub mod hand {
     /// A `struct stat`, and its bytes.
     pub const STAT: usize = 0x640;
     pub const STAT_LEN: usize = 144;
+    /// Where the piece starts.
+    pub const START: usize = 0x6d0;
+    /// Not zero if more is known than the position.
+    pub const IS_STEADY: usize = 0x6d8;
 
     /// A bit of [`WHICH`] that no descriptor has.
     pub const OPEN: u64 = 1 << 32;

@@ -91,7 +91,7 @@ core::arch::global_asm!(
     CLOCK = const resident::CLOCK,
     DIRECTORY = const 1 << resident::DIRECTORY,
     ACTION = const 1 << resident::ACTION,
-    OF_ANY = const OF_DIRECTORY | OF_FILE | OF_ACTION,
+    OF_ANY = const OF_ANY,
     UNTOUCHED = const word::UNTOUCHED,
     MAY_DEFAULT = const layout::MAY_DEFAULT as i64,
     DEFAULTED = const word::DEFAULTED,
@@ -115,7 +115,9 @@ core::arch::global_asm!(
     HAND_EPOCH = const hand::EPOCH,
     HAND_POSITION = const hand::POSITION,
     HAND_SIZE = const hand::SIZE,
-    HAND_AVAILABLE = const hand::AVAILABLE,
+    HAND_START = const hand::START,
+    HAND_END = const hand::END,
+    HAND_IS_STEADY = const hand::IS_STEADY,
     HAND_CALLS = const hand::CALLS,
     HAND_READS = const hand::READS,
     HAND_READ_BYTES = const hand::READ_BYTES,
@@ -317,6 +319,9 @@ const OF_FILE: u32 = 2 << 6;
 /// In the staging table: the call tells the action of a signal, which may be one that nobody has set.
 const OF_ACTION: u32 = 3 << 6;
 
+/// The bits of which these are made.
+const OF_ANY: u32 = 3 << 6;
+
 /// The most that one read moves (`MAX_RW_COUNT`).
 const READ_MAX: u32 = 0x7fff_f000;
 
@@ -489,7 +494,7 @@ mod tests {
     #[test]
     fn calls_of_a_file_at_hand_are_those_that_are_said() {
         let mut here: Vec<i64> =
-            STAGED.iter().filter(|(_, how)| how & OF_FILE != 0).map(|(call, _)| *call).collect();
+            STAGED.iter().filter(|(_, how)| how & OF_ANY == OF_FILE).map(|(call, _)| *call).collect();
         let mut said = platform::HAND_CALLS;
         here.sort_unstable();
         said.sort_unstable();

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
-use platform::{AtHand, HandFile, HandUse, MapSource, Platform, Prot, Sharing, TrapEvent};
+use platform::{AtHand, HandFile, HandPiece, HandUse, MapSource, Platform, Prot, Sharing, TrapEvent};
 use platform_systrap::Systrap;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -77,7 +77,7 @@ fn put(guest: &Guest, available: usize) -> (Arc<dyn AtHand>, u64) {
         stat: &stat(),
         position: 0,
         size: SIZE as u64,
-        bytes: &bytes()[..available],
+        piece: HandPiece { start: 0, bytes: &bytes()[..available] },
         epoch: epoch(&guest.platform),
         may_close: true,
     });
@@ -171,7 +171,7 @@ fn a_file_at_hand_is_closed_once(platform: &Arc<Systrap>) {
             stat: &stat(),
             position: 0,
             size: 1,
-            bytes: &[1],
+            piece: HandPiece { start: 0, bytes: &[1] },
             epoch: epoch(platform),
             may_close: false,
         };
@@ -179,6 +179,78 @@ fn a_file_at_hand_is_closed_once(platform: &Arc<Systrap>) {
         assert_eq!(ask(&mut guest, CLOSE, [FD, 0, 0, 0]), Trapped);
         assert_eq!(ask(&mut guest, READ, [FD, DATA, 100, 0]), Answered(1));
         assert!(!place.is_closed(third) && !place.is_closed(fourth));
+    }
+}
+
+fn got(guest: &Guest, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    assert_eq!(guest.space.copy_in(DATA, &mut bytes, platform::FaultMode::Normal), Ok(len));
+    bytes
+}
+
+fn a_piece_of_a_file_is_read(platform: &Arc<Systrap>) {
+    const START: usize = 8192;
+    const LEN: usize = 4096;
+    let all = bytes();
+    for mut guest in both(platform) {
+        let (place, number) = put(&guest, 100);
+        place.put_piece(number, HandPiece { start: START as u64, bytes: &all[START..][..LEN] });
+        for (at, len) in [(START, 10), (START + LEN - 7, 7), (START, LEN), (START + 1, LEN - 1)] {
+            let args = [FD, DATA, len as u64, at as u64];
+            assert_eq!(ask(&mut guest, PREAD, args), Answered(len as i64));
+            assert_eq!(got(&guest, len), all[at..][..len]);
+        }
+        for (at, len) in
+            [(0, 1), (START - 1, 1), (START - 1, 2), (START + LEN - 1, 2), (START + LEN, 1), (0, SIZE)]
+        {
+            assert_eq!(ask(&mut guest, PREAD, [FD, DATA, len as u64, at as u64]), Trapped);
+        }
+        // The end of the file needs no bytes.
+        assert_eq!(ask(&mut guest, PREAD, [FD, DATA, 10, SIZE as u64]), Answered(0));
+        place.renew(number, START as u64 + 5, epoch(platform));
+        assert_eq!(ask(&mut guest, READ, [FD, DATA, 10, 0]), Answered(10));
+        assert_eq!(got(&guest, 10), all[START + 5..][..10]);
+        assert_eq!(place.position(number), Some(START as u64 + 15));
+        // Nothing is put there for a file that has gone.
+        let (_, second) = put(&guest, 100);
+        place.renew(number, 3, 0);
+        place.put_piece(number, HandPiece::default());
+        assert_eq!(place.position(second), Some(0));
+        assert_eq!(ask(&mut guest, READ, [FD, DATA, 10, 0]), Answered(10));
+        // Nor does one that was revoked come back.
+        place.revoke(second);
+        place.renew(second, 3, epoch(platform));
+        assert_eq!(ask(&mut guest, SEEK, [FD, 0, 1, 0]), Trapped);
+    }
+}
+
+fn of_a_file_that_changes_the_position_is_known(platform: &Arc<Systrap>) {
+    for mut guest in both(platform) {
+        let place = guest.context.at_hand().expect("a place");
+        let number = place.put(&HandFile {
+            fd: FD as u32,
+            stat: &[],
+            position: 70,
+            size: 0,
+            piece: HandPiece::default(),
+            epoch: epoch(platform),
+            may_close: false,
+        });
+        assert_eq!(ask(&mut guest, SEEK, [FD, 0, 1, 0]), Answered(70));
+        assert_eq!(ask(&mut guest, SEEK, [FD, 1 << 40, 0, 0]), Answered(1 << 40));
+        assert_eq!(ask(&mut guest, SEEK, [FD, (-5_i64).cast_unsigned(), 1, 0]), Answered((1 << 40) - 5));
+        assert_eq!(place.position(number), Some((1 << 40) - 5));
+        assert_eq!(ask(&mut guest, SEEK, [FD, 0, 2, 0]), Trapped);
+        for (call, args) in [
+            (READ, [FD, DATA, 10, 0]),
+            (PREAD, [FD, DATA, 10, 0]),
+            (FSTAT, [FD, DATA, 0, 0]),
+            (IOCTL, [FD, 0x5401, DATA, 0]),
+            (CLOSE, [FD, 0, 0, 0]),
+        ] {
+            assert_eq!(ask(&mut guest, call, args), Trapped, "{call}");
+        }
+        assert_eq!(place.position(number), Some((1 << 40) - 5));
     }
 }
 
@@ -473,6 +545,8 @@ fn main() {
     run(cases![
         a_file_at_hand_is_read_without_a_trap,
         a_file_at_hand_is_closed_once,
+        a_piece_of_a_file_is_read,
+        of_a_file_that_changes_the_position_is_known,
         seeks_are_those_of_a_file,
         all_else_is_left_to_the_sentry,
         a_copy_that_fails_moves_nothing,

@@ -415,7 +415,7 @@ fn channels_of_the_dead_are_empty(platform: &Arc<Systrap>) {
             stat: &[],
             position: 0,
             size: 1 << 20,
-            bytes: &file,
+            piece: platform::HandPiece { start: 0, bytes: &file },
             epoch: 1,
             may_close: true,
         });

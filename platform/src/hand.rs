@@ -15,22 +15,31 @@ pub const HAND_CALLS: [i64; 7] = [
 /// The most bytes of a file that are kept at hand.
 pub const HAND_BYTES: usize = 32 * 1024;
 
-/// A regular file that is open for reading, and of which neither bytes nor attributes change in an epoch.
+/// A regular file that is open, and whose position nobody else moves.
 #[derive(Debug, Clone, Copy)]
 pub struct HandFile<'a> {
     /// Its descriptor, which nothing but calls of the same thread can take from it.
     pub fd: u32,
-    /// `struct stat` as `fstat(2)` gives it.
+    /// `struct stat` as `fstat(2)` gives it, if the file is open for reading and neither bytes nor attributes change in an
+    /// epoch. Empty for any other, of which only the position is known.
     pub stat: &'a [u8],
     pub position: u64,
     /// Bytes of the whole file.
     pub size: u64,
-    /// Its first bytes, at most [`HAND_BYTES`].
-    pub bytes: &'a [u8],
+    pub piece: HandPiece<'a>,
     /// The epoch ([`crate::Platform::file_epoch`]) for which this holds.
     pub epoch: u64,
     /// The application may close it too, which is then to be done when the context is at rest.
     pub may_close: bool,
+}
+
+/// A piece of a file at hand.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HandPiece<'a> {
+    /// Where it starts in the file.
+    pub start: u64,
+    /// At most [`HAND_BYTES`].
+    pub bytes: &'a [u8],
 }
 
 /// What a context has answered since it was asked last. The application can falsify it: it says no more than what the
@@ -47,6 +56,12 @@ pub struct HandUse {
 pub trait AtHand: Send + Sync {
     /// Puts a file there instead of what is there, and gives its number. The context is at rest.
     fn put(&self, file: &HandFile<'_>) -> u64;
+
+    /// Moves the position of the file that is there, and has what is known hold for this epoch. The context is at rest.
+    fn renew(&self, number: u64, position: u64, epoch: u64);
+
+    /// Puts another piece of the file there. The context is at rest.
+    fn put_piece(&self, number: u64, piece: HandPiece<'_>);
 
     /// Where the application's reads have come to; no more than a file may have. From any thread.
     fn position(&self, number: u64) -> Option<u64>;

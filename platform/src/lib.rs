@@ -13,7 +13,7 @@ mod space;
 mod untrusted;
 
 pub use addr::{Addr, AddrRange, PAGE_SIZE};
-pub use hand::{AtHand, HAND_BYTES, HAND_CALLS, HandFile, HandUse};
+pub use hand::{AtHand, HAND_BYTES, HAND_CALLS, HandFile, HandPiece, HandUse};
 pub use regs::{FpuState, Regs};
 pub use space::{Advice, AtomicOp, Barrier, Fault, FaultMode, HostFd, MapSource, Prot, Sharing, SpaceError};
 pub use untrusted::Untrusted;

@@ -875,14 +875,17 @@ at_hand:
     xor r14d, r14d                  # bytes read
     mov r9, r12
     mov eax, [r13 + {UC_RAX}]
-    cmp eax, {SYS_READ}
-    je hand_read
-    cmp eax, {SYS_CLOSE}
-    je hand_close
-    cmp eax, {SYS_FSTAT}
-    je hand_stat
+    mov ecx, [rbx + {HAND_IS_STEADY}]
     cmp eax, {SYS_LSEEK}
     je hand_seek
+    cmp eax, {SYS_CLOSE}
+    je hand_close
+    test ecx, ecx
+    jz not_known
+    cmp eax, {SYS_READ}
+    je hand_read
+    cmp eax, {SYS_FSTAT}
+    je hand_stat
     cmp eax, {SYS_PREAD}
     je hand_pread
     cmp eax, {SYS_IOCTL}
@@ -903,6 +906,8 @@ hand_seek:
     jb 1f
     cmp edx, 2
     jne not_known
+    test ecx, ecx
+    jz not_known
     mov r9, r11                     # SEEK_END
     jmp 2f
 1:  xor r9d, r9d                    # SEEK_SET
@@ -943,11 +948,12 @@ hand_read:
     cmova r14, rdx
     mov r10, r14
     mov rcx, r14
+    jrcxz 2f                        # nothing to copy
     lea rsi, [r9 + r14]
-    cmp rsi, [rbx + {HAND_AVAILABLE}]
-    jbe 2f
-    test r14, r14
-    jnz not_known
+    cmp rsi, [rbx + {HAND_END}]
+    ja not_known
+    sub r9, [rbx + {HAND_START}]
+    jb not_known
 2:  lea rsi, [rbx + r9 + {HAND_DATA}]
     cmp eax, {SYS_READ}
     jne hand_copy

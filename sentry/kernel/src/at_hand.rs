@@ -1,4 +1,5 @@
-//! The file at hand of a task: what it opened last, as long as its context answers for it by itself ([`platform::AtHand`]).
+//! The file at hand of a task: what it opened last, or whose position it has moved last, as long as its context answers for it
+//! by itself ([`platform::AtHand`]). Of a file that may change, only the position is at hand.
 //!
 //! What the context has answered is taken over at each trap, before anything else of the trap is looked at: the position
 //! then is what it would be had each read come here. The file stays at hand over calls that have nothing to do with it; any
@@ -16,9 +17,10 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use platform::{AtHand, HAND_CALLS, HandFile, TrapEvent};
+use platform::{AtHand, HAND_CALLS, HandFile, HandPiece, PAGE_SIZE, TrapEvent};
 use sentry_base::Mutex;
-use sentry_vfs::{FileDescription, OpenFlags, file_epoch};
+use sentry_memory::UserWriter;
+use sentry_vfs::{FileDescription, FileKind, IoCtx, IoStart, OpenFlags, Pos, file_epoch};
 
 use crate::{Current, Kernel, Task};
 
@@ -28,6 +30,8 @@ pub(crate) struct Held {
     number: u64,
     fd: i32,
     file: Weak<FileDescription>,
+    /// The epoch for which more is known than the position; zero if no more is.
+    steady_in: u64,
     /// The position as it was taken over last.
     known: AtomicU64,
     /// It is closed, and not only by the application. Held while that is done.
@@ -151,9 +155,15 @@ pub(crate) struct Holding {
     calls: u32,
     reads: u32,
     has_bytes: bool,
-    /// Whether files that are put at hand are asked about, and whether their bytes are read.
+    /// The task is at a call that reads or moves the position.
+    wanted: Option<Wanted>,
+    /// Whether files that are put at hand are asked about, and whether their bytes are read; and the first for those that
+    /// are put there because their position was moved.
     use_of_files: Luck<32>,
     use_of_bytes: Luck<8>,
+    use_of_moved: Luck<32>,
+    /// It is one of those.
+    is_moved: bool,
 }
 
 impl Holding {
@@ -163,8 +173,11 @@ impl Holding {
             calls: 0,
             reads: 0,
             has_bytes: false,
+            wanted: None,
             use_of_files: Luck::new(),
             use_of_bytes: Luck::new(),
+            use_of_moved: Luck::new(),
+            is_moved: false,
         }
     }
 }
@@ -193,12 +206,55 @@ impl Current {
         }
         let (nr, args) = (self.regs.orig_rax & 0xffff_ffff, self.regs.syscall_args());
         let names_it = i32::try_from(args[0] & 0xffff_ffff).is_ok_and(|fd| fd == held.fd);
-        if names_it && !self.holding.has_bytes && matches!(i64::try_from(nr), Ok(libc::SYS_read)) {
+        let wanted = names_it.then(|| Wanted::by(nr, held.known.load(Ordering::Relaxed), args)).flatten();
+        if wanted.is_some_and(|wanted| wanted.reads_little) && !self.holding.has_bytes {
             self.holding.use_of_bytes.note(true);
         }
-        if !leaves_alone(nr, names_it, args[1]) {
+        if wanted.is_some() {
+            self.holding.wanted = wanted;
+        } else if !leaves_alone(nr, names_it, args[1]) {
             self.let_go();
         }
+    }
+
+    /// Has the file at hand go on from where a call has left it. To be called before the task goes on.
+    pub(crate) fn follow(&mut self) {
+        let Some(wanted) = self.holding.wanted.take() else { return };
+        let Some(held) = self.holding.held.clone() else { return };
+        let Some(file) = held.file.upgrade() else { return self.let_go() };
+        let epoch = file_epoch::present();
+        if held.steady_in != 0 && held.steady_in != epoch {
+            return self.let_go();
+        }
+        let now = {
+            let position = file.position().lock();
+            held.place.renew(held.number, *position, epoch);
+            held.known.store(*position, Ordering::Relaxed);
+            *position
+        };
+        if held.steady_in == 0 {
+            return;
+        }
+        if self.holding.has_bytes {
+            self.holding.use_of_bytes.note(self.holding.reads > 0);
+            (self.holding.has_bytes, self.holding.reads) = (false, 0);
+        }
+        if (wanted.reads_little || wanted.at.is_none()) && self.holding.use_of_bytes.try_again() {
+            let start = wanted.at.unwrap_or(now);
+            let start = start - start % PAGE_SIZE;
+            let bytes = self.piece_of(&file, start, HAND_PIECE);
+            self.holding.has_bytes = !bytes.is_empty();
+            held.place.put_piece(held.number, HandPiece { start, bytes: &bytes });
+        }
+    }
+
+    /// Up to `len` bytes of a file from `start` on; fewer at its end.
+    pub fn piece_of(&self, file: &FileDescription, start: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let io = IoCtx { caller: &*self.task, flags: file.flags() };
+        let read = file.ops().try_read(&io, &mut UserWriter::buffer(&mut bytes), Pos::At(start));
+        bytes.truncate(if let Ok(IoStart::Done(read)) = read { read } else { 0 });
+        bytes
     }
 
     /// The context has no file at hand from here on.
@@ -207,7 +263,12 @@ impl Current {
         *self.task.at_hand.lock() = None;
         held.place.clear(held.number);
         let holding = &mut self.holding;
-        holding.use_of_files.note(holding.calls > 0);
+        holding.wanted = None;
+        if holding.is_moved {
+            holding.use_of_moved.note(holding.calls > 0);
+        } else {
+            holding.use_of_files.note(holding.calls > 0);
+        }
         if holding.has_bytes {
             holding.use_of_bytes.note(holding.reads > 0);
         }
@@ -217,13 +278,31 @@ impl Current {
     /// probably be asked to. `file` is the caller's reference besides the table's. For a steady file
     /// ([`sentry_vfs::Inode::is_steady`]).
     pub fn wants_at_hand(&mut self, file: &Arc<FileDescription>) -> bool {
-        let may = self.is_answered()
-            && PLAIN.contains(file.flags())
+        let may = PLAIN.contains(file.flags())
+            && self.alone_moves(file)
+            && file.location().is_some_and(|at| !at.is_watched());
+        may && self.holding.use_of_files.try_again()
+    }
+
+    /// The same for a regular file of any kind whose position has been moved, and will probably be moved again.
+    pub fn wants_moved_at_hand(&mut self, file: &Arc<FileDescription>) -> bool {
+        let may =
+            file.inode().is_some_and(|inode| inode.kind() == FileKind::Regular && inode.usage().is_some())
+                && self.alone_moves(file);
+        may && self.holding.use_of_moved.try_again()
+    }
+
+    /// Whether nobody else has the descriptor or the description, and the context answers calls.
+    fn alone_moves(&self, file: &Arc<FileDescription>) -> bool {
+        self.is_answered()
             && Arc::strong_count(file) == 2
             && Arc::strong_count(&self.task.fds()) == 2
             && self.task.filters_pass(&HAND_CALLS)
-            && file.location().is_some_and(|at| !at.is_watched());
-        may && self.holding.use_of_files.try_again()
+    }
+
+    /// Whether more may be answered of a file than its position.
+    pub fn may_answer_reads(file: &FileDescription) -> bool {
+        PLAIN.contains(file.flags()) && file.location().is_some_and(|at| !at.is_watched())
     }
 
     /// Whether it is worth while to have a file's bytes at hand.
@@ -232,17 +311,47 @@ impl Current {
     }
 
     /// Has the context answer for a file as long as `found.epoch` lasts: see [`Current::wants_at_hand`].
-    pub fn put_at_hand(&mut self, file: &Arc<FileDescription>, found: &HandFile<'_>) {
+    /// `is_moved` says that it is for [`Current::wants_moved_at_hand`].
+    pub fn put_at_hand(&mut self, file: &Arc<FileDescription>, found: &HandFile<'_>, is_moved: bool) {
         let (Ok(fd), Some(place)) = (i32::try_from(found.fd), self.context.at_hand()) else { return };
         self.let_go();
         let number = place.put(found);
         let known = AtomicU64::new(found.position);
         let file = Arc::downgrade(file);
-        let held = Arc::new(Held { place, number, fd, file, known, closed: Mutex::new(false) });
+        let steady_in = if found.stat.is_empty() { 0 } else { found.epoch };
+        let held = Arc::new(Held { place, number, fd, file, steady_in, known, closed: Mutex::new(false) });
         *self.task.at_hand.lock() = Some(Arc::clone(&held));
         self.holding.held = Some(held);
         (self.holding.calls, self.holding.reads) = (0, 0);
-        self.holding.has_bytes = !found.bytes.is_empty();
+        self.holding.has_bytes = !found.piece.bytes.is_empty();
+        self.holding.is_moved = is_moved;
+    }
+}
+
+/// Bytes that are put at hand where a task reads or goes to.
+pub const HAND_PIECE: usize = 16 * 1024;
+
+/// What a call wants of the file at hand that reads, writes or moves the position, and does nothing else to it.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// Where it reads.
+    at: Option<u64>,
+    /// It reads no more than what may be at hand afterwards.
+    reads_little: bool,
+}
+
+impl Wanted {
+    /// By the number and the arguments of a call; the first is the file's descriptor.
+    fn by(nr: u64, position: u64, [_, _, len, offset, ..]: [u64; 6]) -> Option<Self> {
+        let at = match i64::try_from(nr).ok()? {
+            libc::SYS_read => Some(position),
+            libc::SYS_pread64 => Some(offset),
+            libc::SYS_readv | libc::SYS_write | libc::SYS_writev | libc::SYS_pwrite64 | libc::SYS_lseek => {
+                None
+            }
+            _ => return None,
+        };
+        Some(Self { at, reads_little: at.is_some() && len <= HAND_PIECE as u64 })
     }
 }
 

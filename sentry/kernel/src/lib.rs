@@ -46,6 +46,7 @@ mod user_dispatch;
 mod wait;
 
 pub use accounting::{IoCounters, IoUse};
+pub use at_hand::HAND_PIECE;
 pub use clone::{CloneSpec, clone_task};
 pub use current::{BlockEnd, Current};
 pub use exec::{ExecSpec, execve};

@@ -47,6 +47,7 @@ pub(crate) async fn run(mut cx: Current) {
             cx.regs.eflags |= TRAP_FLAG;
         }
         cx.update_answers();
+        cx.follow();
         cx.give_results();
         // A worker with nothing else to do waits for the next trap itself: that is quicker than to be woken for it.
         let may_linger = lingered < LINGERS && !cx.task.kernel().executor().has_work();

@@ -11,6 +11,7 @@ use sentry_vfs::watch::event;
 use sentry_vfs::{FileDescription, FileKind, FileOps, IoCtx, IoStart, OpenFlags, Pos, Whence, as_dir};
 
 use crate::args::{Bits, Ptr};
+use crate::at_hand;
 use crate::fs_args::{MAX_RW, cut, segments, total};
 use crate::table::syscalls;
 use crate::turn::{PIECE, Turn};
@@ -525,9 +526,13 @@ fn lseek(cx: &mut Current, fd: i32, offset: i64, whence: i32) -> Result<u64> {
     }
     let needs_size = matches!(whence, Whence::End | Whence::Data | Whence::Hole);
     let size = if needs_size && as_dir(file.ops()).is_none() { file.attr()?.size } else { 0 };
-    let mut position = file.position().lock();
-    *position = file.ops().seek(offset, whence, *position, size)?;
-    Ok(*position)
+    let now = {
+        let mut position = file.position().lock();
+        *position = file.ops().seek(offset, whence, *position, size)?;
+        *position
+    };
+    at_hand::offer_moved(cx, fd, &file, now);
+    Ok(now)
 }
 
 /// The piece that a copy between files goes through.
