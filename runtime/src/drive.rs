@@ -144,6 +144,8 @@ impl Run<'_> {
             let over = self.state.report.is_some() || self.state.failure.is_some();
             if over && leave_by.is_none() {
                 leave_by = Some(Instant::now() + LEAVE);
+                // Nobody asks it for anything any more: it goes while the Sentry does.
+                self.sandbox.gofer.kill(libc::SIGKILL);
             }
             if !over && gofer.any() && cause.is_none() {
                 let exit = self.sandbox.gofer.end(LEAVE);
