@@ -135,6 +135,8 @@ fn run(control: &Channel) -> Result<(), Failure> {
     let started = Moment::now("platform started");
     lock.close().map_err(confining("filtering system calls"))?;
     let confined = Moment::now("confined");
+    let cannot_start = |error| Failure { phase: Phase::Init, message: error };
+    let worker = FirstWorker::start().map_err(cannot_start)?;
 
     let (boot, fds) =
         control.receive_boot().map_err(|error| Failure { phase: Phase::Init, message: error.to_string() })?;
@@ -154,8 +156,7 @@ fn run(control: &Channel) -> Result<(), Failure> {
         moments: vec![begun, alone, filtered, started, confined, told],
     };
     let mut container = Container::build(&boot, fds, ground, mailbox.ending())?;
-    let threads = Threads::start(&mut container, watcher, nr_cpus)
-        .map_err(|error| Failure { phase: Phase::Init, message: error })?;
+    let threads = Threads::start(&mut container, worker, watcher, nr_cpus).map_err(cannot_start)?;
     filter::enter_role(Role::Control).map_err(confining("filtering system calls"))?;
     control
         .send(&Event::Ready)
@@ -185,6 +186,25 @@ fn run(control: &Channel) -> Result<(), Failure> {
     }
 }
 
+/// A thread that narrows itself to its role while the container is built: the host takes its time to compile a filter.
+struct FirstWorker(mpsc::Sender<NarrowedWork>);
+
+/// What it does then, and is told how that went.
+type NarrowedWork = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+impl FirstWorker {
+    fn start() -> Result<Self, String> {
+        let (given, work) = mpsc::channel::<NarrowedWork>();
+        spawn("worker", move || {
+            let entered = filter::enter_role(Role::Worker).map_err(|error| error.to_string());
+            if let Ok(work) = work.recv() {
+                work(entered);
+            }
+        })?;
+        Ok(Self(given))
+    }
+}
+
 /// The threads that run once the container is built.
 struct Threads {
     console: Option<(thread::JoinHandle<()>, Arc<Bell>)>,
@@ -192,26 +212,27 @@ struct Threads {
 
 impl Threads {
     /// Starts workers, watcher and console, each narrowed to its role before it does anything.
-    fn start(container: &mut Container, watcher: Arc<Watcher>, nr_cpus: usize) -> Result<Self, String> {
+    fn start(
+        container: &mut Container,
+        worker: FirstWorker,
+        watcher: Arc<Watcher>,
+        nr_cpus: usize,
+    ) -> Result<Self, String> {
         let (narrowed, all) = mpsc::channel();
-        let mut started = 0;
-        let mut start = |name: &str, role: Role, prepare: Prepare, work: Box<dyn FnOnce() + Send>| {
-            started += 1;
-            let narrowed = narrowed.clone();
-            spawn(name, move || {
-                let entered = filter::enter_role(role).map_err(|error| error.to_string());
-                let ready = entered.and_then(|()| prepare());
-                let failed = ready.is_err();
-                let _ = narrowed.send(ready);
-                if !failed {
-                    work();
-                }
-            })
-        };
+        let mut started = 1;
         let mut console = None;
         if let Some(relay) = container.console.take() {
+            started += 1;
             let bell = relay.bell();
-            let thread = start("console", Role::Control, Box::new(|| Ok(())), Box::new(move || relay.run()))?;
+            let narrowed = narrowed.clone();
+            let thread = spawn("console", move || {
+                let entered = filter::enter_role(Role::Control).map_err(|error| error.to_string());
+                let failed = entered.is_err();
+                let _ = narrowed.send(entered);
+                if !failed {
+                    relay.run();
+                }
+            })?;
             console = Some((thread, bell));
         }
         // The others of its role are started by the first one: a filter is inherited, and the host takes longer to
@@ -226,16 +247,21 @@ impl Threads {
             }
             Ok(())
         };
-        start("worker", Role::Worker, Box::new(crew), Box::new(move || executor.run_worker(0)))?;
+        let work = move |entered: Result<(), String>| {
+            let ready = entered.and_then(|()| crew());
+            let failed = ready.is_err();
+            let _ = narrowed.send(ready);
+            if !failed {
+                executor.run_worker(0);
+            }
+        };
+        worker.0.send(Box::new(work)).map_err(|error| error.to_string())?;
         for _ in 0..started {
             all.recv().map_err(|error| error.to_string())??;
         }
         Ok(Self { console })
     }
 }
-
-/// What a narrowed thread does before it counts as ready.
-type Prepare = Box<dyn FnOnce() -> Result<(), String> + Send>;
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, String> {
     let named = thread::Builder::new().name(name.to_owned());
