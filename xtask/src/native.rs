@@ -117,7 +117,10 @@ impl Native {
 
     /// The host command that runs `args` there; needs root.
     pub fn command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Vec<String> {
+        // Whoever runs this may ignore some: a program would inherit that (`signal(7)`), and no container does.
         let mut words: Vec<String> = [
+            "env",
+            "--default-signal",
             "unshare",
             "--mount",
             "--propagation=private",
