@@ -75,7 +75,7 @@ pub mod word {
     pub const STATE: usize = 0x00;
     /// Not zero while a worker sleeps on the state word.
     pub const SLEEPERS: usize = 0x04;
-    /// Cycles that the stub may spin after it has posted a trap.
+    /// Cycles that the stub may spin after it has posted a trap, or [`super::NO_SPIN_ALONE`].
     pub const SPIN: usize = 0x08;
     /// Not zero when the stub is to store the extended state instead of running the application.
     pub const SAVE: usize = 0x0c;
@@ -150,6 +150,10 @@ pub mod doing {
     /// It is at work, or there is none.
     pub const OTHER: u32 = 2;
 }
+
+/// Value of [`word::SPIN`] for a thread that is not to spin, and is served by a free worker all the same: as no other thread of
+/// the sandbox traps, nobody else needs one.
+pub const NO_SPIN_ALONE: u32 = 1;
 
 /// Values of [`word::STATE`].
 pub mod state {

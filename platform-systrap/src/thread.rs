@@ -13,7 +13,7 @@ use crate::channel::Arena;
 use crate::frame::Channel;
 use crate::hand::Hand;
 use crate::known::Known;
-use crate::layout::{KICK, doing, state, word};
+use crate::layout::{KICK, NO_SPIN_ALONE, doing, state, word};
 use crate::worker::{self, Worker};
 
 /// What the Sentry knows about a thread; the application cannot write it.
@@ -103,12 +103,16 @@ impl Thread {
     }
 
     /// Lets the stub go on, which may spin for `spin_cycles` at its next trap. True if it sleeps, and must be woken.
-    fn set_running(&self, spin_cycles: u32) -> bool {
+    fn set_running(&self, spin_cycles: u32, is_alone: bool) -> bool {
         let spun = self.channel.window.load32(word::SPIN);
-        if spun != 0 {
+        if spun & !NO_SPIN_ALONE != 0 {
             self.luck.note(self.asleep().load(Ordering::Relaxed) == 0);
         }
-        let spin_cycles = if self.luck.try_again() { spin_cycles } else { 0 };
+        let spin_cycles = match self.luck.try_again() {
+            true => spin_cycles & !NO_SPIN_ALONE,
+            false if is_alone => NO_SPIN_ALONE,
+            false => 0,
+        };
         // The stub watches this cache line: every store takes it away from there, to be fetched again.
         if spun != spin_cycles {
             self.channel.window.store32(word::SPIN, spin_cycles);
@@ -228,6 +232,28 @@ impl<const PAUSE: i32> Luck<PAUSE> {
     }
 }
 
+/// Knows whether several threads trap, or one alone.
+#[derive(Debug, Default)]
+struct Company {
+    /// Who has trapped last, by its address, and when somebody else did.
+    last: AtomicUsize,
+    last_at: AtomicU64,
+    other_at: AtomicU64,
+}
+
+impl Company {
+    /// Notes a trap of `thread`, and says whether no other thread has trapped for long: many spins.
+    fn is_alone(&self, thread: &Thread, spin_cycles: u32) -> bool {
+        // Of two at once, one may be missed.
+        let (now, thread) = (cycles(), std::ptr::from_ref(thread).addr());
+        if self.last.swap(thread, Ordering::Relaxed) != thread {
+            self.other_at.store(self.last_at.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.last_at.store(now, Ordering::Relaxed);
+        now.wrapping_sub(self.other_at.load(Ordering::Relaxed)) > u64::from(spin_cycles) * LONG_SPINS
+    }
+}
+
 /// The threads that run application code, and the workers that wait for them.
 #[derive(Debug)]
 pub struct Running {
@@ -242,6 +268,7 @@ pub struct Running {
     spinner: AtomicBool,
     /// Whether its spins of late have paid off.
     hope: Luck<20>,
+    company: Company,
     /// Cycles of the time-stamp counter that make up the longest spin; zero on a single CPU.
     spin_cycles: u32,
 }
@@ -251,6 +278,8 @@ const SPIN_NS: u64 = 40_000;
 /// Threads that one sleep watches, besides two words of the worker; with more, sleeps are short.
 const MAX_WATCHED: usize = WAIT_ANY_MAX - 2;
 const SHORT_SLEEP_NS: u64 = 500_000;
+/// After so many of the longest spins without a trap of another thread, one counts as alone: 20 ms.
+const LONG_SPINS: u64 = 500;
 /// The longest sleep while threads run.
 const LONG_SLEEP_NS: u64 = 1_000_000_000;
 
@@ -264,6 +293,7 @@ impl Running {
             workers: Worker::all(arena),
             spinner: AtomicBool::new(false),
             hope: Luck::default(),
+            company: Company::default(),
             spin_cycles: if nr_cpus > 1 { measure_spin_cycles() } else { 0 },
         }
     }
@@ -279,7 +309,7 @@ impl Running {
         if is_free {
             worker::be(doing::LOOKING);
         }
-        if thread.set_running(self.spin_cycles) {
+        if thread.set_running(self.spin_cycles, self.company.is_alone(thread, self.spin_cycles)) {
             thread.wake();
         }
         true
@@ -290,7 +320,7 @@ impl Running {
     pub fn start_saving(&self, thread: &Thread) -> bool {
         thread.phase.store(phase::SAVING, Ordering::SeqCst);
         thread.expect_to_stop();
-        if thread.set_running(self.spin_cycles) {
+        if thread.set_running(self.spin_cycles, self.company.is_alone(thread, self.spin_cycles)) {
             thread.wake();
             return false;
         }
