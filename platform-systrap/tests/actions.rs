@@ -13,7 +13,6 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
 use platform::{Defaulted, Identity, MapSource, Prot, Regs, Sharing, TrapEvent};
@@ -278,15 +277,7 @@ fn kicks_are_not_lost_to_an_answer(platform: &Arc<Systrap>) {
         guest.context.answer(Some(Identity::default()));
         guest.context.answer_actions(!0);
         guest.regs = Regs { rdi: 1, rsi: 0, rdx: old, r10: 8, ..guest.regs };
-        let kicker = guest.context.kicker();
-        let done = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&done);
-        let kicking = std::thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                kicker.kick();
-                std::thread::yield_now();
-            }
-        });
+        let kicking = Kicking::of(&guest);
         let (mut calls, mut interrupted) = (0, 0);
         while calls < 2000 && interrupted < 500 {
             match guest.run() {
@@ -302,14 +293,9 @@ fn kicks_are_not_lost_to_an_answer(platform: &Arc<Systrap>) {
             assert!((CODE..CODE + PAGE).contains(&r.rip), "the application is shown itself: {:x}", r.rip);
             assert!(r.rbx == r.r12 || r.rbx == r.r12 + 1, "{} {}", r.rbx, r.r12);
         }
-        done.store(true, Ordering::Relaxed);
-        kicking.join().expect("the kicking thread");
+        kicking.end();
         assert!(interrupted > 0);
     }
-}
-
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
 }
 
 fn main() {

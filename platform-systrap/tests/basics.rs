@@ -15,7 +15,7 @@ mod common;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::*;
 use platform::{Advice, AtomicOp, Fault, FaultMode, MapSource, Platform, Prot, Regs, Sharing, TrapEvent};
@@ -276,18 +276,7 @@ fn kicks_are_never_lost(platform: &Arc<Systrap>) {
 
 fn kicks_race_with_traps(platform: &Arc<Systrap>) {
     let mut guest = Guest::new(platform, count_calls());
-    let kicker = guest.context.kicker();
-    let done = Arc::new(AtomicBool::new(false));
-    let stop = Arc::clone(&done);
-    let kicking = std::thread::spawn(move || {
-        let mut count = 0;
-        while !stop.load(Ordering::Relaxed) {
-            kicker.kick();
-            count += 1;
-            std::thread::yield_now();
-        }
-        count
-    });
+    let kicking = Kicking::of(&guest);
     let (mut calls, mut interrupted) = (0, 0);
     while calls < 5000 {
         match guest.run() {
@@ -301,8 +290,7 @@ fn kicks_race_with_traps(platform: &Arc<Systrap>) {
         // An interruption never loses or repeats a call.
         assert!(guest.regs.rbx == calls || guest.regs.rbx + 1 == calls, "{} {calls}", guest.regs.rbx);
     }
-    done.store(true, Ordering::Relaxed);
-    assert!(kicking.join().expect("the kicking thread") > 0);
+    assert!(kicking.end() > 0);
     assert!(interrupted > 0);
 }
 
@@ -958,15 +946,7 @@ fn kicks_race_with_patched_calls(platform: &Arc<Systrap>) {
         if resident {
             know(&mut guest, b"/usr");
         }
-        let kicker = guest.context.kicker();
-        let done = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&done);
-        let kicking = std::thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                kicker.kick();
-                std::thread::yield_now();
-            }
-        });
+        let kicking = Kicking::of(&guest);
         let (mut calls, mut interrupted) = (0, 0);
         let text = CODE..CODE + PAGE;
         while calls < 2000 && interrupted < 500 {
@@ -983,14 +963,9 @@ fn kicks_race_with_patched_calls(platform: &Arc<Systrap>) {
             // Interrupted between the two additions, or before the first.
             assert!(sum == count || sum + step == count || sum == count + step, "{sum} {count}");
         }
-        done.store(true, Ordering::Relaxed);
-        kicking.join().expect("the kicking thread");
+        kicking.end();
         assert!(interrupted > 0);
     }
-}
-
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
 }
 
 fn main() {

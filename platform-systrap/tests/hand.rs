@@ -12,7 +12,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use common::*;
 use platform::{AtHand, HandFile, HandPiece, HandUse, MapSource, Platform, Prot, Sharing, TrapEvent};
@@ -467,15 +467,7 @@ fn kicks_lose_and_double_nothing(platform: &Arc<Systrap>) {
             guest.regs.rsi = DATA;
             guest.context.answer(Some(platform::Identity::default()));
             let (place, number) = put(&guest, SIZE);
-            let kicker = guest.context.kicker();
-            let done = Arc::new(AtomicBool::new(false));
-            let stop = Arc::clone(&done);
-            let kicking = std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    kicker.kick();
-                    std::thread::yield_now();
-                }
-            });
+            let kicking = Kicking::of(&guest);
             loop {
                 match guest.run() {
                     TrapEvent::Syscall if guest.regs.orig_rax == END => break,
@@ -489,8 +481,7 @@ fn kicks_lose_and_double_nothing(platform: &Arc<Systrap>) {
                 inside += usize::from(at != counted);
                 assert!(at == counted || at == counted + 1, "{at} {counted}");
             }
-            done.store(true, Ordering::Relaxed);
-            kicking.join().expect("the kicking thread");
+            kicking.end();
             assert_eq!((guest.regs.r12, guest.regs.rbx, guest.regs.r13), (size, sum, 0));
             let used = HandUse { calls: SIZE as u32 + 1, reads: SIZE as u32 + 1, read_bytes: size };
             assert_eq!(place.take_use(number), used);
@@ -535,10 +526,6 @@ fn a_forged_file_hurts_the_forger_alone(platform: &Arc<Systrap>) {
 fn forge(guest: &Guest, at: u64, word: u64) {
     let pid = stub_of(guest, at ^ word ^ 0xf0f3);
     hostsys::memory::write_process(pid, at, &word.to_ne_bytes()).expect("forging");
-}
-
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
 }
 
 fn main() {

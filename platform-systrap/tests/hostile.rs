@@ -735,10 +735,6 @@ fn stubs_die_with_the_sentry(platform: &Arc<Systrap>) {
     }
 }
 
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
-}
-
 fn main() {
     run(cases![
         other_entries_do_not_reach_the_host,

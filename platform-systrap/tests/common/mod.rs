@@ -205,6 +205,12 @@ pub fn stub_of(guest: &Guest, mark: u64) -> i32 {
     stubs().into_iter().find(marked).expect("the stub of a guest")
 }
 
+/// The cases of [`run`], by their functions.
+#[macro_export]
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&Arc<Systrap>))),*] };
+}
+
 /// Defines a piece of guest code; the result is a function that gives its bytes.
 #[macro_export]
 macro_rules! guest_code {
@@ -235,4 +241,39 @@ macro_rules! guest_code {
             unsafe { std::slice::from_raw_parts(start, end as usize - start as usize) }
         }
     };
+}
+
+/// A thread that kicks a guest for as long as this lives.
+pub struct Kicking {
+    done: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<u64>>,
+}
+
+impl Kicking {
+    pub fn of(guest: &Guest) -> Self {
+        let (kicker, done) = (guest.context.kicker(), Arc::new(AtomicBool::new(false)));
+        let stop = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                kicker.kick();
+                count += 1;
+                std::thread::yield_now();
+            }
+            count
+        });
+        Self { done, thread: Some(thread) }
+    }
+
+    /// Ends it, and gives the number of kicks.
+    pub fn end(mut self) -> u64 {
+        self.done.store(true, Ordering::Relaxed);
+        self.thread.take().map_or(0, |thread| thread.join().expect("the kicking thread"))
+    }
+}
+
+impl Drop for Kicking {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+    }
 }
