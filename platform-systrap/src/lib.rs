@@ -295,6 +295,10 @@ impl Platform for Systrap {
         self.inner.running.park(worker, until_ns, spin);
     }
 
+    fn at_work(&self) {
+        worker::be(layout::doing::OTHER);
+    }
+
     fn unpark(&self, worker: usize) {
         self.inner.running.unpark(worker);
     }

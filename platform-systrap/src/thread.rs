@@ -572,6 +572,7 @@ impl Running {
         if let Some(worker) = self.workers.get(worker)
             && worker.token.swap(1, Ordering::AcqRel) == 0
         {
+            worker.is_called();
             futex::wake(&worker.token, 1, true);
         }
     }

@@ -57,6 +57,15 @@ impl Worker {
         places.take(MAX_WORKERS).map(|place| Self { token: AtomicU32::new(0), place }).collect()
     }
 
+    /// It does not sleep any more, though it may not run yet, and has something else to do.
+    pub fn is_called(&self) {
+        if let Place::Free(word) | Place::OfCpu(_, word) = self.place
+            && word.load(Ordering::Relaxed) != doing::OTHER
+        {
+            word.store(doing::OTHER, Ordering::SeqCst);
+        }
+    }
+
     /// To be called by the worker itself before it sleeps: it goes to its place, if it is not there.
     pub fn arrive(&self) {
         if OWN.get().is_none() {

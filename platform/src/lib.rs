@@ -122,6 +122,9 @@ pub trait Platform: Send + Sync {
     /// Each worker is a thread of its own, and always the same. From [`FREE_WORKERS`] on the platform may keep it to one CPU.
     fn park(&self, worker: usize, until_ns: Option<u64>, spin: bool);
 
+    /// The calling worker begins something else than to look for traps.
+    fn at_work(&self) {}
+
     /// Ends the current or next [`Platform::park`] of `worker`. Never lost.
     fn unpark(&self, worker: usize);
 

@@ -21,6 +21,8 @@ pub trait Reactor: Send + Sync {
     fn poll(&self) -> usize;
     /// Sleeps until something happens, [`Reactor::unpark`] or `until` (`CLOCK_MONOTONIC`).
     fn park(&self, worker: usize, until: Option<Nanos>, spin: bool);
+    /// The calling worker is about to run something.
+    fn at_work(&self) {}
     /// Ends the present or next park of `worker`.
     fn unpark(&self, worker: usize);
 }
@@ -132,6 +134,7 @@ impl Executor {
                 && let Some(runnable) = self.pop()
             {
                 streak += 1;
+                self.reactor.at_work();
                 runnable.run();
                 continue;
             }
@@ -176,6 +179,7 @@ mod tests {
     struct NoTraps {
         tokens: parking_lot::Mutex<u64>,
         changed: parking_lot::Condvar,
+        runs: AtomicUsize,
     }
 
     impl Reactor for NoTraps {
@@ -190,6 +194,9 @@ mod tests {
             }
             *tokens &= !(1 << worker);
         }
+        fn at_work(&self) {
+            self.runs.fetch_add(1, Ordering::Relaxed);
+        }
         fn unpark(&self, worker: usize) {
             *self.tokens.lock() |= 1 << worker;
             self.changed.notify_all();
@@ -198,7 +205,8 @@ mod tests {
 
     #[test]
     fn sleepers_wake_time_out_and_are_interrupted() {
-        let executor = Executor::new(Arc::new(NoTraps::default()));
+        let reactor = Arc::new(NoTraps::default());
+        let executor = Executor::new(Arc::clone(&reactor) as Arc<dyn Reactor>);
         let queue = Arc::new(WaitQueue::new());
         let ends = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let sleeper = Arc::new(Sleeper::default());
@@ -229,5 +237,7 @@ mod tests {
         other.join().unwrap();
         let ends = ends.lock();
         assert_eq!(*ends, [WaitEnd::Ready, WaitEnd::TimedOut, WaitEnd::Interrupted, WaitEnd::Killed]);
+        // Two tasks, and three times the one that slept.
+        assert!(reactor.runs.load(Ordering::Relaxed) >= 4);
     }
 }

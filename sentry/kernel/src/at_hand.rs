@@ -317,14 +317,19 @@ impl Current {
         self.let_go();
         let number = place.put(found);
         let known = AtomicU64::new(found.position);
-        let file = Arc::downgrade(file);
         let steady_in = if found.stat.is_empty() { 0 } else { found.epoch };
-        let held = Arc::new(Held { place, number, fd, file, steady_in, known, closed: Mutex::new(false) });
+        let closed = Mutex::new(false);
+        let held = Held { place, number, fd, file: Arc::downgrade(file), steady_in, known, closed };
+        let held = Arc::new(held);
         *self.task.at_hand.lock() = Some(Arc::clone(&held));
         self.holding.held = Some(held);
         (self.holding.calls, self.holding.reads) = (0, 0);
         self.holding.has_bytes = !found.piece.bytes.is_empty();
         self.holding.is_moved = is_moved;
+        // Who has taken the description meanwhile (`pidfd_getfd(2)`) finds it here, or is found, or has moved it.
+        if !self.alone_moves(file) || *file.position().lock() != found.position {
+            self.let_go();
+        }
     }
 }
 

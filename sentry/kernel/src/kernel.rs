@@ -185,6 +185,9 @@ impl Reactor for Traps {
     fn park(&self, worker: usize, until: Option<Nanos>, spin: bool) {
         self.0.park(worker, until, spin);
     }
+    fn at_work(&self) {
+        self.0.at_work();
+    }
     fn unpark(&self, worker: usize) {
         self.0.unpark(worker);
     }

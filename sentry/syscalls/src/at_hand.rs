@@ -49,7 +49,8 @@ fn put(
 ) {
     let Ok(fd) = u32::try_from(fd) else { return };
     let stat = to_stat(cx, attr);
-    let may_close = !cx.fds().has_posix_locks();
+    // What was done since it was opened may have to be undone by its close: locks, leases.
+    let may_close = !is_moved && !cx.fds().has_posix_locks();
     let found = HandFile { fd, stat: stat.as_bytes(), position, size: attr.size, piece, epoch, may_close };
     cx.put_at_hand(file, &found, is_moved);
 }

@@ -301,5 +301,7 @@ fn pidfd_getfd(cx: &mut Current, fd: i32, target: i32, flags: Bits) -> Result<i3
     may_look_into(cx, &task, Access::Attach)?;
     task.recall_files();
     let file = task.file_or_path(target)?;
+    // It may have been put at hand before it was taken.
+    task.recall_files();
     cx.fds().add(file, true, cx.rlimit(rlimit::NOFILE))
 }

@@ -60,6 +60,7 @@ cases![
     a_large_file_is_read_here_and_there,
     a_large_file_is_changed_between,
     a_pipe_and_a_directory_are_sought_in,
+    a_close_after_a_seek_gives_up_locks,
 ];
 
 /// How many bytes each file has, and of the one called `big`.

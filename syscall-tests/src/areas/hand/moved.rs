@@ -231,3 +231,39 @@ pub fn a_pipe_and_a_directory_are_sought_in() -> Outcome {
     }
     Ok(())
 }
+
+/// While the closer makes no call, others get what it has given up.
+pub fn a_close_after_a_seek_gives_up_locks() -> Outcome {
+    let first = file("a_close_after_a_seek_gives_up_locks", 0)?;
+    let path = |turn: i32| first.replace("f0", &format!("f{turn}"));
+    let whole = |kind: i32| flock { l_type: kind as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    let outside = Outside::new(|turns| {
+        for turn in 1..19 {
+            turns.wait(turn)?;
+            let how = if turn % 3 == 0 { O_RDONLY } else { O_RDWR };
+            let fd = sys::open(&path(turn), how | O_NONBLOCK)?;
+            if turn % 3 == 0 {
+                ok!(libc::flock(fd.as_raw_fd(), LOCK_EX | LOCK_NB));
+            } else {
+                let lock = whole(F_WRLCK);
+                ok!(fcntl(fd.as_raw_fd(), F_OFD_SETLK, &raw const lock));
+            }
+            turns.done(turn);
+        }
+        Ok(())
+    })?;
+    for turn in 1..19 {
+        let fd = open(&path(turn))?;
+        let lock = whole(F_RDLCK);
+        match turn % 3 {
+            0 => ok!(libc::flock(fd.as_raw_fd(), LOCK_EX)),
+            1 => ok!(fcntl(fd.as_raw_fd(), F_OFD_SETLK, &raw const lock)),
+            _ => ok!(fcntl(fd.as_raw_fd(), F_SETLEASE, F_RDLCK)),
+        };
+        same!(seek(&fd, 5, SEEK_SET)?, 5);
+        same!(seek(&fd, 6, SEEK_SET)?, 6);
+        shut(fd)?;
+        outside.turn(turn, 0);
+    }
+    outside.ends()
+}
