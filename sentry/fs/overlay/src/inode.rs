@@ -315,7 +315,8 @@ impl OverlayInode {
             }
         }
         let gone = self.live.lock().by_name.remove(name).and_then(|weak| weak.upgrade());
-        if let Some(gone) = gone {
+        // One with a copy has the names that the copy has: it may have been moved.
+        if let Some(gone) = gone.filter(|gone| gone.upper.get().is_none()) {
             gone.unlinked.store(true, Ordering::Release);
         }
         if let Some(links) = released {
@@ -329,10 +330,13 @@ impl OverlayInode {
         Ok(())
     }
 
-    /// Forgets the notes of an upper object without a name.
+    /// Forgets the notes of an upper object without a name, which gets none any more.
     fn upper_lost_name(fs: &OverlayFs, inode: &Self) {
         let Some(upper) = inode.upper.get() else { return };
         let nameless = upper.inode.attr().is_ok_and(|attr| attr.nlink == 0 || attr.is_dir());
+        if nameless {
+            inode.unlinked.store(true, Ordering::Release);
+        }
         if nameless && !fs.stands_for_lower_names(inode.ino) {
             fs.forget_upper(upper.ino);
         }

@@ -181,6 +181,28 @@ fn an_unlinked_lower_file_can_still_be_written() {
 }
 
 #[test]
+fn a_lower_file_that_was_moved_gets_more_names() {
+    let l = Layers::new(sample);
+    let etc = l.at("etc").unwrap();
+    let passwd = l.at("etc/passwd").unwrap();
+    etc.rename(b"passwd", &etc, b"group", RenameFlags::empty()).unwrap();
+    etc.link(b"more", &l.at("etc/group").unwrap()).unwrap();
+    etc.rename(b"group", &etc, b"other", RenameFlags::empty()).unwrap();
+    etc.link(b"even more", &passwd).unwrap();
+    assert_eq!(passwd.attr().unwrap().nlink, 3);
+    assert_eq!(l.text("etc/even more").unwrap(), l.text("etc/other").unwrap());
+    for name in ["more", "even more", "other"] {
+        etc.unlink(name.as_bytes()).unwrap();
+    }
+    assert_eq!(etc.link(b"again", &passwd).unwrap_err(), Errno::ENOENT);
+    // One that was copied where it stood, too.
+    let file = l.at("etc/deep/file").unwrap();
+    l.write_to("etc/deep/file", "D");
+    l.at("etc/deep").unwrap().unlink(b"file").unwrap();
+    assert_eq!(etc.link(b"again", &file).unwrap_err(), Errno::ENOENT);
+}
+
+#[test]
 fn directories_move_with_their_lower_contents() {
     let l = Layers::new(sample);
     let root = l.root();
