@@ -29,6 +29,8 @@ pub const VDSO: u64 = STUB_BASE + 0x10_0000;
 pub const ORDERS: u64 = STUB_BASE + 0x20_0000;
 /// The epoch of directories, in eight bytes: see [`known`].
 pub const EPOCH: u64 = STUB_BASE + 0x28_0000;
+/// Offset in that page of the epoch of files: see [`hand`].
+pub const FILE_EPOCH: u64 = 16;
 /// Offset in that page of what workers do: a word in a cache line for each, first those of the free workers, then those of
 /// the CPUs. See [`doing`].
 pub const WORKERS: u64 = 64;
@@ -36,8 +38,6 @@ pub const WORKERS: u64 = 64;
 pub const WORKER_SHIFT: u32 = 6;
 /// How many have one.
 pub const NR_WORKERS: u64 = (PAGE_SIZE - WORKERS) >> WORKER_SHIFT;
-/// Offset in that page of the epoch of files: see [`hand`].
-pub const FILE_EPOCH: u64 = 16;
 /// Where the agent's calls put what they find out, mapped when it is first needed.
 pub const SCRATCH: u64 = STUB_BASE + 0x30_0000;
 /// Bytes of it.

@@ -179,7 +179,6 @@ unsafe extern "C" {
     static casemate_stub_thread_filter_end: u8;
     static casemate_stub_futex_wait_end: u8;
     static casemate_stub_futex_wake_end: u8;
-    static casemate_stub_worker_wake_end: u8;
     static casemate_stub_sigreturn_end: u8;
     static casemate_stub_sigreturn2_end: u8;
     static casemate_stub_yield_end: u8;
@@ -274,14 +273,6 @@ fn thread_rules(filter: Filter) -> Filter {
             &[
                 number(libc::SYS_futex),
                 at(&raw const casemate_stub_futex_wake_end),
-                Test::Low(1, libc::FUTEX_WAKE as u32),
-            ],
-            Action::Allow,
-        )
-        .rule(
-            &[
-                number(libc::SYS_futex),
-                at(&raw const casemate_stub_worker_wake_end),
                 Test::Low(1, libc::FUTEX_WAKE as u32),
             ],
             Action::Allow,

@@ -59,10 +59,8 @@ impl Worker {
 
     /// It does not sleep any more, though it may not run yet, and has something else to do.
     pub fn is_called(&self) {
-        if let Place::Free(word) | Place::OfCpu(_, word) = self.place
-            && word.load(Ordering::Relaxed) != doing::OTHER
-        {
-            word.store(doing::OTHER, Ordering::SeqCst);
+        if let Place::Free(word) | Place::OfCpu(_, word) = self.place {
+            say(word, doing::OTHER);
         }
     }
 
@@ -84,10 +82,15 @@ impl Worker {
 
 /// Says what this worker does: [`doing`].
 pub fn be(what: u32) {
-    if let Some(own) = OWN.get()
-        && own.load(Ordering::Relaxed) != what
-    {
-        own.store(what, Ordering::SeqCst);
+    if let Some(own) = OWN.get() {
+        say(own, what);
+    }
+}
+
+/// Stubs read the word's cache line: it is taken from them only for something new.
+fn say(word: &AtomicU32, what: u32) {
+    if word.load(Ordering::Relaxed) != what {
+        word.store(what, Ordering::SeqCst);
     }
 }
 

@@ -500,18 +500,11 @@ wake_worker:
     add rdi, rax
     cmp [rdi], ecx
     jb go_to_sleep
-    ja wake_any
+    je wake_this
+wake_any:
+    lea rdi, [rbx + {STATE}]
 wake_this:
     mov eax, {SYS_FUTEX}
-    mov esi, ecx                    # FUTEX_WAKE
-    mov edx, ecx
-    syscall
-    .globl casemate_stub_worker_wake_end
-casemate_stub_worker_wake_end:
-    jmp wait_for_run
-wake_any:
-    mov eax, {SYS_FUTEX}
-    lea rdi, [rbx + {STATE}]
     mov esi, 1                      # FUTEX_WAKE
     mov edx, 1
     syscall

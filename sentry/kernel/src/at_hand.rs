@@ -276,12 +276,9 @@ impl Current {
 
     /// Whether the context may answer for a file that was just opened, under a descriptor that only this task has, and will
     /// probably be asked to. `file` is the caller's reference besides the table's. For a steady file
-    /// ([`sentry_vfs::Inode::is_steady`]).
+    /// ([`Current::is_steady`]).
     pub fn wants_at_hand(&mut self, file: &Arc<FileDescription>) -> bool {
-        let may = PLAIN.contains(file.flags())
-            && self.alone_moves(file)
-            && file.location().is_some_and(|at| !at.is_watched());
-        may && self.holding.use_of_files.try_again()
+        self.alone_moves(file) && self.holding.use_of_files.try_again()
     }
 
     /// The same for a regular file of any kind whose position has been moved, and will probably be moved again.
@@ -300,9 +297,12 @@ impl Current {
             && self.task.filters_pass(&HAND_CALLS)
     }
 
-    /// Whether more may be answered of a file than its position.
-    pub fn may_answer_reads(file: &FileDescription) -> bool {
-        PLAIN.contains(file.flags()) && file.location().is_some_and(|at| !at.is_watched())
+    /// Whether more may be answered of a file than its position, in the present epoch of files: it is open for reading,
+    /// its inode is steady ([`sentry_vfs::Inode::is_steady`]), and nobody is to hear of each use.
+    pub fn is_steady(file: &FileDescription) -> bool {
+        PLAIN.contains(file.flags())
+            && file.location().is_some_and(|at| !at.is_watched())
+            && file.inode().is_some_and(|inode| inode.is_steady())
     }
 
     /// Whether it is worth while to have a file's bytes at hand.

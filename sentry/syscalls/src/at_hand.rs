@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use platform::{HAND_BYTES, HandFile, HandPiece, PAGE_SIZE};
 use sentry_kernel::{Current, HAND_PIECE};
-use sentry_vfs::{Attr, FileDescription, Location, file_epoch};
+use sentry_vfs::{Attr, FileDescription, file_epoch};
 use zerocopy::IntoBytes;
 
 use crate::sys_stat::to_stat;
@@ -16,14 +16,12 @@ const HEAD: usize = 4096;
 /// Puts `file`, which was just opened as `fd`, at hand if its contents and attributes stay what they are and the task is one
 /// that asks for them.
 pub(crate) fn offer(cx: &mut Current, fd: i32, file: &Arc<FileDescription>) {
-    let steady = || file.inode().is_some_and(|inode| inode.is_steady());
-    if !steady() || !cx.wants_at_hand(file) {
+    if !Current::is_steady(file) || !cx.wants_at_hand(file) {
         return;
     }
     let epoch = file_epoch::present();
-    let is_watched = || file.location().is_none_or(Location::is_watched);
     // Asked again in the epoch.
-    if !steady() || is_watched() {
+    if !Current::is_steady(file) {
         return;
     }
     let Ok(attr) = file.attr() else { return };
@@ -35,24 +33,7 @@ pub(crate) fn offer(cx: &mut Current, fd: i32, file: &Arc<FileDescription>) {
             return;
         }
     }
-    put(cx, fd, file, epoch, (&attr, 0, HandPiece { start: 0, bytes: &bytes }), false);
-}
-
-/// Puts all at hand that is known of a steady file: its attributes, its position, and a piece.
-fn put(
-    cx: &mut Current,
-    fd: i32,
-    file: &Arc<FileDescription>,
-    epoch: u64,
-    (attr, position, piece): (&Attr, u64, HandPiece<'_>),
-    is_moved: bool,
-) {
-    let Ok(fd) = u32::try_from(fd) else { return };
-    let stat = to_stat(cx, attr);
-    // What was done since it was opened may have to be undone by its close: locks, leases.
-    let may_close = !is_moved && !cx.fds().has_posix_locks();
-    let found = HandFile { fd, stat: stat.as_bytes(), position, size: attr.size, piece, epoch, may_close };
-    cx.put_at_hand(file, &found, is_moved);
+    put(cx, (fd, file), epoch, Some((&attr, HandPiece { start: 0, bytes: &bytes })), None);
 }
 
 /// Puts a file at hand whose position was just moved to `position`: of one that does not stay what it is the position alone.
@@ -61,14 +42,33 @@ pub(crate) fn offer_moved(cx: &mut Current, fd: i32, file: &Arc<FileDescription>
         return;
     }
     let epoch = file_epoch::present();
-    let is_steady = Current::may_answer_reads(file) && file.inode().is_some_and(|inode| inode.is_steady());
-    if is_steady && let Ok(attr) = file.attr() {
-        let start = position - position % PAGE_SIZE;
-        let bytes = if cx.wants_bytes_at_hand() { cx.piece_of(file, start, HAND_PIECE) } else { Vec::new() };
-        put(cx, fd, file, epoch, (&attr, position, HandPiece { start, bytes: &bytes }), true);
-    } else if let Ok(fd) = u32::try_from(fd) {
-        let piece = HandPiece::default();
-        let found = HandFile { fd, stat: &[], position, size: 0, piece, epoch, may_close: false };
-        cx.put_at_hand(file, &found, true);
-    }
+    let attr = Current::is_steady(file).then(|| file.attr().ok()).flatten();
+    let start = position - position % PAGE_SIZE;
+    let reads = attr.is_some() && cx.wants_bytes_at_hand();
+    let bytes = if reads { cx.piece_of(file, start, HAND_PIECE) } else { Vec::new() };
+    let known = attr.as_ref().map(|attr| (attr, HandPiece { start, bytes: &bytes }));
+    put(cx, (fd, file), epoch, known, Some(position));
+}
+
+/// Puts all at hand that is known of a file: where it was moved to if it was, and of a steady one its attributes and a piece.
+fn put(
+    cx: &mut Current,
+    (fd, file): (i32, &Arc<FileDescription>),
+    epoch: u64,
+    known: Option<(&Attr, HandPiece<'_>)>,
+    moved_to: Option<u64>,
+) {
+    let Ok(fd) = u32::try_from(fd) else { return };
+    let stat = known.map(|(attr, _)| to_stat(cx, attr));
+    let found = HandFile {
+        fd,
+        stat: stat.as_ref().map_or(&[], IntoBytes::as_bytes),
+        position: moved_to.unwrap_or(0),
+        size: known.map_or(0, |(attr, _)| attr.size),
+        piece: known.map_or_else(HandPiece::default, |(_, piece)| piece),
+        epoch,
+        // What was done since it was opened may have to be undone by its close: locks, leases.
+        may_close: moved_to.is_none() && !cx.fds().has_posix_locks(),
+    };
+    cx.put_at_hand(file, &found, moved_to.is_some());
 }
